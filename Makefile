@@ -1,0 +1,30 @@
+# `make study` runs the demo study; `make test` runs every test. Both build .venv first when it is missing.
+PYTHON ?= python3
+BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+export MPLBACKEND = Agg
+
+.PHONY: study test readme clean
+
+study: .venv/installed
+	$(BIN)/cinic study demo --out out/demo
+
+test: .venv/installed-dev
+	$(BIN)/python tools/check_export.py
+	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python -m pytest -q tests
+
+readme: .venv/installed-dev
+	$(BIN)/python tools/make_readme.py
+
+clean:
+	rm -rf .venv out build dist *.egg-info
+
+.venv/installed: settings.ini setup.py
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=/path/to/python3.11')"
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@

@@ -1,0 +1,23 @@
+"Package metadata, read from settings.ini; pyproject.toml holds only the build system and nbdev's settings."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+config = ConfigParser(delimiters=["="])
+config.read(here/"settings.ini", encoding="utf-8")
+cfg = config["DEFAULT"]
+
+def lines(key): return [o.strip() for o in cfg[key].splitlines() if o.strip()]
+
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
+    author=cfg["author"], license=cfg["license"], python_requires=f">={cfg['min_python']}",
+    long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
+    packages=find_packages(include=["cinic_fastai", "cinic_fastai.*"]),
+    package_data={"cinic_fastai": ["plans/*.toml", "results/*.html", "results/*.csv"]},
+    install_requires=lines("requirements"), extras_require={"dev": lines("dev_requirements")},
+    entry_points={"console_scripts": ["cinic=cinic_fastai.cli:main"], "nbdev": ["cinic_fastai=cinic_fastai._modidx:d"]},
+    classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only", "Framework :: Jupyter",
+                 "Intended Audience :: Science/Research", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
+)
