@@ -17,7 +17,9 @@ def differing(
 def main():
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)/root.name
-        shutil.copytree(root, tmp, ignore=shutil.ignore_patterns(".git", ".venv", "out", "data", "__pycache__"))
+        tmp.mkdir()
+        for name in ("nbs", "cinic_fastai"): shutil.copytree(root/name, tmp/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        shutil.copy(root/"pyproject.toml", tmp)
         subprocess.run([sys.executable, "-c", "from nbdev.export import nbdev_export; nbdev_export()"], cwd=tmp, check=True)
         bad = differing(tmp/"cinic_fastai", root/"cinic_fastai")
     if bad: sys.exit(f"Modules differ from their notebooks: {', '.join(bad)}. Run nbdev-export and commit both.")

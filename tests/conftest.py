@@ -1,0 +1,84 @@
+"What several test files share: a tiny study as a user would run it, in a process of its own."
+import os, subprocess, sys
+from pathlib import Path
+import pytest
+
+TINY_PLAN = """
+[study]
+name = "tiny"
+seed = 1
+
+[defaults]
+model = "custom_cnn"
+bs = 16
+lr = 1e-2
+epochs = 2
+
+[[run]]
+group = "architectures"
+name = "custom_cnn"
+
+[[run]]
+group = "architectures"
+name = "resnet18-pretrained"
+model = "resnet18.tv_in1k"
+pretrained = true
+frozen_epochs = 1
+
+[[search]]
+name = "custom_cnn-sgd"
+opt = "sgd"
+policy = "advanced"
+epochs = 1
+random = 2
+guided = 2
+space = { bs = {log2=[2,4]}, lr = {log=[1e-3,1e-1]}, dropout = [0,0.2] }
+
+[[run]]
+group = "final"
+name = "custom_cnn-sgd"
+from = "search:custom_cnn-sgd"
+
+[[run]]
+group = "final"
+name = "second"
+from = "search:custom_cnn-sgd"
+policy = "combined"
+
+[[ensemble]]
+name = "soft"
+method = "soft"
+members = ["custom_cnn-sgd", "second"]
+
+[[ensemble]]
+name = "hard"
+method = "hard"
+members = ["custom_cnn-sgd", "second"]
+"""
+
+ENV = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+
+def cinic(*args, cwd=None, **kw):
+    "Run the command line in a process of its own"
+    return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, **kw)
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    "A tiny image folder"
+    from cinic_fastai.test_utils import tiny_folder
+    return tiny_folder(tmp_path_factory.mktemp("images")/"tiny", n=12)
+
+@pytest.fixture(scope="session")
+def plan_file(tmp_path_factory):
+    "A plan with every kind of step"
+    f = tmp_path_factory.mktemp("plan")/"tiny.toml"
+    f.write_text(TINY_PLAN, encoding="utf-8")
+    return f
+
+@pytest.fixture(scope="session")
+def study(images, plan_file, tmp_path_factory):
+    "A finished tiny study and what the command printed"
+    out = tmp_path_factory.mktemp("study")/"out"
+    done = cinic("study", plan_file, "--data", images, "--out", out)
+    assert done.returncode==0, done.stdout+done.stderr
+    return out,done

@@ -1,0 +1,41 @@
+"The command line: help without torch, plain errors, exit codes."
+import json, subprocess, sys
+import pytest
+from conftest import ENV, cinic
+
+@pytest.mark.parametrize("command", [["--help"], ["data", "--help"], ["study", "--help"], ["plan", "list"], ["--version"]])
+def test_answers_without_torch(command):
+    code = f"import sys; sys.argv=['cinic',*{command!r}]\nfrom cinic_fastai.cli import app\ntry: app()\nexcept SystemExit as e: assert not e.code, e.code\nassert not {{'torch', 'fastai', 'pandas', 'skopt', 'matplotlib'}} & set(sys.modules), set(sys.modules)"
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
+    assert r.returncode==0, r.stderr
+
+@pytest.mark.parametrize("args,said", [
+    (["plan", "show", "reprot"], "did you mean 'report'"),
+    (["status", "nowhere"], "holds no study"),
+    (["clean", "nowhere"], "holds no study"),
+    (["study", "demo", "--trials", "5"], "expected R+G"),
+    (["study", "demo", "--data", "nowhere"], "nowhere"),
+    (["train", "modle=resnet18"], "did you mean 'model'"),
+    (["train", "lr=-1"], "not above 0"),
+    (["data", "check", "nowhere"], "nowhere"),
+    (["data", "pack", "nowhere"], "nowhere"),
+    (["data", "split", "nowhere", "there"], "nowhere"),
+])
+def test_bad_input_is_named_in_plain_words(args, said, tmp_path):
+    r = cinic(*args, cwd=tmp_path)
+    assert r.returncode==2, r.stdout+r.stderr
+    assert said in r.stderr and "Traceback" not in r.stderr
+    assert len(r.stderr.strip().splitlines())<=2, r.stderr
+
+def test_data_commands(tmp_path):
+    assert cinic("data", "demo", tmp_path/"digits").returncode==0
+    info = json.loads(cinic("data", "check", tmp_path/"digits", "--json").stdout)
+    assert info["bad"]==[] or not info["bad"]
+    assert cinic("data", "pack", tmp_path/"digits").returncode==0
+    assert "1,797" in cinic("data", "pack", tmp_path/"digits").stdout
+
+def test_train_one(images, tmp_path):
+    r = cinic("train", "model=custom_cnn", "epochs=1", "bs=16", "--data", images, "--out", tmp_path/"t", "--json")
+    assert r.returncode==0, r.stderr
+    done = json.loads(r.stdout)
+    assert 0<=done["test_acc"]<=1 and (tmp_path/"t"/"runs"/done["run_id"]/"done.json").exists()

@@ -1,0 +1,154 @@
+"The page as a browser would read it: complete, self-contained, escaped"
+import base64
+from html.parser import HTMLParser
+import pytest
+from cinic_fastai.files import read_json, write_json
+from cinic_fastai.results.page import write_page
+from cinic_fastai.test_study import example_study
+
+FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation", "fig10_accuracy_alternative", "fig11_loss_alternative",
+    "fig12_accuracy_final", "fig13_loss_final", "fig14_test_accuracy", "gap", "trials"]
+TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap"]
+LOADS = {"src", "srcset", "href", "action", "data", "poster", "background", "formaction", "xlink:href"}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+class Page(HTMLParser):
+    "Tags with their attributes, text by the tag around it, and tags that don't close"
+    def __init__(self, html):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.texts, self.stack = [], [], []
+        self.feed(html)
+        self.close()
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID: self.stack.append(tag)
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack[-1]==tag, f"</{tag}> closes {self.stack[-3:]}"
+        self.stack.pop()
+    def handle_data(self, data): self.texts.append((self.stack[-1] if self.stack else "", data))
+    def all(self, tag): return [a for t,a in self.tags if t==tag]
+    def text(self): return " ".join(d for t,d in self.texts if t!="style").replace("\u00a0", " ")
+
+def read(path): return Page(path.read_text(encoding="utf-8"))
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    "A finished study with its page"
+    out = example_study(tmp_path_factory.mktemp("done"), images=200)
+    write_page(out)
+    return out
+
+def test_every_figure_and_table_is_there(done):
+    page = read(done/"report.html")
+    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES)
+    assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES)
+    figures = {a["id"] for a in page.all("figure")}
+    assert figures>=set(FIGURES)
+    assert len(page.all("img"))==len(figures)
+    assert {a["id"] for a in page.all("table")}>={"size", "table1", "table2", "classes", "table-architectures", "table-augmentation", "table-final", "table-runs", "table-trials", "table-environment"}
+
+def test_pictures_are_inside_and_say_what_they_show(done):
+    for img in read(done/"report.html").all("img"):
+        kind, data = img["src"].split(",", 1)
+        assert kind=="data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+        assert len(img["alt"])>30 and int(img["width"])>0
+        assert "nan" not in img["alt"].split()
+
+def test_nothing_is_loaded_from_elsewhere(done):
+    html = (done/"report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    targets = [v for _,a in page.tags for k,v in a.items() if k in LOADS]
+    assert targets and all(v.startswith(("data:image/png;base64,", "#")) for v in targets)
+    assert not {"script", "link", "iframe", "object", "embed"}&{t for t,_ in page.tags}
+    style = "".join(d for t,d in page.texts if t=="style")
+    assert "url(" not in style and "@import" not in style and "http" not in style
+    assert "default-src 'none'" in html
+
+def test_links_and_labels_lead_somewhere(done):
+    page = read(done/"report.html")
+    ids = [a["id"] for _,a in page.tags if "id" in a]
+    assert len(ids)==len(set(ids))
+    assert all(a["href"][1:] in ids for a in page.all("a"))
+    assert all(a["aria-labelledby"] in ids for _,a in page.tags if "aria-labelledby" in a)
+
+def test_headings_are_in_order(done):
+    levels = [int(t[1]) for t,_ in read(done/"report.html").tags if t in ("h1", "h2", "h3")]
+    assert levels[0]==1 and levels.count(1)==1
+    assert all(b-a<=1 for a,b in zip(levels, levels[1:]))
+
+def test_every_tag_closes(done): assert read(done/"report.html").stack==[]
+
+def test_published_numbers_stand_beside_ours(done):
+    text = read(done/"report.html").text()
+    for number in ("69.4 %", "68.8 %", "65.7 %", "64.9 %", "62.4 %", "62.6 %", "65.0 %", "66.0 %", "71.9 %", "34.8 %", "40.5 %", "46.1 %", "48.9 %", "≈ 53.0 %", "≈ 65.0 %", "3.158 × 10⁻³", "0.8547", "(≈ 45)"):
+        assert number in text, number
+
+def test_a_small_study_says_so_first(done):
+    text = read(done/"report.html").text()
+    assert text.index("This is a small study.")<text.index("Summary")
+    for words in ("600 images instead of 270,000", "12 epochs instead of 150", "The full study trains 68 networks", "seed 42", "Epochs scaled by 0.1"): assert words in text, words
+
+def test_every_run_can_be_traced(done):
+    text, study = read(done/"report.html").text(), read_json(done/"study.json")
+    assert all(r["run_id"] in text for r in study["runs"]) and all(s["best"]["run_id"] in text for s in study["searches"])
+    assert study["command"] in text and "fastai" in text
+
+def test_leaks_are_said(done, tmp_path):
+    text = read(done/"report.html").text()
+    assert "weights may have seen larger versions of test images" in text and "10,000 of its training images" in text
+    plain = read(write_page(example_study(tmp_path, images=50, state="unfinished", origins=False))).text()
+    assert "Leak" not in plain
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path):
+    pages = []
+    for name in ("a", "b"):
+        out = example_study(tmp_path/name, images=50)
+        write_page(out)
+        pages.append({p.relative_to(out).as_posix(): p.read_bytes() for d in ("figures", "tables") for p in (out/d).iterdir()}|{"page": (out/"report.html").read_bytes()})
+    assert pages[0]==pages[1]
+
+def test_an_unfinished_study_says_what_is_left(tmp_path):
+    page = read(write_page(example_study(tmp_path, images=50, state="unfinished")))
+    text = page.text()
+    assert "7 of 40 trainings are left: 3 of “final” and 4 of ResNet-18 Adam." in text
+    assert "No weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
+    assert {a["id"] for a in page.all("figure")}>=set(FIGURES)
+    assert 0<len(page.all("img"))<len(page.all("figure"))
+    assert "Nothing to draw yet" in text and page.stack==[]
+
+def test_a_study_that_has_not_started(tmp_path):
+    page = read(write_page(example_study(tmp_path, state="fresh")))
+    assert "Nothing is finished yet." in page.text() and page.all("img")==[] and page.stack==[]
+    assert "nan" not in page.text().split()
+
+def test_a_single_epoch_can_be_seen(tmp_path):
+    page = read(write_page(example_study(tmp_path, images=50, epochs=1)))
+    assert {a["id"] for a in page.all("figure")}>=set(FIGURES) and len(page.all("img"))==len(page.all("figure"))
+
+def test_hostile_names_do_no_harm(tmp_path):
+    evil = ('<script>alert("1")</script>', '"><img src=x onerror=alert(1)>', "$a_b^{c}$ $\\frac{$", "{{ 7*7 }}", "Ähre, \"quoted\"", "$broken", "../../etc", "100%", "a'b", "日本")
+    out = example_study(tmp_path, images=60, classes=evil)
+    study = read_json(out/"study.json")
+    study["title"], study["command"] = "<b>bold</b> & more", "cinic study <x>"
+    study["runs"][0]["group"] = "../<i>own</i>"
+    study["data"]["skipped"] = ["<u>bad</u>.png"]
+    write_json(out/"study.json", study)
+    page = read(write_page(out))
+    assert not {"script", "b onerror", "u", "i"}&{t for t,_ in page.tags}
+    assert not [k for _,a in page.tags for k in a if k.startswith("on")]
+    for name in evil: assert name in page.text(), name
+    assert "49" not in [d.strip() for _,d in page.texts] and "<b>bold</b> & more" in page.text()
+    assert all(p.parent==out/"figures" for p in (out/"figures").rglob("*.png"))
+    assert page.stack==[]
+
+def test_a_plan_of_ones_own(tmp_path):
+    "Other names, other groups, no searches, no ensembles"
+    out = example_study(tmp_path, images=50)
+    study = read_json(out/"study.json")
+    study["runs"] = study["runs"][:2]
+    for r,name in zip(study["runs"], ("mine", "yours")): r.update(group="my nets", name=name)
+    study.update(searches=[], ensembles=[], plan={"study": {"name": "own"}, "run": []})
+    write_json(out/"study.json", study)
+    page = read(write_page(out))
+    assert "“mine” reaches" in page.text() or "“yours” reaches" in page.text()
+    assert {a["id"] for a in page.all("figure")}>={"curves_my-nets_accuracy", "curves_my-nets_loss"} and page.stack==[]
