@@ -12,7 +12,7 @@ from .core import CINIC_CLASSES, POLICIES, rng
 from .files import to_json, write_json, write_npz, write_text
 from .runs import RunStore, declared, make_config, run_id
 
-# %% ../nbs/61_test_study.ipynb #d1fc19af
+# %% ../nbs/61_test_study.ipynb #c3c55be1
 _runs = [ # group, name, declared fields, valid accuracy to end near
     ("architectures", "custom_cnn", dict(model="custom_cnn"), .52),
     ("architectures", "resnet18", dict(), .50),
@@ -27,6 +27,8 @@ _runs = [ # group, name, declared fields, valid accuracy to end near
     ("final", "resnet18-sgd", dict(policy="advanced", opt="sgd"), .63),
     ("final", "resnet18-adam", dict(policy="advanced", opt="adam"), .64),
     ("final", "resnet18-pretrained-adam", dict(model="resnet18.tv_in1k", pretrained=True, policy="advanced", opt="adam"), .70)]
+_members = ["custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
+_env = dict(python="3.11", torch="2.15.0", fastai="2.8.12", device="cpu", machine="none, the numbers are made up")
 _searches = [("custom_cnn-sgd", .33), ("custom_cnn-adam", .40), ("resnet18-sgd", .46), ("resnet18-adam", .48)]
 
 def _history(
@@ -41,7 +43,8 @@ def _history(
     valid = .1+(top-.1)*rise/rise[-1]+r.normal(0, .008, len(t))
     train = valid+(.42 if cfg.policy=="none" else -.03)*t**1.5*(.5 if cfg.model=="custom_cnn" else 1)
     frozen = np.arange(cfg.epochs)<cfg.frozen_epochs
-    return [dict(epoch=i, frozen=bool(frozen[i]), train_loss=2.4-2.3*train[i], train_acc=min(train[i], .995), valid_loss=2.4-2.2*valid[i]+max(0, train[i]-valid[i])*1.5,
+    valid_loss = 2.4-2.2*valid+1.5*np.maximum(0, train-valid)
+    return [dict(epoch=i, frozen=bool(frozen[i]), train_loss=2.4-2.3*train[i], train_acc=min(train[i], .995), valid_loss=valid_loss[i],
         valid_acc=valid[i], lr=cfg.frozen_lr if frozen[i] else cfg.lr, seconds=float(r.uniform(2, 3))) for i in range(cfg.epochs)]
 
 def _probs(
@@ -60,9 +63,10 @@ def _probs(
     logits = .7*shared+r.normal(0, .8, (n,c))+pull[:,None]*np.eye(c)[targs]
     probs = np.exp(1.5*logits)/np.exp(1.5*logits).sum(1, keepdims=True)
     origins = np.where(np.arange(n)%9<2, "cifar", "imagenet") if data["origins"] else np.full(n, "")
-    return dict(probs=probs.astype(np.float32), targs=targs, rows=np.arange(n)+10_000*(split=="test"), classes=np.array(data["classes"]), origins=origins)
+    rows = np.arange(n)+10_000*(split=="test")
+    return dict(probs=probs.astype(np.float32), targs=targs, rows=rows, classes=np.array(data["classes"]), origins=origins)
 
-# %% ../nbs/61_test_study.ipynb #eb365453
+# %% ../nbs/61_test_study.ipynb #108ed3e5
 def _write_run(
     store:RunStore, # Where to
     name:str, # Names the randomness
@@ -81,8 +85,9 @@ def _write_run(
     write_npz(store.folder(rid)/"probs_test.npz", **test)
     write_npz(store.folder(rid)/"probs_valid.npz", **_probs(name, "valid", top, data, seed))
     seconds = sum(h["seconds"] for h in history)
-    write_json(store.folder(rid)/"done.json", dict(full=True, epochs=cfg.epochs, best_epoch=best, test_acc=float((test["probs"].argmax(1)==test["targs"]).mean()),
-        seconds=seconds, images_per_s=data["counts"]["train"]*cfg.epochs/seconds, params=347_106 if cfg.model=="custom_cnn" else 11_181_642,
+    test_acc = float((test["probs"].argmax(1)==test["targs"]).mean())
+    write_json(store.folder(rid)/"done.json", dict(full=True, epochs=cfg.epochs, best_epoch=best, test_acc=test_acc, seconds=seconds,
+        images_per_s=data["counts"]["train"]*cfg.epochs/seconds, params=347_106 if cfg.model=="custom_cnn" else 11_181_642,
         **{k: history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")}))
     return rid, history
 
@@ -101,21 +106,22 @@ def _write_search(
     space = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
     space |= {"beta1": [0,.99], "beta2": [0,.99]} if opt=="adam" else {"mom": [0,.99]}
     if model=="custom_cnn": space["dropout"] = [0,.2]
-    header = dict(search=name, space=space, strategy="gp", random=n[0], guided=n[1], batch=1, seed=seed, data=data["digest"], base=dict(model=model, opt=opt, policy="advanced", epochs=3))
+    base = dict(model=model, opt=opt, policy="advanced", epochs=3)
+    header = dict(search=name, space=space, strategy="gp", random=n[0], guided=n[1], batch=1, seed=seed, data=data["digest"], base=base)
     trials = []
     for i in range(done):
         point = dict(bs=int(2**r.integers(5, 10)), lr=float(10**r.uniform(-4, -2)), wd=float(10**r.uniform(-5, -2)))
         point |= {k: float(r.uniform(*space[k])) for k in ("beta1", "beta2", "mom", "dropout") if k in space}
         acc = max(.1, top-abs(r.normal(0, .05 if i>=n[0] else .1)))
         accs, failed = [acc*.6, acc*.9, acc], i==1
-        trials.append(dict(number=i, point=point, run_id=run_id(make_config({**header["base"], **point}), data["digest"]), accs=[] if failed else accs,
+        trials.append(dict(number=i, point=point, run_id=run_id(make_config({**base, **point}), data["digest"]), accs=[] if failed else accs,
             valid_acc=1/len(data["classes"]) if failed else acc, best_epoch=2, seconds=float(r.uniform(4, 9)), status="failed" if failed else "done",
             cause="The training loss became nan in epoch 1." if failed else ""))
     write_text(path, "".join(to_json(o, indent=None)+"\n" for o in [header]+trials))
     best = max((t for t in trials if t["status"]=="done"), key=lambda t: t["valid_acc"], default=None)
     return best and {k: best[k] for k in ("number", "point", "valid_acc", "run_id")}
 
-# %% ../nbs/61_test_study.ipynb #58478e23
+# %% ../nbs/61_test_study.ipynb #5a17424c
 def _picture(
     label:int, # Class number decides shape and colour
     r:np.random.Generator # Place and size
@@ -133,7 +139,7 @@ def _samples(
     seed:int # Of the study
 )->dict: # Arrays of `samples.npz`
     "Pictures, what policies might make of them, and mistakes"
-    r, k = rng("example", "samples", seed), min(8, len(classes))
+    r, k = rng("example", "samples", seed), min(10, len(classes))
     original = np.stack([_picture(i, r) for i in range(k)])
     policies = [p for p in POLICIES if p!="none"]
     def changed(p, i):
@@ -146,7 +152,7 @@ def _samples(
     return dict(original=original, labels=np.array(classes[:k]), policies=np.array(policies), augmented=augmented,
         mistakes=wrong, mistake_true=np.array(classes[:k]), mistake_pred=np.array(classes[1:k]+classes[:1]), mistake_prob=np.linspace(.99, .8, k))
 
-# %% ../nbs/61_test_study.ipynb #ca47d3c9
+# %% ../nbs/61_test_study.ipynb #0793f631
 def example_study(
     dest:Path, # Folder to write, made when missing
     seed:int=0, # Other seeds give other numbers
@@ -160,16 +166,15 @@ def example_study(
     "A made-up study's folder for trying tables, plots and the page; nothing in it was trained"
     dest = Path(dest)
     store, classes = RunStore(dest/"runs"), [str(c) for c in classes]
-    data = dict(name="example", digest="made-up", classes=classes, counts=dict(train=images, valid=images, test=images), size=32, skipped=[], demo=False,
-        origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
+    data = dict(name="example", digest="made-up", classes=classes, counts=dict(train=images, valid=images, test=images), size=32, skipped=[],
+        demo=False, origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
     searches = [_one_search(dest, name, top, trials, state, data, seed) for name,top in _searches]
     runs = [_one_run(store, *o, state, data, seed, epochs) for o in _runs]
-    status = "done" if state=="done" else "left"
-    members = ["custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
-    ensembles = [dict(name=m, method=m, members=members, status=status, reason="" if status=="done" else "waits for its members") for m in ("soft", "hard")]
-    write_json(dest/"study.json", dict(name="example", title="A made-up study", command="cinic study example --data example --scale 0.1", plan=_plan(epochs, trials, members),
-        options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data, runs=runs, searches=searches, ensembles=ensembles,
-        env=dict(python="3.11", torch="2.15.0", fastai="2.8.12", device="cpu", machine="none, the numbers are made up"), started="2024-01-01T12:00:00", seconds=612.5))
+    left = dict(status="done", reason="") if state=="done" else dict(status="left", reason="")
+    ensembles = [dict(name=m, method=m, members=_members, **left) for m in ("soft", "hard")]
+    write_json(dest/"study.json", dict(name="example", title="A made-up study", command="cinic study example --data example --scale 0.1",
+        plan=_plan(epochs, trials), options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data,
+        runs=runs, searches=searches, ensembles=ensembles, env=_env, started="2024-01-01T12:00:00", seconds=612.5))
     if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed))
     return dest
 
@@ -187,9 +192,11 @@ def _one_run(store, group, name, fields, top, state, data, seed, epochs):
     cfg = make_config({**fields, "epochs": _epochs(group, epochs), "frozen_epochs": frozen})
     status = "left" if state=="fresh" or state=="unfinished" and group=="final" else "done"
     reason = ""
-    if state=="unfinished" and cfg.pretrained: status,reason = "skipped", "No weights for resnet18.tv_in1k in the cache and no network. Give a file: --weights FILE."
-    if state=="unfinished" and name=="combined": status,reason = "failed", "The training loss became nan in epoch 2. Take a smaller learning rate (lr = 0.001)."
-    rid = "" if group=="final" and status!="done" else run_id(cfg, data["digest"])
+    if state=="unfinished" and cfg.pretrained:
+        status,reason = "skipped", "No weights for resnet18.tv_in1k in the cache and no network. Give a file: --weights FILE."
+    if state=="unfinished" and name=="combined":
+        status,reason = "failed", "The training loss became nan in epoch 2. Take a smaller learning rate (lr = 0.001)."
+    rid = "" if status in ("left", "skipped") else run_id(cfg, data["digest"])
     if status=="done": _write_run(store, "resnet18" if name=="none" else name, cfg, top, data, seed)
     return dict(name=name, group=group, run_id=rid, status=status, reason=reason)
 
@@ -197,9 +204,11 @@ def _epochs(group, epochs):
     "Final runs are longer"
     return 2*epochs if group=="final" else epochs
 
-def _plan(epochs, trials, members):
+def _plan(epochs, trials):
     "The plan as parsed TOML, its epochs before `scale`"
     def unscaled(f): return {k: 10*v if k=="frozen_epochs" else v for k,v in f.items()}
     run = [dict(group=g, name=n, epochs=10*_epochs(g, epochs), **unscaled(f), **({"from": f"search:{n}"} if g=="final" else {})) for g,n,f,_ in _runs]
-    search = [dict(name=n, model=n.rsplit("-", 1)[0], opt=n.rsplit("-", 1)[1], policy="advanced", epochs=30, random=trials[0], guided=trials[1]) for n,_ in _searches]
-    return dict(study=dict(name="example", seed=42), run=run, search=search, ensemble=[dict(name=m, method=m, members=members) for m in ("soft", "hard")])
+    search = [dict(name=n, model=n.rsplit("-", 1)[0], opt=n.rsplit("-", 1)[1], policy="advanced", epochs=30, random=trials[0], guided=trials[1])
+        for n,_ in _searches]
+    ensemble = [dict(name=m, method=m, members=_members) for m in ("soft", "hard")]
+    return dict(study=dict(name="example", seed=42), run=run, search=search, ensemble=ensemble)

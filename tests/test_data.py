@@ -111,7 +111,9 @@ def test_a_part_that_is_long_enough(server, tmp_path, extra):
 def test_every_failure_is_named_with_the_cure(server, tmp_path):
     with pytest.raises(DataError) as e: get(server, tmp_path/"cinic", "/404", "/short", "/corrupt", "/endless")
     text = str(e.value)
-    for o in ("404", f"offers {len(server.data)-5:,} bytes, expected {len(server.data):,}", "its MD5 is", "sends more than", "get the file yourself", "cinic.tar.gz"): assert o in text
+    n = len(server.data)
+    for o in ("404", f"offers {n-5:,} bytes, expected {n:,}", "its MD5 is", "sends more than", "get the file yourself", "cinic.tar.gz"):
+        assert o in text
     assert not (tmp_path/"cinic").exists()
 
 def test_nobody_answers(tmp_path, monkeypatch):
@@ -142,13 +144,17 @@ def tar_of(path, *members):
 
 def snapshot(root): return sorted(str(o) for o in root.rglob("*"))
 
-@pytest.mark.parametrize("evil", [member("../out.png"), member("train/../../out.png"), member("/abs/out.png"), member("..\\out.png"), member("C:/out.png"),
+evil_members = [member("../out.png"), member("train/../../out.png"), member("/abs/out.png"), member("..\\out.png"), member("C:/out.png"),
     member("train/link", tarfile.SYMTYPE, linkname="../../.."), member("train/hard", tarfile.LNKTYPE, linkname="/etc/passwd"),
-    member("train/dev", tarfile.CHRTYPE, devmajor=1, devminor=3), member("train/pipe", tarfile.FIFOTYPE), member("../dir", tarfile.DIRTYPE)], ids=lambda o: o[0].name)
+    member("train/dev", tarfile.CHRTYPE, devmajor=1, devminor=3), member("train/pipe", tarfile.FIFOTYPE), member("../dir", tarfile.DIRTYPE)]
+
+def sums(f): return dict(urls=(), size=f.stat().st_size, md5=hashlib.md5(f.read_bytes()).hexdigest())
+
+@pytest.mark.parametrize("evil", evil_members, ids=lambda o: o[0].name)
 def test_evil_members(tmp_path, evil):
     f = tar_of(tmp_path/"a.tar.gz", member("CINIC-10/train/cat/1.png"), evil)
     before = snapshot(tmp_path)
-    with pytest.raises(DataError, match="leads out of its folder"): get_cinic(tmp_path/"a", (), f.stat().st_size, hashlib.md5(f.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match="leads out of its folder"): get_cinic(tmp_path/"a", **sums(f))
     assert [o for o in snapshot(tmp_path) if not o.endswith(".lock")]==before
 
 def test_a_bomb_and_too_many_entries(tmp_path):
@@ -165,7 +171,7 @@ def test_damaged_archive(archive, tmp_path, harm):
 
 def test_archive_of_something_else(tmp_path):
     f = tar_of(tmp_path/"a.tar.gz", member("holiday/1.png"))
-    with pytest.raises(DataError, match="does not hold an image folder"): get_cinic(tmp_path/"a", (), f.stat().st_size, hashlib.md5(f.read_bytes()).hexdigest())
+    with pytest.raises(DataError, match="does not hold an image folder"): get_cinic(tmp_path/"a", **sums(f))
     assert not (tmp_path/"a").exists()
 
 # --- bad image folders
@@ -224,7 +230,8 @@ def test_layout_is_checked_before_work(tmp_path):
     (root/"valid").rename(root/"validation")
     (root/"train"/"frog").mkdir()
     with pytest.raises(DataError) as e: get_pack(root, on_event=lambda *a, **k: pytest.fail("work has begun"))
-    for o in ("no folder 'valid' (did you mean 'validation'?)", "class 'frog' is missing in test", "train/frog has no images"): assert o in str(e.value)
+    for o in ("no folder 'valid' (did you mean 'validation'?)", "class 'frog' is missing in test", "train/frog has no images"):
+        assert o in str(e.value)
     with pytest.raises(DataError, match="There is no folder"): get_pack(tmp_path/"nowhere")
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -9,8 +9,8 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'CINIC_URLS', 'CINIC_BYTES', 'CINIC_M
            'building', 'refuse_full', 'room_for', 'draw_splits', 'write_demo', 'download', 'unpack', 'get_cinic',
            'split_folder', 'FolderReport', 'folder_info', 'check_folder']
 
-# %% ../../nbs/10_data.folder.ipynb #8a945332
-import errno, gzip, hashlib, io, os, re, secrets, shutil, stat, tarfile, time, warnings, zlib
+# %% ../../nbs/10_data.folder.ipynb #25127988
+import errno, gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, time, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -122,7 +122,7 @@ def scan_folder(
         for c in names: _scan_class(scan, s, c)
     return scan
 
-# %% ../../nbs/10_data.folder.ipynb #4f1daaf5
+# %% ../../nbs/10_data.folder.ipynb #d09c890f
 def listed(
     lines:Iterable[str], # One each
     most:int=100 # Show no more than these
@@ -136,9 +136,9 @@ def checked(
     scan:FolderScan # A folder's listing
 )->FolderScan: # The same, when nothing is wrong with it
     "Refuse a folder whose layout is not as expected"
-    if scan.problems: raise DataError(f"{scan.root} is not laid out as train/, valid/ and test/ with the same folders of .png or .jpg files, one a class, in each. "
+    if not scan.problems: return scan
+    raise DataError(f"{scan.root} is not laid out as train/, valid/ and test/, each with the same folders of .png or .jpg files, one a class. "
         f"`cinic data split` makes that from class folders. Found:{listed(scan.problems)}")
-    return scan
 
 def list_images(
     root:Path # Image folder
@@ -166,7 +166,7 @@ def _size_and_time(
     except OSError: return ""
     return f"{s.st_size}\t{s.st_mtime_ns}"
 
-# %% ../../nbs/10_data.folder.ipynb #9b2f8b51
+# %% ../../nbs/10_data.folder.ipynb #f311afaa
 MAX_PIXELS = 50_000_000
 
 def to_rgb(
@@ -184,14 +184,15 @@ def decode_image(
     size:int=0 # Side of the square result, 0 for the image's own height and width
 )->np.ndarray: # uint8 `(h,w,3)`
     "One image as an RGB array, resized with Pillow's antialiased bilinear filter where its size differs"
-    from PIL import Image
-    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as im:
-        if im.width*im.height>MAX_PIXELS: raise DataError(f"{im.width}x{im.height} is more than {MAX_PIXELS:,} pixels")
-        rgb = to_rgb(im)
-        if size and rgb.size!=(size,size): rgb = rgb.resize((size,size), Image.Resampling.BILINEAR)
-        return np.asarray(rgb)
+    from PIL import Image, PngImagePlugin
+    if data.startswith(b"\x89PNG"): im = PngImagePlugin.PngImageFile(io.BytesIO(data)) # what `Image.open` finds after a search
+    else: im = Image.open(io.BytesIO(data), formats=("JPEG",))
+    if im.width*im.height>MAX_PIXELS: raise DataError(f"{im.width}x{im.height} is more than {MAX_PIXELS:,} pixels")
+    rgb = to_rgb(im)
+    if size and rgb.size!=(size,size): rgb = rgb.resize((size,size), Image.Resampling.BILINEAR)
+    return np.frombuffer(rgb.tobytes(), np.uint8).reshape(rgb.height, rgb.width, 3)
 
-# %% ../../nbs/10_data.folder.ipynb #17f3f94c
+# %% ../../nbs/10_data.folder.ipynb #51e0c6eb
 def read_file(
     path:Path # An image file
 )->bytes: # Its content, which is not empty
@@ -206,6 +207,7 @@ def why_bad(
 )->str: # A few words
     "Why an image can't be used"
     if type(e).__name__=="UnidentifiedImageError": return "not a PNG or JPEG image"
+    if isinstance(e, (LookupError, TypeError, struct.error)): return "broken image file" # what Pillow stumbles over in a broken header
     text = getattr(e, "strerror", None) or str(e) or type(e).__name__
     return " ".join(text.split())[:120]
 
@@ -214,7 +216,7 @@ def read_image(
     size:int=0 # As for `decode_image`
 )->np.ndarray: # uint8 `(h,w,3)`
     "An image file as an RGB array; `DataError` says why it can't be used"
-    try: return decode_image(read_file(path), size)
+    try: return decode_image(read_file(path), size).copy() # one that can be written to
     except MemoryError: raise
     except Exception as e: raise DataError(f"{path}: {why_bad(e)}") from None
 
@@ -482,7 +484,7 @@ def download(
             causes.append(f"{url}: {cause}")
     raise DataError(f"{path.name} can't be downloaded. Run this again later, or get the file yourself and put it at {path}:{listed(causes)}")
 
-# %% ../../nbs/10_data.folder.ipynb #509bd801
+# %% ../../nbs/10_data.folder.ipynb #8396e7c1
 def _member(
     m:tarfile.TarInfo # As found in the archive
 )->tarfile.TarInfo|None: # With its place in the folder, None where there is nothing to write
@@ -507,12 +509,14 @@ def unpack(
             while m := tar.next():
                 tar.members.clear() # tarfile would keep them all
                 n, total = n+1, total+m.size
-                if n>max_files or total>max_bytes: raise DataError(f"{archive} holds more than {max_files:,} entries or {max_bytes:,} bytes: it is not CINIC-10.")
+                if n>max_files or total>max_bytes:
+                    raise DataError(f"{archive} holds more than {max_files:,} entries or {max_bytes:,} bytes: it is not CINIC-10.")
                 if safe := _member(m): tar.extract(safe, dest, filter="data")
                 if n%1000==0: tell(on_event, "progress", what="unpack", done=f.tell(), total=_size(archive))
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e: raise DataError(f"{archive} is damaged ({e}). Delete it and run this again.") from None
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
+        raise DataError(f"{archive} is damaged ({e}). Delete it and run this again.") from None
 
-# %% ../../nbs/10_data.folder.ipynb #ff0ed217
+# %% ../../nbs/10_data.folder.ipynb #115f7f5e
 def get_cinic(
     dest:Path, # Folder to make
     urls:tuple=CINIC_URLS, # Addresses, tried in turn
@@ -528,7 +532,8 @@ def get_cinic(
         refuse_full(dest)
         archive = dest.with_name(dest.name+".tar.gz")
         own = archive.exists() # put there by hand: checked, used and left
-        if own and (_size(archive)!=size or _md5(archive)!=md5): raise DataError(f"{archive} is not the archive expected, {size:,} bytes with MD5 {md5}. Delete it.")
+        if own and (_size(archive)!=size or _md5(archive)!=md5):
+            raise DataError(f"{archive} is not the archive expected, of {size:,} bytes with MD5 {md5}. Delete it and run this again.")
         if not own: download(archive, urls, size, md5, on_event)
         with building(dest) as tmp: _unpack_checked(archive, tmp, md5, on_event)
         if not own: archive.unlink()
@@ -553,7 +558,7 @@ def _unpack_checked(
     if p := scan_folder(tmp).problems: raise DataError(f"{archive} does not hold an image folder:{listed(p)}")
     write_json(tmp/".archive.json", dict(name=archive.name, md5=md5))
 
-# %% ../../nbs/10_data.folder.ipynb #aa3b0f5c
+# %% ../../nbs/10_data.folder.ipynb #d9ab8c66
 def split_folder(
     src:Path, # Folder with one folder a class
     dest:Path, # Folder to make
@@ -586,7 +591,7 @@ def _plan_split(
     drawn = {c: draw_splits(len(f), parts, rng("split", seed, c)) for c,f in by_class.items()}
     scan.problems += [f"{c} has {len(s)} images, too few for three splits" for c,s in drawn.items() if 0<len(s) and len(set(s.tolist()))<3]
     if len(by_class)<2: scan.problems.append(f"there are {len(by_class)} class folders, at least 2 are needed")
-    if scan.problems: raise DataError(f"{src} can't be split. Expected a folder with one folder of .png or .jpg files a class. Found:{listed(scan.problems)}")
+    if scan.problems: raise DataError(f"{src} can't be split: expected one folder of .png or .jpg files a class. Found:{listed(scan.problems)}")
     return [(f, s) for c in by_class for f,s in zip(by_class[c], drawn[c].tolist())]
 
 def _copy(
@@ -647,7 +652,7 @@ class FolderReport:
         "As plain data"
         return asdict(self)|dict(ok=self.ok)
 
-# %% ../../nbs/10_data.folder.ipynb #e77d4c3a
+# %% ../../nbs/10_data.folder.ipynb #434940d2
 def folder_info(
     root:Path # Image folder
 )->FolderReport: # Without what takes opening the images
@@ -662,7 +667,7 @@ def folder_info(
 def _examine(
     files:list[str], # Paths relative to `root`
     root:Path # Image folder
-)->dict: # `bad` {file: reason}, `hashes` {file: hash}, `sizes` {"32x32": n}, `hist (3,256)`
+)->dict: # `bad` {file: reason}, `hashes` {file: hash}, `sizes` {"32x32": n}, `hist (3,256)` of train
     "Read a batch of images and note what is to be told of them"
     bad, hashes, sizes, hist = {}, {}, Counter(), np.zeros((3,256), int)
     with warnings.catch_warnings():
@@ -676,7 +681,7 @@ def _examine(
             except Exception as e: bad[f] = why_bad(e)
             else:
                 sizes[f"{x.shape[1]}x{x.shape[0]}"] += 1
-                hist += channel_hist(x)
+                if f.startswith("train/"): hist += channel_hist(x)
     return dict(bad=bad, hashes=hashes, sizes=sizes, hist=hist)
 
 def _across_splits(
@@ -700,7 +705,7 @@ def check_folder(
         out.bad.update(o["bad"])
         hashes.update(o["hashes"])
         sizes.update(o["sizes"])
-        if files[0].startswith("train/"): hist += o["hist"]
+        hist += o["hist"]
         done += len(files)
         tell(on_event, "progress", what="check", done=done, total=len(items))
     out.read, out.sizes, out.duplicates = True, dict(sizes.most_common()), _across_splits(hashes)

@@ -119,7 +119,7 @@ def class_numbers(
     if (out<0).any(): raise DataError(f"Label {labels.iloc[int(out.argmin())]!r} is not one of the classes: {', '.join(vocab)}.")
     return out
 
-# %% ../../nbs/13_data.loaders.ipynb #22c1fd71
+# %% ../../nbs/13_data.loaders.ipynb #ce620d90
 class PackDL(TfmdDL):
     "Whole batches from a pack"
     def __init__(self,
@@ -197,6 +197,29 @@ class PackDL(TfmdDL):
         "fastai's own way, for images that are not in the pack or have item transforms"
         items = [o for o in map(self.do_item, idxs.tolist()) if o is not None]
         return to_device(self.do_batch(items), self.device)
+
+    def over_epochs(self,
+        idx:int, # Place in the dataset
+        n:int # How many epochs
+    )->tuple: # A batch of `n`
+        "One item as this epoch and the next ones serve it"
+        self.before_iter()
+        now = self.epoch
+        try: batches = [self.batch_of(np.array([idx])) for self.epoch in range(now, now+n)]
+        finally: self.epoch = now
+        return tuple(map(torch.cat, zip(*batches)))
+
+    def show_batch(self,
+        b=None, # Batch to show, the next one if not given
+        max_n:int=9, # Images to show
+        ctxs=None, # Axes
+        show:bool=True, # Draw, or give what would be drawn?
+        unique:bool=False, # One image, as it is augmented in one epoch after the other?
+        **kwargs
+    ):
+        "Show images with their classes"
+        if unique and b is None: b = self.over_epochs(int(self.get_idxs()[0]), max_n)
+        return super().show_batch(b, max_n=max_n, ctxs=ctxs, show=show, **kwargs)
 
     def new(self,
         dataset=None, # Other items

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #d04c28c3
+# %% ../../nbs/11_data.pack.ipynb #68faf060
 import copy, csv, hashlib, io, os
 from collections import Counter
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from ..core import SPLITS, CinicError, ConfigError, DataError, check_choice, derive_seed
 from ..files import read_json, sha256, to_json, write_json, write_text
-from .folder import (FolderScan, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, listed, map_batches,
-    origin_of, read_batch, room_for, scan_folder, tell)
+from .folder import (FolderScan, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, listed,
+    map_batches, origin_of, read_batch, refuse_full, room_for, scan_folder, tell)
 
-# %% ../../nbs/11_data.pack.ipynb #c1f085a2
+# %% ../../nbs/11_data.pack.ipynb #3e2bddd1
 PACK_VERSION = 1
 
 class Pack:
@@ -54,7 +54,9 @@ class Pack:
 
     def __getstate__(self): return self.__dict__|dict(_images=None, _files=None, _origins=None)
     def __len__(self): return sum(map(len, self.rows.values()))
-    def __repr__(self): return f"Pack of {self.size}x{self.size} images in {len(self.classes)} classes: " + ", ".join(f"{n:,} {s}" for s,n in self.counts().items())
+    def __repr__(self):
+        n = ", ".join(f"{n:,} {s}" for s,n in self.counts().items())
+        return f"Pack of {self.size}x{self.size} images in {len(self.classes)} classes: {n}"
 
     def counts(self)->dict: # split -> images
         "How many images are in use"
@@ -65,15 +67,16 @@ class Pack:
         import pandas as pd
         rows = np.concatenate(list(self.rows.values()))
         split = np.repeat(list(self.rows), list(self.counts().values()))
-        return pd.DataFrame(dict(row=rows, file=self.files[rows], label=np.array(self.classes)[self.targs[rows]], origin=self.origins[rows], split=split))
+        label = np.array(self.classes)[self.targs[rows]]
+        return pd.DataFrame(dict(row=rows, file=self.files[rows], label=label, origin=self.origins[rows], split=split))
 
     def limit(self,
         n:int # Images a split, shared evenly by the classes; 0 for all
     )->"Pack": # The same pack with fewer rows in use
         "Fewer images, chosen by hash of the file name: whatever the seed, the same ones"
-        k = n//len(self.classes)
+        k, least = n//len(self.classes), len(self.classes)
         if n==0: return self
-        if k<1: raise DataError(f"A limit of {n} is less than one image for each of {len(self.classes)} classes. Take {len(self.classes)} or more, or 0 for all.")
+        if k<1: raise DataError(f"A limit of {n} is less than one image for each of {least} classes. Take {least} or more, or 0 for all.")
         return self._using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
 
     def _using(self,
@@ -109,7 +112,7 @@ def _damaged(
     "The error for a damaged pack"
     return DataError(f"{path} is damaged ({why}). Delete its folder and pack the images again.")
 
-# %% ../../nbs/11_data.pack.ipynb #3649f182
+# %% ../../nbs/11_data.pack.ipynb #937e1da9
 def open_pack(
     path:Path # The pack's folder
 )->Pack: # All rows in use
@@ -128,7 +131,7 @@ def _read_manifest(
     "Read `manifest.json`, checked"
     try: m = dict(read_json(path/"manifest.json"))
     except (CinicError, OSError, TypeError, ValueError): raise _damaged(path/"manifest.json", "it is not what was written") from None
-    if m.get("version")!=PACK_VERSION: raise DataError(f"{path} is a pack of version {m.get('version')}, expected {PACK_VERSION}. Pack the images again.")
+    if (v := m.get("version"))!=PACK_VERSION: raise DataError(f"{path} is a pack of version {v}, expected {PACK_VERSION}. Pack the images again.")
     if m.pop("checksum", "")!=_json_sum(m): raise _damaged(path/"manifest.json", "its checksum differs")
     return m
 
@@ -176,7 +179,7 @@ def _read_items(
     if sha256(data)!=manifest["items"]: raise _damaged(path/"items.csv", "its checksum differs")
     return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
 
-# %% ../../nbs/11_data.pack.ipynb #dccb795c
+# %% ../../nbs/11_data.pack.ipynb #7146132e
 def make_pack(
     root:Path, # Image folder
     dest:Path=None, # The pack's folder, `.pack-{size}` in `root` if not given
@@ -214,7 +217,7 @@ def _build(
     n_workers:int # Processes
 )->Pack: # Opened
     "Build a pack beside its place, then put it there"
-    if dest.exists() and not (dest/"manifest.json").exists() and any(dest.iterdir()): raise DataError(f"{dest} holds something else than a pack. Choose a new folder.")
+    if not dest.is_dir() or {o.name for o in dest.iterdir()}-{"images.npy", "items.csv", "manifest.json"}: refuse_full(dest)
     before = fingerprint(root) # before anything is read: a change meanwhile is noticed next time
     scan = checked(scan_folder(root))
     with building(dest, replace=True) as tmp:
@@ -223,7 +226,7 @@ def _build(
         _write_manifest(tmp, scan.classes, kept, dict(got, size=size, fingerprint=before))
     return open_pack(dest)
 
-# %% ../../nbs/11_data.pack.ipynb #22c1b352
+# %% ../../nbs/11_data.pack.ipynb #3f67af31
 def _header(
     n:int, # Images
     size:int # Their side
@@ -265,7 +268,8 @@ def _without(
 )->list[tuple]: # The items left
     "Leave out bad images, if that is wanted and leaves no class empty"
     why = listed(f"{f}: {o}" for f,o in bad.items())
-    if bad and on_bad=="stop": raise DataError(f"{scan.root} holds {len(bad)} bad images. Replace or remove them, or leave them out with `--on-bad skip`:{why}")
+    if bad and on_bad=="stop":
+        raise DataError(f"{scan.root} holds {len(bad)} bad images. Replace or remove them, or leave them out with `--on-bad skip`:{why}")
     kept = [o for o in scan.items if o[2] not in bad]
     empty = sorted({o[:2] for o in scan.items}-{o[:2] for o in kept})
     if empty: raise DataError(f"Without bad images, {', '.join(map('/'.join, empty))} in {scan.root} would be empty. Replace them:{why}")

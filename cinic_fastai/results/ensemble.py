@@ -56,7 +56,7 @@ def vote(
     if not len(members): raise StoreError("A vote needs at least one member, none was given.")
     return VOTES[method](members)
 
-# %% ../../nbs/31_results.ensemble.ipynb #697bf22b
+# %% ../../nbs/31_results.ensemble.ipynb #f5813eac
 def _member_error(
     d:dict # One member: `probs`, `targs`, `rows`, `classes`
 )->str|None: # What is wrong, None if nothing
@@ -95,5 +95,6 @@ def check_members(
     names = names or [str(i+1) for i in range(len(members))]
     for name,d in zip(names, members):
         if e := _member_error(d): raise StoreError(f"Member '{name}' {e}. Delete its run's folder and run the study again.")
-        if e := _pair_error(d, members[0]): raise StoreError(f"Member '{name}' doesn't fit '{names[0]}': it {e}. Members must come from one study's images.")
+        if e := _pair_error(d, members[0]):
+            raise StoreError(f"Member '{name}' doesn't fit '{names[0]}': it {e}. Members must come from one study's images.")
     return [d["probs"] for d in members]

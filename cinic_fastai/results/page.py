@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said', 'listed', 'size_rows', 'scale_notice',
            'setup_words', 'missing_words', 'architecture_words', 'augmentation_words', 'search_words', 'final_words',
-           'ensemble_words', 'png', 'rendered', 'curve_figure', 'augmentation_figures', 'final_figures', 'test_figures',
-           'group_table', 'search_table', 'predictor_table', 'class_words_table', 'experiments', 'key_numbers',
-           'summary_words', 'gaps_table', 'unfinished_words', 'cautions', 'traces', 'environment_table', 'page_html',
-           'write_page']
+           'ensemble_words', 'png', 'rendered', 'curve_figure', 'architecture_figures', 'augmentation_figures',
+           'search_figures', 'final_figures', 'vote_figures', 'brief_figure', 'group_table', 'search_table',
+           'predictor_table', 'class_table_words', 'experiments', 'key_numbers', 'summary_words', 'gaps_table',
+           'unfinished_words', 'cautions', 'traces', 'environment_table', 'page_html', 'write_page']
 
-# %% ../../nbs/34_results.page.ipynb #e937bfd0
-import base64, io, math, warnings
+# %% ../../nbs/34_results.page.ipynb #410aec8f
+import base64, io, warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from types import SimpleNamespace
-import matplotlib, numpy as np, pandas as pd
+import matplotlib, pandas as pd
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from ..core import CINIC_CLASSES, SPLITS
@@ -24,11 +24,11 @@ from ..files import write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
 from .metrics import confusion, interval, mcnemar, most_confused
-from .plots import (STYLE, curves_table, line_key, new_axes, palette, plot_classes, plot_curves, plot_gap, plot_mistakes, plot_photos, plot_predictors,
-    plot_searches, pretty, samples_table)
-from .tables import FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, predictions, progress_table, read_study, study_store
+from .plots import (STYLE, curves_table, line_key, new_axes, palette, plot_classes, plot_curves, plot_gap, plot_mistakes,
+    plot_photos, plot_predictors, plot_searches, pretty, samples_table)
+from .tables import (FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, planned, predictions, progress_table, read_study)
 
-# %% ../../nbs/34_results.page.ipynb #50752909
+# %% ../../nbs/34_results.page.ipynb #f373f8c3
 @dataclass(frozen=True)
 class Facts:
     "What a study's folder holds, read once"
@@ -40,21 +40,33 @@ class Facts:
     samples:dict # From `samples_table`
     colours:dict # Colour by name
 
-    @property
-    def runs(self)->pd.DataFrame: # From `runs_table`
-        "All runs"
-        return self.tables["runs"]
+    def runs(self,
+        group:str="" # All groups when empty
+    )->list[dict]: # Rows of `runs_table` in the plan's order
+        "The runs of a group"
+        return [r for r in _rows(self.tables["runs"]) if group in ("", r["group"])]
 
-    def group(self,
-        name:str # Of runs
-    )->pd.DataFrame: # Its finished runs, best valid accuracy first
+    def done(self,
+        group:str # Of runs
+    )->list[dict]: # Rows of `runs_table`, best valid accuracy first
         "The finished runs of a group"
-        return self.runs[(self.runs["group"]==name)&(self.runs["status"]=="done")].sort_values("valid_acc", ascending=False, kind="stable")
+        return sorted((r for r in self.runs(group) if r["status"]=="done"), key=lambda r: -r["valid_acc"])
 
     @property
     def chance(self)->float: # In (0, 1]
         "Accuracy of guessing"
         return 1/len(self.study["data"]["classes"])
+
+    @property
+    def trainings(self)->int: # Done or not
+        "How many trainings the study has in all"
+        return int(self.progress[["done", "skipped", "failed", "left"]].sum().sum())
+
+def _rows(
+    df:pd.DataFrame # Any table
+)->list[dict]: # Values by column
+    "A table's rows, one by one"
+    return df.to_dict("records")
 
 def facts(
     out:Path # A study's folder
@@ -65,7 +77,7 @@ def facts(
     names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds)]
     return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), palette(names))
 
-# %% ../../nbs/34_results.page.ipynb #c7e56ae5
+# %% ../../nbs/34_results.page.ipynb #e3b213c0
 _nbsp = "\u00a0" # Keeps a number and its unit on one line
 
 def pct(
@@ -83,17 +95,17 @@ def points(
     return ("0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−"))+_nbsp+"points"
 
 def count(
-    n, # How many
+    n:int, # How many
     one:str="", # Of what, one of it
     many:str="" # More of it, `one` + s when empty
 )->str: # For example `90,000 images`
     "A number of things"
-    return f"{n:,} {one if n==1 else many or one+'s'}".strip() if one else f"{n:,}"
+    return f"{n:,} {one if n==1 else many or one+'s'}" if one else f"{n:,}"
 
 def sci(
-    x:float # Positive number, perhaps NaN
-)->str: # For example `3.16 × 10⁻³`
-    "A small or large number as the report prints it"
+    x:float # Number, perhaps NaN
+)->str: # For example `3.158 × 10⁻³`
+    "A number as the report prints it"
     if pd.isna(x): return "–"
     if x==0 or 1e-2<=abs(x)<1e4: return f"{x:.4g}"
     digits,exponent = f"{x:.3e}".split("e")
@@ -117,40 +129,37 @@ def said(
     return pretty(name) if pretty(name)!=name else f"“{name}”"
 
 def listed(
-    words # Strings
+    words:Iterable[str] # Any number
 )->str: # `a, b and c`
     "A list in prose"
     words = list(words)
     return ", ".join(words[:-1])+" and "+words[-1] if len(words)>1 else "".join(words)
 
-# %% ../../nbs/34_results.page.ipynb #7dcd2d88
-def _epochs_planned(
-    study:dict, # Content of `study.json`
-    kind:str, # `run` or `search`
-    name:str, # Of it
-    group:str="" # Of a run
-)->int: # After `scale`
-    "How many epochs the plan gives a run, or a search's trials"
-    plan = study.get("plan") or {}
-    own = next((o for o in plan.get(kind, []) if o.get("name")==name and o.get("group", "")==group), {})
-    both = {**plan.get("defaults", {}), **own}
-    cfg = RunConfig(epochs=both.get("epochs", 50), frozen_epochs=both.get("frozen_epochs", 0))
-    return scaled(cfg, study["options"].get("scale") or 1).epochs
+# %% ../../nbs/34_results.page.ipynb #9de369a6
+_group_names = {"architectures": "networks", "augmentation": "augmentations", "final": "final networks"}
+
+def _scaled_epochs(
+    f:Facts, # The study
+    fields:dict # `RunConfig` fields before `scale`
+)->int: # After it
+    "How many epochs a planned training has"
+    cfg = RunConfig(epochs=fields.get("epochs", 50), frozen_epochs=fields.get("frozen_epochs", 0))
+    return scaled(cfg, f.study["options"].get("scale") or 1).epochs
 
 def _group_epochs(
     f:Facts, # The study
     group:str # Of runs
 )->list[int]: # Different numbers of epochs, ascending
     "Epochs of a group's runs, as configured or else as planned"
-    runs = f.runs[f.runs["group"]==group]
-    return sorted({int(r["epochs"]) if pd.notna(r["epochs"]) else _epochs_planned(f.study, "run", r["name"], group) for r in runs.to_dict("records")})
+    return sorted({int(r["epochs"]) if pd.notna(r["epochs"]) else _scaled_epochs(f, planned(f.study, r)) for r in f.runs(group)})
 
 def _trial_epochs(
     f:Facts # The study
 )->list[int]: # Different numbers of epochs, ascending
     "Epochs of the trials, as run or else as planned"
-    done = f.tables["trials"]["epochs"].dropna()
-    return sorted({int(n) for n in done}) or sorted({_epochs_planned(f.study, "search", s["name"]) for s in f.study["searches"]})
+    plan = f.study.get("plan") or {}
+    done = {int(n) for n in f.tables["trials"]["epochs"].dropna()}
+    return sorted(done or {_scaled_epochs(f, {**plan.get("defaults", {}), **s}) for s in plan.get("search", [])})
 
 def _is_cinic(
     data:dict # The study's `data`
@@ -173,25 +182,31 @@ def _size_row(
     after:str="" # For the notice, for example ` for the final networks`
 )->dict: # For `size_rows`
     "One number of this study beside the full study's"
-    words = " or ".join(count(n) for n in here)
-    return dict(what=what, here=words, full=count(full), less=max(here, default=0)<full, words=unit and f"{words} {unit} instead of {count(full)}{after}")
+    words = " or ".join(count(n) for n in here) or "–"
+    less = bool(here) and max(here)<full
+    return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit} instead of {count(full)}{after}")
 
 def size_rows(
     f:Facts # The study
 )->list[dict]: # `what`, `here`, `full`, `less` (smaller here?), `words` for the notice
     "This study's size beside the full study's"
-    data, groups, best = f.study["data"], set(f.runs["group"]), f.tables["table1_search"]
-    rows = [dict(what="data", here=_data_words(data), full="CINIC-10", less=not _is_cinic(data), words=f"{_data_words(data)} instead of CINIC-10")]
-    rows += [_size_row(f"images, {s}", [data["counts"].get(s, 0)], FULL_STUDY["split"]) for s in SPLITS]
-    rows += [_size_row("images in all", [sum(data["counts"].values())], FULL_STUDY["images"], "images")]
-    rows += [_size_row(f"epochs, {g}", _group_epochs(f, g), n, "epochs", f" for the {_group_names[g]}") for g,n in FULL_STUDY["epochs"].items() if g in groups]
+    data, best, full = f.study["data"], f.tables["table1_search"], FULL_STUDY
+    name = _data_words(data)
+    rows = [dict(what="data", here=name, full="CINIC-10", less=not _is_cinic(data), words=f"{name} instead of CINIC-10")]
+    rows += [_size_row(f"images, {s}", [data["counts"].get(s, 0)], full["split"]) for s in SPLITS]
+    rows.append(_size_row("images in all", [sum(data["counts"].values())], full["images"], "images"))
+    for g,n in full["epochs"].items():
+        if f.runs(g): rows.append(_size_row(f"epochs, {g}", _group_epochs(f, g), n, "epochs", f" for the {_group_names[g]}"))
     if len(best):
-        rows.append(_size_row("trials a search", sorted({int(n) for n in best["planned"]}), FULL_STUDY["random"]+FULL_STUDY["guided"], "trials", " in each search"))
-        rows.append(_size_row("epochs a trial", _trial_epochs(f), FULL_STUDY["trial_epochs"], "epochs", " in each trial"))
-    total = int(f.progress[["done", "skipped", "failed", "left"]].sum().sum())
-    return rows+[_size_row("trainings", [total], FULL_STUDY["trainings"], "trainings"), dict(what="seeds", here=f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
+        trials = sorted({int(n) for n in best["planned"]})
+        rows.append(_size_row("trials a search", trials, full["random"]+full["guided"], "trials", " in each search"))
+        rows.append(_size_row("epochs a trial", _trial_epochs(f), full["trial_epochs"], "epochs", " in each trial"))
+    rows.append(_size_row("trainings", [f.trainings], full["trainings"], "trainings"))
+    return rows+[dict(what="seeds", here=f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
 
-_group_names = {"architectures": "networks", "augmentation": "augmentations", "final": "final networks"}
+# %% ../../nbs/34_results.page.ipynb #69eeea6d
+_full_words = "The full study trains 68 networks on CINIC-10's 270,000 images: 50 epochs for networks and augmentations, 15 for each trial of a " \
+    "search, 150 for the final networks. Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
 
 def scale_notice(
     f:Facts # The study
@@ -199,20 +214,30 @@ def scale_notice(
     "What is said about the study's size before anything else"
     rows = size_rows(f)
     less = [r["words"] for r in rows if r["less"] and r["words"]]
-    full = "The full study trains 68 networks on CINIC-10's 270,000 images: 50 epochs for networks and augmentations, 15 for each trial of a search, 150 for the final networks."
-    text = f"It has {listed(less)}. {full} Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
+    table = _table("size", "Size", "This study beside the full one.", [("", "text"), ("this study", "num"), ("the full study", "num")],
+        [(r["what"], r["here"], r["full"]) for r in rows])
+    if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words}", table=table)
     same = "Images, epochs and trials are those of the report or more. Published numbers are the report's."
-    table = dict(name="size", title="Size", caption="This study beside the full one.", columns=[("", "text"), ("this study", "num"), ("the full study", "num")],
-        rows=[[r["what"], r["here"], r["full"]] for r in rows], best=None)
-    return dict(title="This is a small study." if less else "This is the full study.", text=text if less else same, table=table)
+    return dict(title="This is the full study.", text=same, table=table)
 
-# %% ../../nbs/34_results.page.ipynb #2cf1e12e
+def _table(
+    name:str, # Its id on the page
+    title:str, # What it shows
+    caption:str, # Words beside the title
+    columns:list[tuple[str,str]], # Heading and kind: `text`, `name`, `long`, `num`, `num published` or `code`
+    rows:list, # Cells as text
+    best:int|None=None # Row to stress
+)->dict: # For the page
+    "One table of the page"
+    return dict(name=name, title=title, caption=caption, columns=columns, rows=[list(r) for r in rows], best=best)
+
+# %% ../../nbs/34_results.page.ipynb #30feff60
 def _optimiser_words(
-    cfg:dict # `RunConfig` fields
+    c:dict # `RunConfig` fields
 )->str: # For example `SGD with momentum 0.9`
     "The optimizer and its own parameters"
-    if cfg["opt"]=="adam": return f"Adam with beta1 {cfg['beta1']:g} and beta2 {cfg['beta2']:g}"
-    return f"{pretty(cfg['opt'])} with momentum {cfg['mom']:g}"
+    if c["opt"]=="adam": return f"Adam with beta1 {c['beta1']:g} and beta2 {c['beta2']:g}"
+    return f"{pretty(c['opt'])} with momentum {c['mom']:g}"
 
 _phrases = [ # Fields, and the words for their value
     (("epochs",), lambda c: count(int(c["epochs"]), "epoch")),
@@ -221,147 +246,173 @@ _phrases = [ # Fields, and the words for their value
     (("schedule", "lr"), lambda c: f"{'a constant' if c['schedule']=='constant' else 'a one-cycle'} learning rate of {sci(c['lr'])}"),
     (("wd",), lambda c: f"L2 {sci(c['wd'])}" if c["wd"] else "no L2"),
     (("policy",), lambda c: "no augmentation" if c["policy"]=="none" else f"augmentation “{c['policy']}”"),
-    (("stem", "model"), lambda c: "the 3x3 stem" if c["stem"]=="small" else ""),
+    (("stem",), lambda c: "the 3x3 stem" if c["stem"]=="small" else ""),
     (("size",), lambda c: f"images resized to {c['size']}" if c["size"] else ""),
     (("seed",), lambda c: f"seed {c['seed']}")]
 
 def setup_words(
-    runs:pd.DataFrame # Rows of `runs_table` that are done
-)->str: # One sentence, "" without runs
-    "What the runs share"
-    if runs.empty: return ""
-    shared = [words(runs.iloc[0]) for keys,words in _phrases if all(runs[k].nunique()==1 for k in keys)]
-    frozen = runs[runs["frozen_epochs"]>0]
-    extra = [f" {said(r['name'])} starts from pretrained weights; its body stays frozen for {count(int(r['frozen_epochs']), 'epoch')} at rate {sci(r['frozen_lr'])}." for _,r in frozen.iterrows()]
+    runs:list[dict] # Rows of `runs_table` that are done
+)->str: # Sentences, "" without runs
+    "What the runs share, and which bodies were frozen"
+    if not runs: return ""
+    shared = [words(runs[0]) for keys,words in _phrases if all(r[k]==runs[0][k] for r in runs for k in keys)]
     text = listed(o for o in shared if o)
-    return text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")+"".join(extra)
+    frozen = [f" The body of {said(r['name'])}, from pretrained weights, stays frozen for {count(int(r['frozen_epochs']), 'epoch')} "
+        f"at rate {sci(r['frozen_lr'])}." for r in runs if r["frozen_epochs"]>0]
+    return text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")+"".join(frozen)
 
-# %% ../../nbs/34_results.page.ipynb #d23a6dcd
+# %% ../../nbs/34_results.page.ipynb #d1c4119b
 _nothing = "Nothing to report yet: no run of this experiment is finished."
 
 def _ranking(
-    runs:pd.DataFrame # Finished runs, best first
+    runs:list[dict] # Finished runs, best first
 )->str: # One sentence
     "Runs by valid accuracy"
-    first, rest = runs.iloc[0], runs.iloc[1:]
-    others = listed(f"{said(r['name'])} {pct(r['valid_acc'])}" for _,r in rest.iterrows())
-    best = f"{said(first['name'])} reaches the highest valid accuracy, {pct(first['valid_acc'])} (in epoch {first['best_epoch']+1} of {first['epochs']})"
+    first, others = runs[0], listed(f"{said(r['name'])} {pct(r['valid_acc'])}" for r in runs[1:])
+    epoch = _nth(first["best_epoch"], first["epochs"])
+    best = f"{said(first['name'])} reaches the highest valid accuracy, {pct(first['valid_acc'])} (in epoch {epoch})"
     return f"{best}, before {others}." if others else f"{best}; no other run is finished."
+
+def _nth(
+    i:int, # Epoch from 0, perhaps NA
+    n:int # Epochs in all, perhaps NA
+)->str: # For example `3 of 6`
+    "An epoch counted from 1"
+    return "–" if pd.isna(i) else f"{i+1} of {n}"
 
 def _overfitted(
     f:Facts, # The study
     group:str # Of runs
-)->str: # One sentence, "" if none did
+)->str: # One sentence
     "Which runs' valid loss went up again by more than 2 %"
     words = []
     for name,h in f.tables["histories"].query("group==@group").groupby("name", sort=False):
         low, last = h["valid_loss"].min(), h["valid_loss"].iloc[-1]
-        if last>1.02*low: words.append(f"{said(name)} ({low:.2f} in epoch {h.loc[h['valid_loss'].idxmin(), 'epoch']+1}, {last:.2f} at the end)")
-    return f"Valid loss was lowest before the end and rose again for {listed(words)}: from there on these networks overfit." if words else "No valid loss rises by more than 2 % after its lowest point."
+        epoch = int((h["valid_loss"]==low).to_numpy().argmax())+1
+        if last>1.02*low: words.append(f"{said(name)} ({low:.2f} in epoch {epoch}, {last:.2f} at the end)")
+    if not words: return "No valid loss rises by more than 2 % after its lowest point."
+    which = "this network overfits" if len(words)==1 else "these networks overfit"
+    return f"Valid loss was lowest before the end and rose again for {listed(words)}: from there on {which}."
 
 def missing_words(
     f:Facts, # The study
     group:str # Of runs
 )->list[str]: # Sentences, none when all is done
     "Which runs of a group are skipped, failed or left, and why"
-    runs = f.runs[f.runs["group"]==group]
-    words = [f"{said(r['name'])} {'was skipped' if r['status']=='skipped' else 'failed'}: {r['reason'] or 'no reason is known'}" for _,r in runs.iterrows() if r["status"] in ("skipped", "failed")]
-    left = [said(r["name"]) for _,r in runs.iterrows() if r["status"]=="left"]
+    verbs = dict(skipped="was skipped", failed="failed")
+    words = [f"{said(r['name'])} {verbs[r['status']]}: {r['reason'] or 'no reason is known'}" for r in f.runs(group) if r["status"] in verbs]
+    left = [said(r["name"]) for r in f.runs(group) if r["status"]=="left"]
     return words+([f"Not run yet: {listed(left)}."] if left else [])
 
 def architecture_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of experiment 1"
-    runs, gap = f.group("architectures"), f.tables["gap"].query("group=='architectures'").sort_values("gap", ascending=False)
-    if runs.empty: return [_nothing]
-    gaps = listed(f"{points(g['gap'])} for {said(g['name'])}" for _,g in gap.iterrows())
+    runs = f.done("architectures")
+    if not runs: return [_nothing]
+    gap = f.tables["gap"].query("group=='architectures'").sort_values("gap", ascending=False)
+    gaps = listed(f"{points(g['gap'])} for {said(g['name'])}" for g in _rows(gap))
     return [_ranking(runs), f"At the last epoch accuracy on training images minus that on valid images is {gaps}. {_overfitted(f, 'architectures')}"]
 
 def augmentation_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of experiment 2"
-    runs = f.group("augmentation")
-    if runs.empty: return [_nothing]
-    acc = runs.set_index("name")["valid_acc"]
-    words = [_ranking(runs)]
-    if "none" in acc and len(acc)>1: words.append("Against no augmentation that is "+listed(f"{points(a-acc['none'])} for {said(n)}" for n,a in acc.items() if n!="none")+".")
-    pairs = [(a, b) for a,b in (("gentle", "simple"), ("combined-gentle", "combined")) if a in acc and b in acc]
-    if pairs: words.append("Leaving out crop, invert and solarize changes valid accuracy by "+listed(f"{points(acc[a]-acc[b])} ({said(a)} instead of {said(b)})" for a,b in pairs)+".")
-    return words
+    runs = f.done("augmentation")
+    if not runs: return [_nothing]
+    acc, words = {r["name"]: r["valid_acc"] for r in runs}, [_ranking(runs)]
+    gains = listed(f"{points(a-acc['none'])} for {said(n)}" for n,a in acc.items() if n!="none") if "none" in acc else ""
+    if gains: words.append(f"Against no augmentation that is {gains}.")
+    pairs = [(a,b) for a,b in (("gentle", "simple"), ("combined-gentle", "combined")) if a in acc and b in acc]
+    changes = listed(f"{points(acc[a]-acc[b])} ({said(a)} instead of {said(b)})" for a,b in pairs)
+    return words+([f"Leaving out crop, invert and solarize changes valid accuracy by {changes}."] if pairs else [])
 
-# %% ../../nbs/34_results.page.ipynb #e8aa9b7a
+# %% ../../nbs/34_results.page.ipynb #a0fcc5d1
 def search_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of experiment 3"
-    best = f.tables["table1_search"]
-    done = best[best["valid_acc"].notna()]
-    if done.empty: return ["Nothing to report yet: no trial is finished."]
-    top = done.loc[done["valid_acc"].idxmax()]
-    words = [f"The best trial of all is number {top['number']+1} of {said(top['search'])}: {pct(top['valid_acc'])} valid accuracy. By search the trials spread "
-        +listed(f"from {pct(b['valid_min'])} to {pct(b['valid_acc'])} ({said(b['search'])}, median {pct(b['valid_median'])})" for _,b in done.iterrows())+"."]
-    both = done[done["random_best"].notna()&done["guided_best"].notna()]
-    if len(both):
-        words.append("Best guided trial against best random one: "+listed(f"{points(b['guided_best']-b['random_best'])} for {said(b['search'])}" for _,b in both.iterrows())
-            +". There is no random search of the same size beside it, so this doesn't show that guiding helped.")
-    if failed := int(done["failed"].sum()): words.append(f"{count(failed, 'trial')} failed and counted as chance level.")
-    return words
+    done = [b for b in _rows(f.tables["table1_search"]) if pd.notna(b["valid_acc"])]
+    if not done: return ["Nothing to report yet: no trial is finished."]
+    top = max(done, key=lambda b: b["valid_acc"])
+    spread = listed(f"from {pct(b['valid_min'])} to {pct(b['valid_acc'])} ({said(b['search'])}, median {pct(b['valid_median'])})" for b in done)
+    words = [f"The best trial of all is number {top['number']+1} of {said(top['search'])}: {pct(top['valid_acc'])} valid accuracy.",
+        f"The trials spread {spread}."]
+    both = [(b["guided_best"]-b["random_best"], b["search"]) for b in done]
+    gains = listed(f"{points(gain)} for {said(n)}" for gain,n in both if pd.notna(gain))
+    if gains: words.append(f"Best guided trial against best random one: {gains}. There is no random search of the same size beside it, so this "
+        "doesn't show that guiding helped.")
+    failed = sum(b["failed"] for b in done)
+    return words+([f"{count(failed, 'trial')} failed and counted as chance level."] if failed else [])
 
 def final_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of the final runs"
-    runs, n = f.group("final"), f.study["data"]["counts"].get("valid", 0)
-    if runs.empty: return [_nothing]
-    over = [r for _,r in runs.iterrows() if interval(r["valid_acc"], n)[0]>f.chance]
-    level = f"Guessing would give {pct(f.chance)}; "+("all of them are clearly above it." if len(over)==len(runs) else f"{listed(said(r['name']) for r in over) or 'none of them'} {'is' if len(over)==1 else 'are'} clearly above it.")
-    best = f.tables["table1_search"].set_index("search")["valid_acc"]
-    longer = [f"{points(r['valid_acc']-best[r['name']])} for {said(r['name'])}" for _,r in runs.iterrows() if r["name"] in best.dropna()]
-    return [_ranking(runs), level]+([f"Against the best trial of the same search the longer training gives {listed(longer)}."] if longer else [])+[_overfitted(f, "final")]
+    runs, n = f.done("final"), f.study["data"]["counts"].get("valid", 0)
+    if not runs: return [_nothing]
+    over = [said(r["name"]) for r in runs if interval(r["valid_acc"], n)[0]>f.chance]
+    which = "all of them are" if len(over)==len(runs) else f"{listed(over)} {'is' if len(over)==1 else 'are'}" if over else "none of them is"
+    best = dict(zip(f.tables["table1_search"]["search"], f.tables["table1_search"]["valid_acc"]))
+    longer = listed(f"{points(r['valid_acc']-best[r['name']])} for {said(r['name'])}" for r in runs if pd.notna(best.get(r["name"])))
+    words = [_ranking(runs), f"Guessing would give {pct(f.chance)}; {which} clearly above it."]
+    return words+([f"Against the best trial of the same search the longer training gives {longer}."] if longer else [])+[_overfitted(f, "final")]
 
-# %% ../../nbs/34_results.page.ipynb #21005a00
+# %% ../../nbs/34_results.page.ipynb #126d1c91
 def _vote_against_member(
     f:Facts, # The study
     p:dict # A finished vote, from `predictions`
 )->str: # One sentence
     "How a vote differs from its best member"
-    acc = f.tables["table2_predictors"].set_index("predictor")["test_acc"]
+    acc = dict(zip(f.tables["table2_predictors"]["predictor"], f.tables["table2_predictors"]["test_acc"]))
     member = max((m for m in f.preds if m["predictor"] in p["members"]), key=lambda m: acc[m["predictor"]])
     only,other,prob = mcnemar(p["preds"], member["preds"], p["targs"])
-    name, best = said(p["predictor"]), said(member["predictor"])
+    vote, best = said(p["predictor"]), said(member["predictor"])
     gain = acc[p["predictor"]]-acc[member["predictor"]]
-    return f"{name} is {points(gain, sign=False)} {'above' if gain>0 else 'below' if gain<0 else 'from'} its best member, {best}: {count(only, 'image')} are right with {name.lower()} only, {count(other)} with " \
-        f"{best} only (were both equally good, a difference like this would come up with probability {'below 0.001' if prob<.001 else f'{prob:.2g}'})."
+    side = "above" if gain>0 else "below" if gain<0 else "from"
+    luck = "below 0.001" if prob<.001 else f"{prob:.2g}"
+    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best}: the vote alone is right on " \
+        f"{count(only, 'image')}, {best} alone on {count(other)} (were both equally good, a difference like this would come up with probability " \
+        f"{luck})."
+
+def _tie_words(
+    f:Facts, # The study
+    p:dict # A finished hard vote, from `predictions`
+)->str: # One sentence
+    "How often the members tie"
+    stored = {o["predictor"]: o["stored"]["probs"] for o in f.preds if "stored" in o}
+    n = int(tied([stored[m] for m in p["members"]]).sum())
+    return f"In hard voting the members tie on {count(n)} of {count(len(p['preds']), 'image')}; there the most confident one decides."
+
+def _class_words(
+    f:Facts, # The study
+    p:dict # A finished predictor, from `predictions`
+)->str: # Two sentences
+    "Easiest and hardest class, and what is taken for what"
+    name = p["predictor"]
+    df = f.tables["classes"].query("predictor==@name and `class`!=@TOTAL").dropna(subset="accuracy")
+    hardest,easiest = (df.loc[i] for i in (df["accuracy"].idxmin(), df["accuracy"].idxmax()))
+    pairs = most_confused(confusion(p["preds"], p["targs"], len(p["classes"])), p["classes"], 3)
+    mistakes = listed(f"{a} for {b} ({count(n, 'image')}, {pct(share)} of {a})" for a,b,n,share in pairs)
+    words = f"{said(name)} finds {easiest['class']} the easiest class ({pct(easiest['accuracy'])}) and {hardest['class']} the hardest one " \
+        f"({pct(hardest['accuracy'])})."
+    return words+(f" Most often it takes {mistakes}." if pairs else "")
 
 def ensemble_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of experiment 4"
-    table = f.tables["table2_predictors"]
-    done = table[table["test_acc"].notna()]
+    done = f.tables["table2_predictors"].query("test_acc.notna()")
     if done.empty: return ["Nothing to report yet: no predictor has test probabilities."]
-    top = done.iloc[0]
-    words = [f"{said(top['predictor'])} is the best predictor: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right (95 % interval {pct(top['low'])} to {pct(top['high'])})."]
+    top, by_name = _rows(done)[0], {p["predictor"]: p for p in f.preds}
+    words = [f"{said(top['predictor'])} is the best predictor: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
+        f"(95 % interval {pct(top['low'])} to {pct(top['high'])})."]
     votes = [p for p in f.preds if p["kind"]!="run" and "preds" in p]
-    words += [_vote_against_member(f, p) for p in votes]
-    stored = {p["predictor"]: p["stored"]["probs"] for p in f.preds if "stored" in p}
-    words += [f"In hard voting the members tie on {count(int(tied([stored[m] for m in p['members']]).sum()))} of {count(len(p['preds']), 'image')}; there the most confident one decides." for p in votes if p["kind"]=="hard"]
-    return words+[_class_words(f, top["predictor"])]
+    words += [_vote_against_member(f, p) for p in votes]+[_tie_words(f, p) for p in votes if p["kind"]=="hard"]
+    unformed = [f"{said(p['predictor'])} could not be formed: {p['reason']}." for p in f.preds if p["kind"]!="run" and "preds" not in p]
+    return words+[_class_words(f, by_name[top["predictor"]])]+unformed
 
-def _class_words(
-    f:Facts, # The study
-    predictor:str # The best one
-)->str: # Two sentences
-    "Easiest and hardest class, and what is taken for what"
-    p = next(o for o in f.preds if o["predictor"]==predictor)
-    by_class = f.tables["classes"].query("predictor==@predictor and `class`!=@TOTAL").dropna(subset="accuracy").set_index("class")["accuracy"]
-    pairs = most_confused(confusion(p["preds"], p["targs"], len(p["classes"])), p["classes"], 3)
-    mistakes = listed(f"{a} for {b} ({count(n, 'image')}, {pct(share)} of {a})" for a,b,n,share in pairs)
-    return f"{said(predictor)} finds {by_class.idxmax()} the easiest class ({pct(by_class.max())}) and {by_class.idxmin()} the hardest one ({pct(by_class.min())})."+(f" Most often it takes {mistakes}." if pairs else "")
-
-# %% ../../nbs/34_results.page.ipynb #6e3c24f1
+# %% ../../nbs/34_results.page.ipynb #aaa947f3
 def png(
     fig:Figure, # Drawn
     dpi:int=200 # Twice the page's pixels, so that it is sharp on a phone and on paper
@@ -381,10 +432,10 @@ def _figure(
     draw, # Function of no arguments that gives the drawn `Figure`; None when there is nothing to draw
     width:str="half", # On a wide screen: `half`, `middle` or `wide`
     kind:str="chart", # `chart` or `photo`
-    missing:str="Nothing to draw yet: no run of this figure is finished." # Said in its place
+    missing:str="no run of this figure is finished" # Said in its place
 )->dict: # For `rendered`
     "One figure of the page, not drawn yet"
-    return dict(name=name, title=title, caption=caption, alt=alt, draw=draw, width=width, kind=kind, missing=missing)
+    return dict(name=name, title=title, caption=caption, alt=alt, draw=draw, width=width, kind=kind, missing=f"Nothing to draw yet: {missing}.")
 
 def rendered(
     figure:dict # As `_figure`
@@ -393,7 +444,8 @@ def rendered(
     if not figure["draw"]: return {**figure, "bytes": b"", "uri": "", "pixels": [0, 0]}
     fig = figure["draw"]()
     data = png(fig)
-    return {**figure, "bytes": data, "uri": f"data:image/png;base64,{base64.b64encode(data).decode()}", "pixels": [round(100*o) for o in fig.get_size_inches()]}
+    uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    return {**figure, "bytes": data, "uri": uri, "pixels": [round(100*o) for o in fig.get_size_inches()]}
 
 def _last_values(
     df:pd.DataFrame, # From `curves_table`
@@ -414,73 +466,24 @@ def curve_figure(
     "Valid accuracy or loss by epoch"
     df = curves_table(f.out, group, names)
     def draw(): return plot_curves(df, measure, new_axes()[0], f.colours).figure
-    return _figure(name, title, "", f"Line chart of valid {measure} by epoch. At the last epoch: {_last_values(df, measure)}.", draw if len(df) else None)
+    alt = f"Line chart of valid {measure} by epoch. At the last epoch: {_last_values(df, measure)}."
+    return _figure(name, title, "", alt, draw if len(df) else None)
 
-def _both_figure(
+# %% ../../nbs/34_results.page.ipynb #30770719
+def architecture_figures(
     f:Facts # The study
-)->dict: # As `_figure`
-    "Figure 3: accuracy and loss on train and valid"
+)->list[dict]: # As `_figure`
+    "Figure 3, and the gap between train and valid"
     df = curves_table(f.out, "architectures", parts=("train", "valid"))
     def draw():
         axs = new_axes(9.2, 3.3, cols=2)
         for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, f.colours)
         line_key(axs[0])
         return axs[0].figure
-    return _figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", "Dashed: training images. Solid: valid images.",
-        f"Two line charts by epoch, accuracy and loss on training and valid images. At the last epoch valid accuracy is {_last_values(df, 'accuracy')}; valid loss {_last_values(df, 'loss')}.",
-        draw if len(df) else None, width="wide")
-
-# %% ../../nbs/34_results.page.ipynb #5df01309
-def augmentation_figures(
-    f:Facts # The study
-)->list[dict]: # As `_figure`
-    "Figures 7 to 11"
-    names, s = [r["name"] for r in f.study["runs"] if r["group"]=="augmentation"], f.samples
-    first = tuple(n for n in names if n not in ("gentle", "combined-gentle"))
-    second = tuple(n for n in names if n not in ("simple", "combined"))
-    rows = 1+len(s.get("policies", ()))
-    def photos(): return plot_photos(s, new_axes(5.4, .3+.52*rows*8/max(1, len(s["original"])))[0]).figure
-    return [_figure("fig07_augmentation", "Figure 7: original photos and augmented ones", "Each column is one photo; each row what a policy made of it.",
-            f"Grid of small photos: a row of originals, then a row for each policy: {', '.join(map(str, s.get('policies', ())))}.", photos if "original" in s else None, "middle", "photo",
-            "Nothing to draw yet: the study has stored no augmented photos."),
-        curve_figure(f, "fig08_accuracy_augmentation", "Figure 8: valid accuracy per epoch by augmentation", "augmentation", "accuracy", first),
-        curve_figure(f, "fig09_loss_augmentation", "Figure 9: valid loss per epoch by augmentation", "augmentation", "loss", first),
-        curve_figure(f, "fig10_accuracy_alternative", "Figure 10: valid accuracy per epoch, gentler augmentation", "augmentation", "accuracy", second),
-        curve_figure(f, "fig11_loss_alternative", "Figure 11: valid loss per epoch, gentler augmentation", "augmentation", "loss", second)]
-
-def _trials_figure(
-    f:Facts # The study
-)->dict: # As `_figure`
-    "Every trial of every search"
-    trials, best = f.tables["trials"], f.tables["table1_search"]
-    published = {k: v for k,v in PUBLISHED_BEST.items() if k in set(trials["search"])}
-    def draw(): return plot_searches(trials, published, f.colours)
-    words = ", ".join(f"{pretty(b['search'])} {pct(b['valid_acc'])}" for _,b in best.iterrows() if pd.notna(b["valid_acc"]))
-    caption = "Each search's trials in order."+(" The published best is the report's, from CINIC-10 in full." if published else "")
-    return _figure("trials", "Trials of the searches", caption, f"One panel a search: valid accuracy of each trial and the best so far. Best: {words}.",
-        draw if len(trials) else None, "middle", missing="Nothing to draw yet: no trial is finished.")
-
-def final_figures(
-    f:Facts # The study
-)->list[dict]: # As `_figure`
-    "Figures 12 and 13"
-    return [curve_figure(f, "fig12_accuracy_final", "Figure 12: valid accuracy per epoch for the final networks", "final", "accuracy"),
-        curve_figure(f, "fig13_loss_final", "Figure 13: valid loss per epoch for the final networks", "final", "loss")]
-
-def test_figures(
-    f:Facts # The study
-)->list[dict]: # As `_figure`
-    "Figure 14 and the surest mistakes"
-    df, s = f.tables["classes"], f.samples
-    total = df[df["class"]==TOTAL]
-    def classes(): return plot_classes(df, new_axes(4.8, 1.25+.31*df["class"].nunique())[0], f.colours).figure
-    def mistakes(): return plot_mistakes(s, new_axes(4.8, .05+.97*-(-len(s["mistakes"])//6))[0]).figure
-    out = [_figure("fig14_test_accuracy", "Figure 14: test accuracy by class and in total", "The grey line reaches from the worst to the best predictor.",
-        f"Dot chart of test accuracy by class. In total: {', '.join(f'{pretty(n)} {pct(a)}' for n,a in zip(total['predictor'], total['accuracy']))}.", classes if len(df) else None, "middle",
-        missing="Nothing to draw yet: no predictor has test probabilities.")]
-    if len(s.get("mistakes", ())): out.append(_figure("mistakes", "Surest mistakes", "What was said, how surely, and what is right.",
-        "Small photos that were classed wrongly: "+"; ".join(f"{t} taken for {p}" for t,p in zip(s["mistake_true"], s["mistake_pred"]))+".", mistakes, "middle", "photo"))
-    return out
+    alt = "Two line charts by epoch, accuracy and loss on training and valid images. At the last epoch valid accuracy is " \
+        f"{_last_values(df, 'accuracy')}; valid loss {_last_values(df, 'loss')}."
+    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", "Dashed: training images. Solid: valid images.",
+        alt, draw if len(df) else None, "wide"), _gap_figure(f)]
 
 def _gap_figure(
     f:Facts # The study
@@ -489,49 +492,109 @@ def _gap_figure(
     df = f.tables["gap"]
     height = .9+.235*(len(df)+1.3*df["group"].nunique())
     def draw(): return plot_gap(df, new_axes(4.8, height)[0], f.colours).figure
-    words = ", ".join(f"{pretty(g['name'])} ({g['group']}) {points(g['gap'])}" for _,g in df.iterrows())
     note = " † Trained on mixed images: train accuracy is weighted, and mixed images are harder." if df["mixed"].any() else ""
-    return _figure("gap", "Gap between training and valid images", f"Accuracy at the last epoch; the number is train minus valid, in points.{note}", f"Train minus valid accuracy at the last epoch: {words}.",
-        draw if len(df) else None, "middle")
+    alt = "Train minus valid accuracy at the last epoch: "+", ".join(f"{pretty(g['name'])} ({g['group']}) {points(g['gap'])}" for g in _rows(df))+"."
+    caption = f"Accuracy at the last epoch of every run; the number is train minus valid, in points.{note}"
+    return _figure("gap", "Gap between training and valid images", caption, alt, draw if len(df) else None, "middle")
 
-# %% ../../nbs/34_results.page.ipynb #38498f08
-def _table(
-    name:str, # Its id on the page
-    title:str, # What it shows
-    caption:str, # Words beside the title
-    columns:list[tuple[str,str]], # Heading and kind: `text`, `num`, `code`, `long`, `num published`
-    rows:list, # Cells as text
-    best:int|None=None # Row to stress
-)->dict: # For the page
-    "One table of the page"
-    return dict(name=name, title=title, caption=caption, columns=columns, rows=[list(r) for r in rows], best=best)
+def augmentation_figures(
+    f:Facts # The study
+)->list[dict]: # As `_figure`
+    "Figures 7 to 11"
+    names, s = [r["name"] for r in f.runs("augmentation")], f.samples
+    first = tuple(n for n in names if n not in ("gentle", "combined-gentle"))
+    second = tuple(n for n in names if n not in ("simple", "combined"))
+    policies, k = [str(p) for p in s.get("policies", ())], len(s.get("original", ())) or 1
+    def photos(): return plot_photos(s, new_axes(5.4, .7+4.2*(1+len(policies))/k)[0]).figure
+    alt = f"Grid of small photos: a row of originals, then a row for each policy: {', '.join(policies)}."
+    return [_figure("fig07_augmentation", "Figure 7: original photos and augmented ones",
+            "Each column is one photo; each row what a policy made of it.", alt,
+            photos if "original" in s else None, "middle", "photo", "the study has stored no augmented photos"),
+        curve_figure(f, "fig08_accuracy_augmentation", "Figure 8: valid accuracy per epoch by augmentation", "augmentation", "accuracy", first),
+        curve_figure(f, "fig09_loss_augmentation", "Figure 9: valid loss per epoch by augmentation", "augmentation", "loss", first),
+        curve_figure(f, "fig10_accuracy_alternative", "Figure 10: valid accuracy, gentler augmentation", "augmentation", "accuracy", second),
+        curve_figure(f, "fig11_loss_alternative", "Figure 11: valid loss, gentler augmentation", "augmentation", "loss", second)]
 
-def group_table(
-    f:Facts, # The study
-    group:str # Of runs
-)->dict: # As `_table`
-    "A group's runs: accuracy, gap and the published number"
-    runs = f.runs[f.runs["group"]==group].reset_index(drop=True)
-    note = runs["name"].map(lambda n: "similar to ResNet-18" if (group,n)==("architectures","custom_cnn") else "")
-    about = "≈ " if group!="final" else ""
-    cells = [(pretty(r["name"]), r["status"], pct(r["valid_acc"]), _nth(r["best_epoch"], r["epochs"]), pct(r["last_valid_acc"]), note[i] or (about+pct(r["published"]) if pd.notna(r["published"]) else "–"),
-        pct(r["test_acc"]), r["run_id"] or "–") for i,r in runs.iterrows()]
-    columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"), ("published", "num published"), ("test", "num"), ("run id", "code")]
-    return _table(f"table-{_slug(group)}", f"Accuracy of the {_group_names.get(group, f'runs of “{group}”')}", "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at the end.", columns, cells,
-        None if runs["valid_acc"].isna().all() else int(runs["valid_acc"].idxmax()))
+def search_figures(
+    f:Facts # The study
+)->list[dict]: # As `_figure`
+    "Every trial of every search"
+    trials, best = f.tables["trials"], f.tables["table1_search"].dropna(subset="valid_acc")
+    published = {k: v for k,v in PUBLISHED_BEST.items() if k in set(trials["search"])}
+    def draw(): return plot_searches(trials, published, f.colours)
+    caption = "Each search's trials in order."+(" The published best is the report's, from CINIC-10 in full." if published else "")
+    alt = "One panel a search: valid accuracy of each trial and the best so far. Best: " \
+        +", ".join(f"{pretty(b['search'])} {pct(b['valid_acc'])}" for b in _rows(best))+"."
+    return [_figure("trials", "Trials of the searches", caption, alt, draw if len(trials) else None, "middle", missing="no trial is finished")]
 
-def _nth(
-    i, # Epoch from 0, perhaps NA
-    n # Epochs in all, perhaps NA
-)->str: # For example `3 of 6`
-    "An epoch counted from 1"
-    return "–" if pd.isna(i) else f"{i+1} of {n}"
+def final_figures(
+    f:Facts # The study
+)->list[dict]: # As `_figure`
+    "Figures 12 and 13"
+    return [curve_figure(f, "fig12_accuracy_final", "Figure 12: valid accuracy per epoch for the final networks", "final", "accuracy"),
+        curve_figure(f, "fig13_loss_final", "Figure 13: valid loss per epoch for the final networks", "final", "loss")]
 
+def vote_figures(
+    f:Facts # The study
+)->list[dict]: # As `_figure`
+    "Figure 14 and the surest mistakes"
+    df = f.tables["classes"]
+    def draw(): return plot_classes(df, new_axes(4.8, 1.25+.31*df["class"].nunique())[0], f.colours).figure
+    total = ", ".join(f"{pretty(d['predictor'])} {pct(d['accuracy'])}" for d in _rows(df[df["class"]==TOTAL]))
+    fig = _figure("fig14_test_accuracy", "Figure 14: test accuracy by class and in total",
+        "The grey line reaches from the worst to the best predictor.", f"Dot chart of test accuracy by class. In total: {total}.",
+        draw if len(df) else None, "middle", missing="no predictor has test probabilities")
+    return [fig]+([_mistake_figure(f)] if len(f.samples.get("mistakes", ())) else [])
+
+def _mistake_figure(
+    f:Facts # The study, with mistakes in its samples
+)->dict: # As `_figure`
+    "The mistakes that were made most surely"
+    s = f.samples
+    def draw(): return plot_mistakes(s, new_axes(4.8, .05+.97*-(-len(s["mistakes"])//6))[0]).figure
+    alt = "Small photos that were classed wrongly: "+"; ".join(f"{t} taken for {p}" for t,p in zip(s["mistake_true"], s["mistake_pred"]))+"."
+    return _figure("mistakes", "Surest mistakes", "What was said, how surely, and what is right.", alt, draw, "middle", "photo")
+
+def brief_figure(
+    f:Facts # The study
+)->dict|None: # As `_figure`, None without results
+    "Test accuracy of the predictors, for the summary"
+    df = f.tables["table2_predictors"].query("test_acc.notna()")
+    if df.empty: return None
+    def draw(): return plot_predictors(df, new_axes(4.8, .7+.3*len(df))[0], f.colours).figure
+    alt = "Test accuracy: "+", ".join(f"{pretty(d['predictor'])} {pct(d['test_acc'])}" for d in _rows(df))+"."
+    return _figure("predictors", "Test accuracy of the predictors", "With 95 % intervals.", alt, draw, "middle")
+
+# %% ../../nbs/34_results.page.ipynb #3c33fa07
 def _slug(
     name:str # Any text
 )->str: # Lower-case letters, digits, hyphens and underscores
     "A name for ids and files"
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name.lower()) or "x"
+
+def _published(
+    run:dict # A row of `runs_table`
+)->str: # For example `≈ 53.0 %`
+    "What the report says of a run's valid accuracy"
+    if (run["group"], run["name"])==("architectures", "custom_cnn"): return "similar to ResNet-18"
+    if pd.isna(run["published"]): return "–"
+    return pct(run["published"]) if run["group"]=="final" else f"≈ {pct(run['published'])}"
+
+def group_table(
+    f:Facts, # The study
+    group:str # Of runs
+)->dict: # As `_table`
+    "A group's runs: accuracy and the published number"
+    runs = f.runs(group)
+    cells = [(pretty(r["name"]), r["status"], pct(r["valid_acc"]), _nth(r["best_epoch"], r["epochs"]), pct(r["last_valid_acc"]), _published(r),
+        pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
+    columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
+        ("published", "num published"), ("test", "num"), ("run id", "code")]
+    title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
+    caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
+        "the end."
+    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0), key=lambda i: runs[i]["valid_acc"], default=None)
+    return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
 
 _point_names = dict(bs="batch size", lr="learning rate", wd="L2", dropout="dropout", mom="momentum", beta1="beta1", beta2="beta2")
 
@@ -540,9 +603,8 @@ def search_table(
 )->dict: # As `_table`
     "Table 1: two rows a search, ours and the published one"
     rows = []
-    for b in f.tables["table1_search"].to_dict("records"):
-        trial = "–" if pd.isna(b["number"]) else f"{b['number']+1} of {b['planned']}"
-        rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), trial))
+    for b in _rows(f.tables["table1_search"]):
+        rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), _nth(b["number"], b["planned"])))
         if pd.notna(b["published"]): rows.append(("", "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), "? of 14"))
     columns = [("search", "name"), ("source", "text"), *((_point_names[k], "num") for k in POINT), ("valid", "num"), ("trial", "num")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
@@ -551,248 +613,285 @@ def predictor_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Table 2: test accuracy of predictors"
-    df = f.tables["table2_predictors"]
-    ids = dict(zip(f.runs["name"], f.runs["run_id"]))
-    rows = [("–" if pd.isna(d["place"]) else str(d["place"]), pretty(d["predictor"]), pct(d["test_acc"]), "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}", pct(d["published"]),
-        d["status"]+(f": {d['reason']}" if d["reason"] else ""), f"vote of {listed(pretty(m) for m in d['members'].split(', '))}" if d["kind"]!="run" else ids.get(d["predictor"]) or "–") for d in df.to_dict("records")]
-    columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"), ("status", "text"), ("run id or members", "long")]
-    return _table("table2", "Table 2: test accuracy of different predictors", "With the 95 % interval that the number of test images allows.", columns, rows,
-        0 if len(df) and pd.notna(df["test_acc"].iloc[0]) else None)
+    ids = {n: r["run_id"] for r in f.runs() for n in (r["name"], f"{r['group']}/{r['name']}")}
+    def source(d): return ids.get(d["predictor"]) or "–" if d["kind"]=="run" else f"vote of {listed(pretty(m) for m in d['members'].split(', '))}"
+    def certainty(d): return "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}"
+    table = _rows(f.tables["table2_predictors"])
+    rows = [("–" if pd.isna(d["place"]) else str(d["place"]), pretty(d["predictor"]), pct(d["test_acc"]), certainty(d), pct(d["published"]),
+        d["status"]+(f": {d['reason']}" if d["reason"] else ""), source(d)) for d in table]
+    columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"),
+        ("status", "text"), ("run id or members", "long")]
+    caption = "With the 95 % interval that the number of test images allows."
+    return _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows,
+        0 if table and table[0]["test_acc"]>0 else None)
 
-def class_words_table(
+def class_table_words(
     f:Facts # The study
 )->dict|None: # As `_table`, None without predictors
     "Figure 14 as numbers, with those that the report's text states"
     df = f.tables["classes"]
     if df.empty: return None
-    names = list(dict.fromkeys(df["predictor"]))
-    acc, pub = (df.pivot(index="class", columns="predictor", values=k) for k in ("accuracy", "published"))
-    def cell(c, n): return pct(acc.loc[c,n])+(f" (≈ {100*pub.loc[c,n]:.0f})" if c!=TOTAL and pd.notna(pub.loc[c,n]) else "")
-    rows = [("total" if c==TOTAL else c, count(int(df[df["class"]==c]["images"].iloc[0])), *(cell(c, n) for n in names)) for c in dict.fromkeys(df["class"])]
-    return _table("classes", "Test accuracy by class", "In brackets what the report's text states, in percent." if pub.drop(index=TOTAL).notna().any(axis=None) else "", [("class", "text"), ("images", "num"), *((pretty(n), "num") for n in names)], rows, len(rows)-1)
+    names, cells = list(dict.fromkeys(df["predictor"])), {(d["class"], d["predictor"]): d for d in _rows(df)}
+    def stated(d): return f" (≈ {100*d['published']:.0f})" if d["class"]!=TOTAL and pd.notna(d["published"]) else ""
+    classes = list(dict.fromkeys(df["class"]))
+    def row(c): return [pct(cells[c,n]["accuracy"])+stated(cells[c,n]) for n in names]
+    rows = [("total" if c==TOTAL else c, count(cells[c,names[0]]["images"]), *row(c)) for c in classes]
+    caption = "In brackets what the report's text states, in percent." if any(stated(d) for d in cells.values()) else ""
+    columns = [("class", "text"), ("images", "num"), *((pretty(n), "num") for n in names)]
+    return _table("classes", "Test accuracy by class", caption, columns, rows, len(rows)-1)
 
-# %% ../../nbs/34_results.page.ipynb #d1b97f01
-_words = {
+# %% ../../nbs/34_results.page.ipynb #e6d0bffd
+_titles = { # Title, section of the report, question
     "architectures": ("Network architectures", "4.1", "Which network learns these images best, and which overfits?"),
     "augmentation": ("Data augmentation", "4.2", "Does changing the training images help, and can it be too much?"),
     "search": ("Hyperparameter search", "4.3", "Which learning rate, batch size, L2, momentum and dropout suit each network and optimizer?"),
     "final": ("Final networks", "4.3", "How far do the best settings get in a long training?"),
     "ensembling": ("Ensembling", "4.4", "Do several networks together see more than the best one alone?")}
+_policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and " \
+    "flips. “advanced” mixes pairs of images, each by MixUp or CutMix. “combined” and “combined-gentle” do both."
+_vote_words = "Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those " \
+    "that voted for a tied class decides. Both read stored probabilities of the test images; nothing was chosen on these."
+_guided_words = "Guided points are proposed by Bayesian optimisation (scikit-optimize) from the trials before; what is optimised is accuracy on " \
+    "valid images. Test images play no part."
 
 def _experiment(
-    key:str, # Into `_words`, or a group's name
-    setup:list[str], # Sentences
+    key:str, # Into `_titles`, or a group's name
+    setup:list[str], # Sentences; empty ones are left out
     results:list[str], # Sentences
     figures:list[dict], # As `_figure`
     tables:list # As `_table`; None is left out
 )->dict: # For the page
     "One experiment of the page"
-    title, section, question = _words.get(key, (key, "", f"How do the runs of “{key}” compare?"))
-    return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results, figures=figures, tables=[t for t in tables if t])
+    title,section,question = _titles.get(key, (key, "", f"How do the runs of “{key}” compare?"))
+    return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
+        figures=figures, tables=[t for t in tables if t])
+
+def _softmax_words(
+    f:Facts # The study
+)->str: # One sentence, "" without a CustomCNN
+    "How CustomCNN ends, which the report leaves open to two readings"
+    ends = [r["softmax"] for r in f.done("architectures") if r["model"]=="custom_cnn"]
+    if not ends: return ""
+    literal = "CustomCNN ends in a softmax whose output is trained with cross-entropy, as the report literally says."
+    return literal if any(ends) else "CustomCNN gives logits; the report's softmax is part of the loss."
 
 def _search_setup(
     f:Facts # The study
 )->str: # Sentences
     "How the searches were made"
     best, trials = f.tables["table1_search"], f.tables["trials"]
-    kinds = trials.groupby("search", sort=False)["kind"].value_counts().unstack(fill_value=0) if len(trials) else pd.DataFrame()
-    each = listed(f"{int(kinds[k].max())} {k}" for k in dict.fromkeys(trials["kind"])) if len(kinds) else ""
-    return f"{count(len(best), 'search', 'searches')}: {listed(pretty(n) for n in best['search'])}, {listed(str(n) for n in sorted(set(best['planned'])))} trials each"+(f" ({each})" if each else "") \
-        +f", every trial a training of {' or '.join(map(str, _trial_epochs(f)))} epochs. Guided points are proposed by Bayesian optimisation (scikit-optimize) from the trials before; what is optimised is accuracy on valid images. " \
-        "Test images play no part."
+    kinds = trials.groupby(["kind", "search"], sort=False).size().groupby("kind", sort=False).max()
+    each = " or ".join(str(n) for n in sorted(set(best["planned"])))
+    mix = f" ({listed(f'{n} {k}' for k,n in kinds.items())})" if len(kinds) else ""
+    names, epochs = listed(said(n) for n in best["search"]), " or ".join(map(str, _trial_epochs(f)))
+    return f"{count(len(best), 'search', 'searches')}: {names}, {each} trials each{mix}, every trial a training of {epochs} epochs. {_guided_words}"
 
-def _ensemble_setup(
-    f:Facts # The study
-)->str: # Sentences
-    "Who votes"
-    votes = [p for p in f.preds if p["kind"]!="run"]
-    by_members = {tuple(p["members"]): [o["kind"] for o in votes if o["members"]==p["members"]] for p in votes}
-    words = [f"{listed(kinds).capitalize()} voting over {listed(said(m) for m in members)}" for members,kinds in by_members.items()]
-    return (f"{'; '.join(words)}. " if words else "")+"Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those that voted for a tied class decides. " \
-        "Both read stored probabilities of the test images; nothing was chosen on these."
-
-def experiments(
-    f:Facts # The study
-)->list[dict]: # For the page
-    "All experiments that the study has"
-    groups = list(dict.fromkeys(f.runs["group"]))
-    made = {}
-    if "architectures" in groups: made["architectures"] = _experiment("architectures", [setup_words(f.group("architectures")), _custom_words(f)], architecture_words(f)+missing_words(f, "architectures"), [_both_figure(f), _gap_figure(f)], [group_table(f, "architectures")])
-    if "augmentation" in groups: made["augmentation"] = _experiment("augmentation", [setup_words(f.group("augmentation")), _policy_words], augmentation_words(f)+missing_words(f, "augmentation"), augmentation_figures(f), [group_table(f, "augmentation")])
-    if f.study["searches"]: made["search"] = _experiment("search", [_search_setup(f)], search_words(f), [_trials_figure(f)], [search_table(f)])
-    if "final" in groups: made["final"] = _experiment("final", [setup_words(f.group("final")), _published_words(f)], final_words(f)+missing_words(f, "final"), final_figures(f), [group_table(f, "final")])
-    if f.study["ensembles"]: made["ensembling"] = _experiment("ensembling", [_ensemble_setup(f)], ensemble_words(f), test_figures(f), [predictor_table(f), class_words_table(f)])
-    return list(made.values())+[_own_group(f, g) for g in groups if g not in made]
-
-def _own_group(
-    f:Facts, # The study
-    group:str # Not one of the report's
-)->dict: # As `_experiment`
-    "A group of runs that the report doesn't have"
-    runs = f.group(group)
-    figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
-    return _experiment(group, [setup_words(runs)], ([_ranking(runs), _overfitted(f, group)] if len(runs) else [_nothing])+missing_words(f, group), figures, [group_table(f, group)])
-
-_policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and flips. “advanced” mixes pairs of images, each by MixUp or CutMix. " \
-    "“combined” and “combined-gentle” do both."
-
-def _custom_words(
-    f:Facts # The study
-)->str: # One sentence, "" without a CustomCNN
-    "How CustomCNN ends, which the report leaves open to two readings"
-    runs = f.runs[(f.runs["group"]=="architectures")&(f.runs["model"]=="custom_cnn")]
-    if runs.empty: return ""
-    literal = runs["softmax"].dropna().astype(bool).any()
-    return "CustomCNN ends in a softmax whose output is trained with cross-entropy, as the report literally says." if literal else "CustomCNN gives logits; the report's softmax is part of the loss."
-
-def _published_words(
+def _final_setup(
     f:Facts # The study
 )->str: # One sentence, "" without searches
     "Where the final runs' settings come from"
     if f.study["options"].get("published"): return "Settings are the published ones of the report's table 1."
     return "Settings are the best points of this study's own searches (table 1)." if f.study["searches"] else ""
 
-# %% ../../nbs/34_results.page.ipynb #6860fe54
+def _vote_setup(
+    f:Facts # The study
+)->str: # Sentences
+    "Who votes"
+    votes = [p for p in f.preds if p["kind"]!="run"]
+    kinds = {tuple(p["members"]): [o["kind"] for o in votes if o["members"]==p["members"]] for p in votes}
+    words = [f"{listed(k).capitalize()} voting over {listed(said(m) for m in members)}." for members,k in kinds.items()]
+    return " ".join([*words, _vote_words])
+
+def _own_group(
+    f:Facts, # The study
+    group:str # Not one of the report's
+)->dict: # As `_experiment`
+    "A group of runs that the report doesn't have"
+    runs = f.done(group)
+    figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
+    return _experiment(group, [setup_words(runs)], [_ranking(runs), _overfitted(f, group)] if runs else [_nothing], figures, [group_table(f, group)])
+
+def experiments(
+    f:Facts # The study
+)->list[dict]: # As `_experiment`
+    "All experiments that the study has"
+    made = {}
+    def add(key, setup, results, figures, tables): made[key] = _experiment(key, setup, results+missing_words(f, key), figures, tables)
+    if f.runs("architectures"): add("architectures", [setup_words(f.done("architectures")), _softmax_words(f)], architecture_words(f),
+        architecture_figures(f), [group_table(f, "architectures")])
+    if f.runs("augmentation"): add("augmentation", [setup_words(f.done("augmentation")), _policy_words], augmentation_words(f),
+        augmentation_figures(f), [group_table(f, "augmentation")])
+    if f.study["searches"]: add("search", [_search_setup(f)], search_words(f), search_figures(f), [search_table(f)])
+    if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
+    if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f), [predictor_table(f), class_table_words(f)])
+    return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]
+
+# %% ../../nbs/34_results.page.ipynb #68b85031
+def _key(
+    label:str, # What it is
+    value:str, # The number
+    note:str # What belongs to it
+)->dict: # For the page
+    "One number that says much"
+    return dict(label=label, value=value, note=note)
+
 def key_numbers(
     f:Facts # The study
-)->list[dict]: # `label`, `value`, `note`
-    "Four numbers that say most; those with a percent sign are accuracies"
-    out, table, aug, p = [], f.tables["table2_predictors"].query("test_acc.notna()"), f.group("augmentation"), f.progress
-    if len(table):
-        top = table.iloc[0]
-        out.append(dict(label="best predictor, test", value=pct(top["test_acc"]), note=f"{pretty(top['predictor'])}, {pct(top['low'])} to {pct(top['high'])}"))
-    if len(table) and (table["kind"]=="run").any():
-        single = table[table["kind"]=="run"].iloc[0]
-        out.append(dict(label="best single network, test", value=pct(single["test_acc"]), note=f"{pretty(single['predictor'])}; guessing gives {pct(f.chance)}"))
-    if len(aug) and "none" in set(aug["name"]):
-        gain = aug["valid_acc"].iloc[0]-aug.set_index("name")["valid_acc"]["none"]
-        out.append(dict(label="best augmentation, valid", value=pct(aug["valid_acc"].iloc[0]), note=f"{aug['name'].iloc[0]}, {points(gain)} against none"))
-    total = int(p[["done", "skipped", "failed", "left"]].sum().sum())
-    out.append(dict(label="trainings done", value=f"{p['done'].sum()} of {total}", note=f"{listed(f'{p[k].sum()} {k}' for k in ('skipped', 'failed', 'left') if p[k].sum()) or 'none skipped or failed'}; {duration(f.study.get('seconds'))}"))
-    return out
+)->list[dict]: # As `_key`
+    "The numbers that say most; those with a percent sign are accuracies"
+    out, table = [], [d for d in _rows(f.tables["table2_predictors"]) if pd.notna(d["test_acc"])]
+    for d in table[:1]: out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
+    for d in [d for d in table if d["kind"]=="run"][:1]:
+        out.append(_key("best single network, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}; guessing gives {pct(f.chance)}"))
+    acc = {r["name"]: r["valid_acc"] for r in f.done("augmentation")}
+    for n,a in list(acc.items())[:1]:
+        out.append(_key("best augmentation, valid", pct(a), n+(f", {points(a-acc['none'])} against none" if "none" in acc else "")))
+    p = f.progress[["done", "skipped", "failed", "left"]].sum()
+    rest = listed(f"{p[k]} {k}" for k in ("skipped", "failed", "left") if p[k]) or "none skipped or failed"
+    return out+[_key("trainings done", f"{p['done']} of {f.trainings}", f"{rest}; {duration(f.study.get('seconds'))}")]
 
 def summary_words(
     f:Facts # The study
 )->list[tuple[str,str]]: # What it is about, and sentences
     "The study in a few sentences"
-    firsts = dict(Networks=architecture_words(f)[0] if len(f.group("architectures")) else "", Augmentation=augmentation_words(f)[0] if len(f.group("augmentation")) else "",
-        Search=search_words(f)[0].split(". By search")[0].rstrip(".")+"." if f.tables["table1_search"]["valid_acc"].notna().any() else "")
-    firsts["Final networks"] = final_words(f)[0] if len(f.group("final")) else ""
-    done = f.tables["table2_predictors"]["test_acc"].notna().any()
-    firsts["Ensembling"] = " ".join(ensemble_words(f)[:2]) if done else ""
-    return [(f"{k}.", v) for k,v in firsts.items() if v] or [("", "Nothing is finished yet.")]
+    parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1],
+        "Final networks.": final_words(f)[:1], "Ensembling.": ensemble_words(f)[:2]}
+    said = [(k, " ".join(v)) for k,v in parts.items() if not v[0].startswith("Nothing")]
+    return said or [("", "Nothing is finished yet.")]
 
 def gaps_table(
     f:Facts # The study
 )->dict|None: # As `_table`, None when everything is done
     "What is missing, and why"
-    rows = [(r["group"], pretty(r["name"]), r["status"], r["reason"] or "–") for r in f.runs.to_dict("records") if r["status"]!="done"]
-    rows += [("search", pretty(b["search"]), b["status"], f"{b['trials']} of {b['planned']} trials made") for b in f.tables["table1_search"].to_dict("records") if b["trials"]<b["planned"]]
-    trials = f.tables["trials"]
-    rows += [("search", f"{pretty(t['search'])}, trial {t['number']+1}", "failed", t["cause"] or "–") for t in trials[trials["status"]=="failed"].to_dict("records")]
+    rows = [(r["group"], pretty(r["name"]), r["status"], r["reason"] or "–") for r in f.runs() if r["status"]!="done"]
+    for b in _rows(f.tables["table1_search"]):
+        made = f"{b['trials']} of {b['planned']} trials made"
+        if b["status"]!="done": rows.append(("search", pretty(b["search"]), b["status"], f"{b['reason']}; {made}" if b["reason"] else made))
+    for t in _rows(f.tables["trials"]):
+        if t["status"]=="failed": rows.append(("search", f"{pretty(t['search'])}, trial {t['number']+1}", "failed", t["cause"] or "–"))
     rows += [("ensemble", pretty(p["predictor"]), p["status"], p["reason"] or "–") for p in f.preds if p["kind"]!="run" and "preds" not in p]
-    return _table("table-missing", "What isn't there", "A failed trial counts as chance level for its search.", [("part", "text"), ("name", "name"), ("status", "text"), ("reason", "long")], rows) if rows else None
+    columns = [("part", "text"), ("name", "name"), ("status", "text"), ("reason", "long")]
+    return _table("table-missing", "What isn't there", "A failed trial counts as chance level for its search.", columns, rows) if rows else None
 
 def unfinished_words(
     f:Facts # The study
 )->str: # "" when nothing is left
     "What is left to do"
-    p = f.progress[f.progress["left"]>0]
-    total = int(f.progress[["done", "skipped", "failed", "left"]].sum().sum())
-    if p.empty: return ""
-    return f"{count(int(p['left'].sum()))} of {count(total, 'training')} are left: "+listed(f"{r['left']} of {said(r['part'])}" for r in p.to_dict("records"))+"."
+    left = [r for r in _rows(f.progress) if r["left"]]
+    if not left: return ""
+    parts = listed(f"{r['left']} of {said(r['part'])}" for r in left)
+    return f"{count(sum(r['left'] for r in left))} of {count(f.trainings, 'training')} are left: {parts}."
+
+# %% ../../nbs/34_results.page.ipynb #4ffa37f9
+def _leaks(
+    f:Facts # The study
+)->list[str]: # Sentences
+    "Which networks may have seen test images"
+    data, origins, words = f.study["data"], f.study["data"].get("origins") or {}, []
+    names = listed(dict.fromkeys(said(r["name"]) for r in f.runs() if r["status"]=="done" and r["pretrained"]==True))
+    why = "and part of these images come from ImageNet: the weights may have seen larger versions of test images" if origins.get("imagenet") \
+        else "which may have seen images like these"
+    if names: words.append(f"Leak: {names} began with weights trained on ImageNet, {why}.")
+    if origins.get("cifar") and _is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
+        "of its training images. A network that was trained on CIFAR-10 elsewhere has seen some of them.")
+    return words
 
 def cautions(
     f:Facts # The study
 )->list[str]: # Sentences
     "What a reader must know to read the numbers rightly"
-    data, runs = f.study["data"], f.runs
-    n = data["counts"].get("test", 0)
+    data = f.study["data"]
+    n, skipped = data["counts"].get("test", 0), [str(o) for o in data.get("skipped") or []]
     low,high = interval(.5, n)
-    words = [f"One seed a training: another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
-        f"With {count(n, 'test image')} an accuracy near 50 % is known to about ±{50*(high-low):.1f} points." if n else "",
-        "Epochs, trials and settings were chosen on valid images; test images were only scored. The valid accuracy of a chosen epoch or trial is therefore a little too high."]
-    pretrained = runs[(runs["status"]=="done")&runs["pretrained"].eq(True)]
-    origins = data.get("origins") or {}
-    if len(pretrained): words.append(f"Leak: {listed(dict.fromkeys(said(o) for o in pretrained['name']))} {'starts' if len(pretrained)==1 else 'start'} from weights trained on ImageNet, "
-        +("and part of these images come from ImageNet: the weights may have seen larger versions of test images." if origins.get("imagenet") else "which may have seen images like these.")+" Such networks never join an ensemble here.")
-    if origins.get("cifar") and _is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 of its training images. A network that was trained on CIFAR-10 elsewhere has seen some of them.")
-    if data.get("skipped"): words.append(f"{count(len(data['skipped']), 'image')} could not be read and {'was' if len(data['skipped'])==1 else 'were'} left out: {listed(str(o) for o in data['skipped'][:5])}{' and others' if len(data['skipped'])>5 else ''}.")
-    return [w for w in words if w]
+    words = ["One seed a training: another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
+        f"With {count(n, 'test image')} an accuracy near 50 % is known to about ±{50*(high-low):.1f} points.",
+        "Epochs, trials and settings were chosen on valid images; test images were only scored. The valid accuracy of a chosen epoch or trial is "
+        "therefore a little too high.", *_leaks(f)]
+    if skipped: words.append(f"{count(len(skipped), 'image')} could not be read and {'was' if len(skipped)==1 else 'were'} left out: "
+        f"{', '.join(skipped[:5])}{', ...' if len(skipped)>5 else ''}.")
+    return words
 
 _decisions = ["keeps the weights of the epoch with the highest valid accuracy (the first on ties);",
-    "draws the weights of MixUp and CutMix from Beta(1, 1), for every batch, and counts train accuracy under mixing as λ [prediction = first class] + (1 − λ) [prediction = second class];",
-    "searches learning rate and L2 log-uniformly, batch size as a power of two, momentum, betas and dropout uniformly, all trials of a search with one seed;",
+    "draws the weights of MixUp and CutMix from Beta(1, 1), for every batch, and counts train accuracy under mixing as λ [prediction = first "
+    "class] + (1 − λ) [prediction = second class];",
+    "searches learning rate and L2 log-uniformly, batch size as a power of two, momentum, betas and dropout uniformly, all trials of a search "
+    "with one seed;",
     "adds L2 to the gradient (coupled), as PyTorch's optimizers do;",
     "rotates by 0 to 180 degrees, always, fills with black, and composes crop and rotation into one bilinear resampling."]
+
+def _whole(
+    x:float # Number, perhaps NA
+)->str: # Without decimals
+    "A whole number as text"
+    return "–" if pd.isna(x) else f"{round(x):,}"
 
 def traces(
     f:Facts # The study
 )->list[dict]: # As `_table`
     "Every training by its run id"
-    columns = [("run", "name"), ("group", "text"), ("run id", "code"), ("status", "text"), ("seed", "num"), ("epochs", "num"), ("valid", "num"), ("test", "num"), ("time", "num"), ("images/s", "num")]
-    runs = [(pretty(r["name"]), r["group"], r["run_id"] or "–", r["status"], _whole(r["seed"]), _whole(r["epochs"]), pct(r["valid_acc"]), pct(r["test_acc"]), duration(r["seconds"]), _whole(r["images_per_s"]))
-        for r in f.runs.to_dict("records")]
-    trials = f.tables["trials"]
-    point = [k for k in POINT if trials[k].notna().any()]
-    rows = [(f"{pretty(t['search'])} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(sci(t[k]) for k in point), pct(t["valid_acc"]), duration(t["seconds"])) for t in trials.to_dict("records")]
-    kinds = [("trial", "name"), ("kind", "text"), ("run id", "code"), ("status", "text"), *((_point_names[k], "num") for k in point), ("valid", "num"), ("time", "num")]
+    runs = [(pretty(r["name"]), r["group"], r["run_id"] or "–", r["status"], _whole(r["seed"]), _whole(r["epochs"]), pct(r["valid_acc"]),
+        pct(r["test_acc"]), duration(r["seconds"]), _whole(r["images_per_s"])) for r in f.runs()]
+    names = [("run", "name"), ("group", "text"), ("run id", "code"), ("status", "text")]
+    columns = names+[(k, "num") for k in ("seed", "epochs", "valid", "test", "time", "images/s")]
+    point = [k for k in POINT if f.tables["trials"][k].notna().any()]
+    trials = [(f"{pretty(t['search'])} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(sci(t[k]) for k in point), pct(t["valid_acc"]),
+        duration(t["seconds"])) for t in _rows(f.tables["trials"])]
+    kinds = [("trial", "name"), ("kind", "text"), *names[2:], *((_point_names[k], "num") for k in point), ("valid", "num"), ("time", "num")]
     out = [_table("table-runs", "Runs", "A run that two groups share is one training.", columns, runs)]
-    return out+([_table("table-trials", "Trials", "", kinds, rows)] if rows else [])
+    return out+([_table("table-trials", "Trials", "", kinds, trials)] if trials else [])
 
-def _whole(
-    x # Number, perhaps NA
-)->str: # Without decimals
-    "A whole number as text"
-    return "–" if pd.isna(x) else f"{round(x):,}"
+def _as_text(
+    value # Of `env` in `study.json`
+)->str: # One line
+    "A value, a list or a dict as text"
+    if isinstance(value, dict): return ", ".join(f"{k} {o}" for k,o in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 def environment_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Versions and machine"
-    def text(v): return ", ".join(f"{k} {o}" for k,o in v.items()) if isinstance(v, dict) else ", ".join(map(str, v)) if isinstance(v, list) else str(v)
-    rows = [(k, text(v)) for k,v in sorted((f.study.get("env") or {}).items())]
-    data = f.study["data"]
-    extra = [("data digest", str(data.get("digest", ""))), ("classes", ", ".join(map(str, data["classes"]))), ("image size", str(data.get("size", ""))), ("seed", str(f.study["options"].get("seed"))),
-        ("started", str(f.study.get("started", ""))), ("time of the whole study", duration(f.study.get("seconds")))]
-    return _table("table-environment", "Versions and machine", "", [("", "text"), ("value", "long")], rows+extra)
+    s, data = f.study, f.study["data"]
+    rows = [(k, _as_text(v)) for k,v in sorted((s.get("env") or {}).items())]
+    rows += [("data digest", str(data.get("digest", ""))), ("classes", _as_text(data["classes"])), ("image size", str(data.get("size", ""))),
+        ("options", _as_text(s["options"])), ("started", str(s.get("started", ""))), ("time of the whole study", duration(s.get("seconds")))]
+    return _table("table-environment", "Versions and machine", "", [("", "text"), ("value", "long")], rows)
 
-# %% ../../nbs/34_results.page.ipynb #4c55e56e
+# %% ../../nbs/34_results.page.ipynb #d07bc823
+def _byline(
+    f:Facts # The study
+)->str: # Two sentences
+    "Plan, data, scale and seed in a line"
+    s, data = f.study, f.study["data"]
+    images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
+    return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. Epochs scaled by {s['options'].get('scale') or 1:g}, seed " \
+        f"{s['options'].get('seed')}. Started on {str(s.get('started', ''))[:10]}, {duration(s.get('seconds'))} in all."
+
+_footer = "Made by cinic_fastai. It repeats and extends “Deep Learning: Project 1 Report” by Maja Andrzejczuk and Maciej Orsłowski; published " \
+    "numbers are theirs."
+
 def page_html(
     f:Facts, # The study
     parts:list[dict], # From `experiments`, their figures `rendered`
     summary_figure:dict|None # `rendered`
 )->str: # HTML
     "The page as text"
-    study = f.study
     template = files("cinic_fastai.results").joinpath("report.html").read_text(encoding="utf-8")
-    counts = study["data"]["counts"]
-    byline = f"Plan “{study['name']}” on {_data_words(study['data'])}: {count(sum(counts.values()), 'image')} in {count(len(study['data']['classes']), 'class', 'classes')}. Epochs scaled by " \
-        f"{study['options'].get('scale') or 1:g}, seed {study['options'].get('seed')}. Started on {str(study.get('started', ''))[:10]}, {duration(study.get('seconds'))} in all."
-    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=False).from_string(template).render(
-        title=study.get("title") or study["name"], byline=byline, command=study.get("command", ""), unfinished=unfinished_words(f), scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f),
-        summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f), cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f),
-        footer="Made by cinic_fastai. It repeats and extends “Deep Learning: Project 1 Report” by Maja Andrzejczuk and Maciej Orsłowski; published numbers are theirs.")
+    return Environment(autoescape=True, undefined=StrictUndefined).from_string(template).render(
+        title=f.study.get("title") or f.study["name"], byline=_byline(f), command=f.study.get("command", ""), unfinished=unfinished_words(f),
+        scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f), summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f),
+        cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f), footer=_footer)
 
 def write_page(
     out:Path # A study's folder
 )->Path: # `report.html`
     "Write a study's page, `figures/*.png` and `tables/*.csv`, finished or not"
-    f, brief = facts(out), None
+    f = facts(out)
     parts = [{**e, "figures": [rendered(d) for d in e["figures"]]} for e in experiments(f)]
-    if d := _brief_figure(f): brief = rendered(d)
-    for d in [brief, *(o for e in parts for o in e["figures"])]:
+    brief = brief_figure(f)
+    brief = rendered(brief) if brief else None
+    for d in [brief, *(d for e in parts for d in e["figures"])]:
         if d and d["uri"]: write_bytes(f.out/"figures"/f"{d['name']}.png", d["bytes"])
     for name,df in f.tables.items(): write_text(f.out/"tables"/f"{name}.csv", df.to_csv(index=False, lineterminator="\n"))
     write_text(f.out/"report.html", page_html(f, parts, brief))
     return f.out/"report.html"
-
-def _brief_figure(
-    f:Facts # The study
-)->dict|None: # As `_figure`, None without results
-    "Test accuracy of the predictors, for the summary"
-    df = f.tables["table2_predictors"]
-    df = df[df["test_acc"].notna()]
-    if df.empty: return None
-    def draw(): return plot_predictors(df, new_axes(4.8, .7+.3*len(df))[0], f.colours).figure
-    return _figure("predictors", "Test accuracy of the predictors", "With 95 % intervals.", f"Test accuracy: {', '.join(f'{pretty(n)} {pct(a)}' for n,a in zip(df['predictor'], df['test_acc']))}.", draw, "middle")

@@ -18,8 +18,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from ..files import read_npz
 from .tables import TOTAL, history_table
 
-# %% ../../nbs/33_results.plots.ipynb #70c02066
-COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00", "resnet18": "#0072B2", "resnet18-adam": "#0072B2", "resnet18-sgd": "#56B4E9",
+# %% ../../nbs/33_results.plots.ipynb #1be80cf9
+COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00",
+    "resnet18": "#0072B2", "resnet18-adam": "#0072B2", "resnet18-sgd": "#56B4E9",
     "resnet18-pretrained": "#CC79A7", "resnet18-pretrained-adam": "#CC79A7", "soft": "#009E73", "hard": "#6B6B6B",
     "none": "#777777", "simple": "#CC6677", "gentle": "#999933", "advanced": "#332288", "combined": "#AA4499", "combined-gentle": "#44AA99"}
 SPARE = ("#117733", "#882255", "#661100", "#6699CC", "#B8860B", "#5E4FA2", "#1B7F79", "#8C564B")
@@ -41,10 +42,12 @@ def palette(
     spare = [n for n in names if n not in COLOURS]
     return {n: COLOURS.get(n) or SPARE[spare.index(n)%len(SPARE)] for n in names}
 
-# %% ../../nbs/33_results.plots.ipynb #d6123729
-STYLE = {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titleweight": "bold", "xtick.labelsize": 8.5, "ytick.labelsize": 8.5,
-    "legend.fontsize": 8.5, "axes.linewidth": .7, "xtick.major.width": .7, "ytick.major.width": .7, "xtick.major.size": 3, "ytick.major.size": 0, "lines.linewidth": 1.7,
-    "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#888888", "xtick.color": "#444444", "ytick.color": "#444444", "figure.facecolor": "white",
+# %% ../../nbs/33_results.plots.ipynb #2b454e30
+STYLE = {"font.size": 9, "axes.labelsize": 9, "axes.titlesize": 9.5, "axes.titlelocation": "left", "axes.titleweight": "bold",
+    "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "legend.fontsize": 8.5, "axes.linewidth": .7, "lines.linewidth": 1.7,
+    "xtick.major.width": .7, "ytick.major.width": .7, "xtick.major.size": 3, "ytick.major.size": 0,
+    "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#888888", "xtick.color": "#444444", "ytick.color": "#444444",
+    "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "auto",
     "text.parse_math": False} # a `$` in a class name is a dollar
 
 def new_axes(
@@ -78,7 +81,7 @@ def _clean(
     ax.set_axisbelow(True)
     if percent: getattr(ax, f"{percent}axis").set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
 
-# %% ../../nbs/33_results.plots.ipynb #193be421
+# %% ../../nbs/33_results.plots.ipynb #2b713ec3
 def spread(
     ys:list[float], # Where the middles of labels would like to be, in [0, 1]
     heights:list[float] # Of the labels
@@ -120,10 +123,11 @@ def label_ends(
     inches = ax.figure.get_size_inches()[1]/ax.get_subplotspec().get_gridspec().nrows*.8
     places = spread([(e[1]-lo)/(hi-lo) for e in ends], [(.02+.135*(o.count("\n")+1))/inches for o in labels])
     for (x,y,_,colour),label,h in zip(ends, labels, places):
-        ax.annotate(label, (x,y), xytext=(1.04,h), textcoords="axes fraction", va="center", color=_darker(colour), fontsize=8.5, linespacing=.95, annotation_clip=False,
-            arrowprops=dict(arrowstyle="-", color=colour, linewidth=.6, alpha=.6, relpos=(0,.5), shrinkA=1, shrinkB=3))
+        thread = dict(arrowstyle="-", color=colour, linewidth=.6, alpha=.6, relpos=(0,.5), shrinkA=1, shrinkB=3)
+        ax.annotate(label, (x,y), xytext=(1.04,h), textcoords="axes fraction", va="center", color=_darker(colour), fontsize=8.5, linespacing=.95,
+            annotation_clip=False, arrowprops=thread)
 
-# %% ../../nbs/33_results.plots.ipynb #a61800cd
+# %% ../../nbs/33_results.plots.ipynb #512045a9
 def curves_table(
     out:Path, # A study's folder
     group:str, # For example `architectures`
@@ -133,8 +137,15 @@ def curves_table(
     "Curves of a group's runs"
     h = history_table(out).query("group==@group")
     names = [n for n in names or dict.fromkeys(h["name"]) if n in set(h["name"])]
-    pieces = [h[h["name"]==n].assign(part=p, epoch=lambda d: d["epoch"]+1, accuracy=lambda d: d[f"{p}_acc"], loss=lambda d: d[f"{p}_loss"]) for n in names for p in parts]
-    return pd.concat([p[["name", "part", "epoch", "accuracy", "loss"]] for p in pieces] or [pd.DataFrame(columns=["name", "part", "epoch", "accuracy", "loss"])], ignore_index=True)
+    pieces = [_curve(h[h["name"]==n], p) for n in names for p in parts]
+    return pd.concat(pieces or [_curve(h[:0], "valid")], ignore_index=True)
+
+def _curve(
+    h:pd.DataFrame, # One run's rows of `history_table`
+    part:str # `train` or `valid`
+)->pd.DataFrame: # As `curves_table`
+    "One curve"
+    return pd.DataFrame(dict(name=h["name"], part=part, epoch=h["epoch"]+1, accuracy=h[f"{part}_acc"], loss=h[f"{part}_loss"]))
 
 @matplotlib.rc_context(STYLE)
 def plot_curves(
@@ -147,8 +158,8 @@ def plot_curves(
     ax, colours, ends = _axes(ax), colours or palette(df["name"]), []
     for (name,part),d in df.groupby(["name", "part"], sort=False):
         x, y = d["epoch"].to_numpy(float), d[measure].to_numpy(float)
-        ax.plot(x, y, color=colours[name], linestyle="--" if part=="train" else "-", linewidth=1.2 if part=="train" else 1.7, marker="o" if len(d)<=20 else None, markersize=3.2,
-            markerfacecolor="white" if part=="train" else colours[name], label=f"{name} {part}")
+        look = dict(linestyle="--", linewidth=1.2, markerfacecolor="white") if part=="train" else dict(linestyle="-")
+        ax.plot(x, y, color=colours[name], marker="o" if len(d)<=20 else None, markersize=3.2, label=f"{name} {part}", **look)
         if part=="valid" or "valid" not in set(df["part"]): ends.append((x[-1], y[-1], pretty(name), colours[name]))
     _clean(ax, percent="y" if measure=="accuracy" else "")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -163,10 +174,10 @@ def line_key(
     ax:Axes # Of curves with train and valid
 ):
     "Say which lines are train and which valid"
-    key = [Line2D([], [], color="#555555", linestyle="-", label="valid"), Line2D([], [], color="#555555", linestyle="--", linewidth=1.2, label="train")]
+    key = [Line2D([], [], color="#555555", label="valid"), Line2D([], [], color="#555555", linestyle="--", linewidth=1.2, label="train")]
     ax.legend(handles=key, frameon=False, loc="best", handlelength=2.2)
 
-# %% ../../nbs/33_results.plots.ipynb #aa2d186f
+# %% ../../nbs/33_results.plots.ipynb #a0030cf4
 def samples_table(
     out:Path # A study's folder
 )->dict: # Arrays of `samples.npz`, empty when there is none
@@ -198,7 +209,9 @@ def plot_photos(
     ax.set_yticks((np.arange(r)+.5)*(h+3)-2, ["original", *map(str, samples["policies"])])
     ax.set_xticks((np.arange(c)+.5)*(w+3)-2, [textwrap.shorten(str(o), 12, placeholder="...") for o in samples["labels"]])
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
-    ax.tick_params(axis="x", labelsize=6.3)
+    crowded = c*max(len(str(o)) for o in samples["labels"])>85
+    ax.tick_params(axis="x", labelsize=7 if crowded else 6.3, labelrotation=40 if crowded else 0)
+    if crowded: ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), ha="left", rotation_mode="anchor")
     ax.spines[:].set_visible(False)
     return ax
 
@@ -221,7 +234,7 @@ def plot_mistakes(
     ax.set_axis_off()
     return ax
 
-# %% ../../nbs/33_results.plots.ipynb #283a7622
+# %% ../../nbs/33_results.plots.ipynb #38a37a2d
 @matplotlib.rc_context(STYLE)
 def plot_classes(
     df:pd.DataFrame, # From `class_table`
@@ -233,18 +246,26 @@ def plot_classes(
     ax, colours = _axes(ax, 5.6, 1.2+.34*len(classes)), colours or palette(names)
     wide = df.pivot(index="class", columns="predictor", values="accuracy").loc[classes, names] if len(df) else pd.DataFrame()
     y = np.arange(len(classes))+np.array([.5 if c==TOTAL else 0 for c in classes])
-    for i,c in enumerate(classes): ax.plot([wide.loc[c].min(), wide.loc[c].max()], [y[i]]*2, color="#D0D0D0", linewidth=2.5, solid_capstyle="round", zorder=1)
+    for i,c in enumerate(classes): ax.plot([wide.loc[c].min(), wide.loc[c].max()], [y[i]]*2, color="#D0D0D0", linewidth=2.5, zorder=1)
     for i,n in enumerate(names):
         shift = (i-(len(names)-1)/2)*min(.13, .6/len(names))
-        ax.plot(wide[n], y+shift, linestyle="", marker={"soft": "D", "hard": "s"}.get(n, "o"), markersize=5.5, color=colours[n], markeredgecolor="white", markeredgewidth=.6, label=pretty(n))
+        ax.plot(wide[n], y+shift, linestyle="", marker=_marker(n), markersize=5.5, color=colours[n], markeredgecolor="white", markeredgewidth=.6,
+            label=pretty(n))
     _clean(ax, "x", percent="x")
     ax.set_yticks(y, ["total" if c==TOTAL else textwrap.shorten(c, 18, placeholder="...") for c in classes])
     ax.set(xlabel="test accuracy")
     ax.invert_yaxis()
-    if names: ax.figure.legend(*ax.get_legend_handles_labels(), frameon=False, loc="outside upper center", ncols=3, handletextpad=.2, columnspacing=1.4)
+    key = ax.get_legend_handles_labels()
+    if names: ax.figure.legend(*key, frameon=False, loc="outside upper center", ncols=3, handletextpad=.2, columnspacing=1.4)
     return ax
 
-# %% ../../nbs/33_results.plots.ipynb #95c7f349
+def _marker(
+    predictor:str # Its name
+)->str: # matplotlib's
+    "Votes stand out by their shape"
+    return {"soft": "D", "hard": "s"}.get(predictor, "o")
+
+# %% ../../nbs/33_results.plots.ipynb #2c3e2996
 @matplotlib.rc_context(STYLE)
 def plot_gap(
     df:pd.DataFrame, # From `gap_table`
@@ -265,7 +286,8 @@ def plot_gap(
     ax.set(xlabel="accuracy at the last epoch")
     ax.margins(x=.12)
     ax.invert_yaxis()
-    key = [Line2D([], [], color="#555555", linestyle="", marker="o", markerfacecolor=c, label=l) for c,l in (("#555555", "valid"), ("white", "train"))]
+    look = dict(color="#555555", linestyle="", marker="o")
+    key = [Line2D([], [], label="valid", **look), Line2D([], [], label="train", markerfacecolor="white", **look)]
     ax.figure.legend(handles=key, frameon=False, loc="outside upper right", ncols=2, handletextpad=.2)
     return ax
 
@@ -280,9 +302,10 @@ def _dumbbell(
     ax.plot([valid, train], [y, y], color=colour, linewidth=1.6, alpha=.6, zorder=1)
     ax.plot([valid], [y], "o", color=colour, markersize=6)
     ax.plot([train], [y], "o", color=colour, markersize=6, markerfacecolor="white")
-    ax.annotate(f"{100*(train-valid):+.1f}".replace("-", "−"), (max(valid, train), y), xytext=(7,0), textcoords="offset points", va="center", fontsize=8, color="#444444")
+    text = f"{100*(train-valid):+.1f}".replace("-", "−")
+    ax.annotate(text, (max(valid, train), y), xytext=(7,0), textcoords="offset points", va="center", fontsize=8, color="#444444")
 
-# %% ../../nbs/33_results.plots.ipynb #65aa4bab
+# %% ../../nbs/33_results.plots.ipynb #521d04ba
 @matplotlib.rc_context(STYLE)
 def plot_trials(
     df:pd.DataFrame, # One search's rows of `trials_table`
@@ -320,14 +343,20 @@ def plot_searches(
     for i,ax in enumerate(axs):
         ax.set_visible(i<len(names))
         ax.set(xlabel="trial" if i+cols>=len(names) else "", ylabel="valid accuracy" if i%cols==0 else "")
-    grey = dict(color="#555555", markersize=5)
-    key = [Line2D([], [], linestyle="", marker="o", markerfacecolor="white", label="random", **grey), Line2D([], [], linestyle="", marker="o", label="guided", **grey),
-        Line2D([], [], linestyle="", marker="x", label="failed", **{**grey, "color": "#999999"}), Line2D([], [], linewidth=1.2, color="#555555", label="best so far")]
-    if published: key.append(Line2D([], [], linestyle=":", color="#555555", label="published best"))
-    axs[0].figure.legend(handles=key, frameon=False, loc="outside upper center", ncols=5, handletextpad=.4, columnspacing=1, handlelength=1.6)
+    look = dict(frameon=False, ncols=5, handletextpad=.4, columnspacing=1, handlelength=1.6)
+    axs[0].figure.legend(handles=_trial_key(bool(published)), loc="outside upper center", **look)
     return axs[0].figure
+def _trial_key(
+    published:bool # Is there a published best?
+)->list[Line2D]: # For a legend
+    "What the marks of a search's picture mean"
+    look = dict(linestyle="", marker="o", markersize=5, color="#555555")
+    key = [Line2D([], [], label="random", **{**look, "markerfacecolor": "white"}), Line2D([], [], label="guided", **look),
+        Line2D([], [], label="failed", **{**look, "marker": "x", "color": "#999999"}),
+        Line2D([], [], label="best so far", linewidth=1.2, color="#555555")]
+    return key+[Line2D([], [], label="published best", linestyle=":", color="#555555")]*published
 
-# %% ../../nbs/33_results.plots.ipynb #4bd0e33a
+# %% ../../nbs/33_results.plots.ipynb #6061ff34
 @matplotlib.rc_context(STYLE)
 def plot_predictors(
     df:pd.DataFrame, # From `predictors_table`
@@ -341,7 +370,7 @@ def plot_predictors(
     for i,d in enumerate(df.to_dict("records")):
         c = colours[d["predictor"]]
         ax.plot([d["low"], d["high"]], [i,i], color=c, linewidth=2.2, alpha=.45, solid_capstyle="round")
-        ax.plot([d["test_acc"]], [i], {"soft": "D", "hard": "s"}.get(d["predictor"], "o"), color=c, markersize=6)
+        ax.plot([d["test_acc"]], [i], _marker(d["predictor"]), color=c, markersize=6)
         ax.annotate(f"{100*d['test_acc']:.1f} %", (d["test_acc"], i), xytext=(0,6), textcoords="offset points", ha="center", fontsize=8)
         if published: ax.plot([d["published"]], [i], "|", color="#333333", markersize=11, markeredgewidth=1.4, label="published" if i==0 else None)
     _clean(ax, "x", percent="x")

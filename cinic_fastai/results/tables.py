@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_POINTS', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'POINT',
-           'TOTAL', 'read_study', 'study_store', 'runs_table', 'history_table', 'gap_table', 'read_journal',
+           'TOTAL', 'read_study', 'study_store', 'planned', 'runs_table', 'history_table', 'gap_table', 'read_journal',
            'trials_table', 'best_table', 'predictions', 'predictors_table', 'class_table', 'progress_table',
            'all_tables']
 
-# %% ../../nbs/32_results.tables.ipynb #952f4d8c
+# %% ../../nbs/32_results.tables.ipynb #09b6a77b
 import json
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import StoreError
-from ..files import read_json
+from ..files import read_json, to_json
 from ..runs import RunStore, config_fields
 from .ensemble import check_members, vote
 from .metrics import accuracy, class_accuracy, interval
 
-# %% ../../nbs/32_results.tables.ipynb #69e30f8b
+# %% ../../nbs/32_results.tables.ipynb #07693ff5
 PUBLISHED_VALID = { # Valid accuracy at the end of training, by group and run; sections 4.1.2 ("around") and 4.3.2
     ("architectures", "resnet18-pretrained"): .65, ("architectures", "resnet18"): .53, ("augmentation", "none"): .53,
-    ("final", "custom_cnn-adam"): .6260, ("final", "resnet18-sgd"): .6501, ("final", "resnet18-adam"): .6596, ("final", "resnet18-pretrained-adam"): .7187}
+    ("final", "custom_cnn-adam"): .6260, ("final", "resnet18-sgd"): .6501, ("final", "resnet18-adam"): .6596,
+    ("final", "resnet18-pretrained-adam"): .7187}
 PUBLISHED_POINTS = { # Table 1: best point of each search
     "custom_cnn-sgd": dict(bs=32, lr=3.158e-3, wd=3.855e-3, dropout=.05463, mom=.273),
     "custom_cnn-adam": dict(bs=64, lr=1e-4, wd=1e-5, dropout=.2, beta1=.99, beta2=.99),
@@ -31,7 +32,8 @@ PUBLISHED_POINTS = { # Table 1: best point of each search
 PUBLISHED_BEST = {"custom_cnn-sgd": .3484, "custom_cnn-adam": .4052, "resnet18-sgd": .461, "resnet18-adam": .4892} # Table 1: valid accuracy
 PUBLISHED_TEST = {"soft": .694, "hard": .688, "resnet18-adam": .657, "resnet18-sgd": .649, "custom_cnn-adam": .624} # Table 2
 PUBLISHED_CLASS = {("custom_cnn-adam", "dog"): .35, ("resnet18-sgd", "dog"): .35, ("resnet18-adam", "dog"): .45} # Section 4.4.2, "around"
-FULL_STUDY = dict(images=270_000, split=90_000, epochs={"architectures": 50, "augmentation": 50, "final": 150}, trial_epochs=15, random=4, guided=10, trainings=68)
+FULL_STUDY = dict(images=270_000, split=90_000, epochs={"architectures": 50, "augmentation": 50, "final": 150}, trial_epochs=15,
+    random=4, guided=10, trainings=68)
 
 # %% ../../nbs/32_results.tables.ipynb #1a531ce5
 def read_study(
@@ -48,31 +50,32 @@ def study_store(
     "The run store a study uses, its own or a shared one"
     return RunStore(Path(out)/read_study(out)["store"])
 
-# %% ../../nbs/32_results.tables.ipynb #d93d9d62
+# %% ../../nbs/32_results.tables.ipynb #8bb9f1ac
 _results = ["valid_acc", "valid_loss", "train_acc", "train_loss", "test_acc", "best_epoch", "seconds", "images_per_s", "params"]
 _run_columns = ["group", "name", "run_id", "status", "reason", "last_valid_acc", "published", *_results, *config_fields]
 
 def _status(
     run:dict, # An entry of `runs` in `study.json`
     store:RunStore # The study's store
-)->tuple[str,str]: # Status and reason
+)->tuple[str,str]: # `done`, `skipped`, `failed` or `left`, and the reason
     "How a run stands; what the store holds counts more than what `study.json` says"
     rid, status = run["run_id"], run["status"]
     if rid and store.is_done(rid, full=True): return "done", ""
     if rid and (cause := store.failure(rid)): return "failed", cause
     if status=="done": return "left", f"its results are not in {store.path.name}/ any more; run the study again"
+    if status=="running": return "left", "begun, not finished"
     return status, run.get("reason") or ""
 
-def _planned(
+def planned(
     study:dict, # Content of `study.json`
     run:dict # An entry of its `runs`
-)->dict: # Some `RunConfig` fields
-    "What the plan says about a run that has no configuration yet"
+)->dict: # `RunConfig` fields as the plan gives them, before `scale`; a search's point is not among them
+    "What the plan says about a run"
     plan = study.get("plan") or {}
-    own = next((o for o in plan.get("run", []) if (o.get("group"), o.get("name"))==(run["group"], run["name"])), {})
+    own = next((o for o in plan.get("run", []) if (o.get("group", ""), o.get("name"))==(run["group"], run["name"])), {})
     search = next((o for o in plan.get("search", []) if f"search:{o.get('name')}"==own.get("from")), {})
     both = {**plan.get("defaults", {}), **search, **own}
-    return {k: both[k] for k in ("model", "pretrained", "policy", "opt") if k in both}
+    return {k: v for k,v in both.items() if k in config_fields}
 
 def _run_row(
     study:dict, # Content of `study.json`
@@ -81,9 +84,11 @@ def _run_row(
 )->dict: # Values by column; what is missing is not known yet
     "Everything known about one run"
     rid, (status,reason) = run["run_id"], _status(run, store)
-    row = dict(group=run["group"], name=run["name"], run_id=rid, status=status, reason=reason, published=PUBLISHED_VALID.get((run["group"], run["name"])))
+    row = dict(group=run["group"], name=run["name"], run_id=rid, status=status, reason=reason)
+    row["published"] = PUBLISHED_VALID.get((run["group"], run["name"]))
     has_config = rid and (store.folder(rid)/"config.json").exists()
-    row |= asdict(store.config(rid)) if has_config else _planned(study, run)
+    known = asdict(store.config(rid)) if has_config else planned(study, run)
+    row |= known if has_config else {k: known[k] for k in ("model", "pretrained", "policy", "opt") if k in known}
     if status!="done": return row
     return row|{k: store.done(rid).get(k) for k in _results}|{"last_valid_acc": store.history(rid)["valid_acc"].iloc[-1]}
 
@@ -99,9 +104,16 @@ def _tidy(
         elif c not in _flags: df[c] = pd.to_numeric(df[c]).astype(float)
     return df
 
-_whole = {k for k,f in config_fields.items() if f.type is int}|{"best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "planned"}
-_flags = {k for k,f in config_fields.items() if f.type is bool}|{"frozen", "mixed"}
-_text = {k for k,f in config_fields.items() if f.type is str}|{"group", "name", "run_id", "status", "reason", "cause", "search", "kind", "predictor", "members", "class"}
+def _fields_of(
+    kind:type, # Of a `RunConfig` field
+    *others:str # More columns of that kind
+)->set[str]: # Column names
+    "Columns that hold values of one type"
+    return {k for k,f in config_fields.items() if f.type is kind}|set(others)
+
+_whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "planned")
+_flags = _fields_of(bool, "frozen", "mixed")
+_text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "predictor", "members", "class")
 
 def runs_table(
     out:Path # A study's folder
@@ -135,21 +147,31 @@ def gap_table(
     df["gap"], df["mixed"] = df["train_acc"]-df["valid_acc"], ~df["policy"].isin(("none", "simple", "gentle"))
     return _tidy(df.to_dict("records"), _gap_columns)
 
-# %% ../../nbs/32_results.tables.ipynb #d2ffa200
+# %% ../../nbs/32_results.tables.ipynb #0ccd7b52
 def read_journal(
     path:Path # `searches/NAME.jsonl`
 )->tuple[dict,list[dict]]: # Header and trials, both empty when there is no journal yet
     "A search's journal"
     if not Path(path).exists(): return {}, []
-    lines = Path(path).read_text(encoding="utf-8").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"): lines.pop()
+    *lines, _torn = Path(path).read_bytes().split(b"\n")
     try: entries = [json.loads(o) for o in lines if o.strip()]
-    except json.JSONDecodeError as e: raise StoreError(f"{path} is damaged ({e}). Delete it; finished trials are found in the run store again.") from None
+    except ValueError as e:
+        raise StoreError(f"{path} is damaged ({e}). Delete it; finished trials are found in the run store again.") from None
     return (entries[0], entries[1:]) if entries else ({}, [])
 
-# %% ../../nbs/32_results.tables.ipynb #17addff8
+# %% ../../nbs/32_results.tables.ipynb #587a3f8f
 POINT = ["bs", "lr", "wd", "dropout", "mom", "beta1", "beta2"]
-_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "best_so_far", "best_epoch", "epochs", "seconds", *POINT]
+_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "best_so_far", "best_epoch", "epochs",
+    "seconds", *POINT]
+
+def _kind(
+    header:dict, # A journal's
+    number:int # Of a trial
+)->str: # `random`, `guided`, or the name of another strategy
+    "How a trial's point was found"
+    strategy = header.get("strategy", "gp")
+    if strategy!="gp": return strategy
+    return "random" if number<header.get("random", 0) else "guided"
 
 def _trial_rows(
     search:dict, # An entry of `searches` in `study.json`
@@ -161,9 +183,9 @@ def _trial_rows(
     for t in trials:
         acc = t["valid_acc"] if t["status"]=="done" else np.nan
         best = np.fmax(best, acc)
-        kind = "random" if t["number"]<header.get("random", 0) or header.get("strategy")=="random" else "guided" if header.get("strategy", "gp")=="gp" else header["strategy"]
-        rows.append({"search": search["name"], "model": search["model"], "opt": search["opt"], "number": t["number"], "kind": kind, "status": t["status"], "cause": t.get("cause", ""),
-            "run_id": t.get("run_id", ""), "valid_acc": acc, "best_so_far": best, "best_epoch": t.get("best_epoch"), "epochs": len(t["accs"]) or None, "seconds": t["seconds"], **t["point"]})
+        row = dict(search=search["name"], model=search["model"], opt=search["opt"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
+        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds")}
+        rows.append(row|{"epochs": len(t.get("accs") or ()) or None, **t["point"]})
     return rows
 
 def trials_table(
@@ -175,19 +197,19 @@ def trials_table(
     others = [k for k in config_fields if k not in _trial_columns and any(k in r for r in rows)]
     return _tidy(rows, _trial_columns+others)
 
-# %% ../../nbs/32_results.tables.ipynb #8728c8b3
-_best_columns = ["search", "model", "opt", "status", "trials", "failed", "planned", "number", "run_id", *POINT, "valid_acc", "valid_median", "valid_min", "random_best", "guided_best",
-    "published", *(f"published_{k}" for k in POINT)]
+# %% ../../nbs/32_results.tables.ipynb #279e5ea6
+_best_columns = ["search", "model", "opt", "status", "reason", "trials", "failed", "planned", "number", "run_id", *POINT, "valid_acc", "valid_median",
+    "valid_min", "random_best", "guided_best", "published", *(f"published_{k}" for k in POINT)]
 
 def _n_planned(
     study:dict, # Content of `study.json`
-    name:str, # A search
-    header:dict, # Its journal's
-    n:int # Trials in its journal
-)->int: # At least `n`
+    search:dict, # An entry of its `searches`
+    header:dict # Its journal's
+)->int: # Trials
     "How many trials a search is to have"
-    if header: return max(n, header.get("random", 0)+header.get("guided", 0))
-    plan = next((o for o in (study.get("plan") or {}).get("search", []) if o.get("name")==name), {})
+    if "trials" in search: return search["trials"]
+    if header: return header.get("random", 0)+header.get("guided", 0)
+    plan = next((o for o in (study.get("plan") or {}).get("search", []) if o.get("name")==search["name"]), {})
     return sum(study["options"].get("trials") or (plan.get(k, FULL_STUDY[k]) for k in ("random", "guided")))
 
 def _best_row(
@@ -198,8 +220,9 @@ def _best_row(
 )->dict: # Values by column
     "One search's best trial and spread"
     name, done = search["name"], trials[trials["status"]=="done"]
-    row = dict(search=name, model=search["model"], opt=search["opt"], status=search["status"], trials=len(trials), failed=len(trials)-len(done),
-        planned=_n_planned(study, name, header, len(trials)), published=PUBLISHED_BEST.get(name))
+    status = "left" if search["status"]=="running" else search["status"]
+    row = dict(search=name, model=search["model"], opt=search["opt"], status=status, reason=search.get("reason") or "", trials=len(trials),
+        failed=len(trials)-len(done), planned=max(len(trials), _n_planned(study, search, header)), published=PUBLISHED_BEST.get(name))
     row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()}
     if done.empty: return row
     best, acc = done.loc[done["valid_acc"].idxmax()], done["valid_acc"]
@@ -214,23 +237,24 @@ def best_table(
     headers = {s["name"]: read_journal(Path(out)/"searches"/f"{s['name']}.jsonl")[0] for s in study["searches"]}
     return _tidy([_best_row(study, s, trials[trials["search"]==s["name"]], headers[s["name"]]) for s in study["searches"]], _best_columns)
 
-# %% ../../nbs/32_results.tables.ipynb #17aa4756
+# %% ../../nbs/32_results.tables.ipynb #439eeaa5
 def _predictor_runs(
     study:dict # Content of `study.json`
-)->list[dict]: # Entries of its `runs`
+)->dict[str,dict]: # Entries of its `runs` by the name a plan gives them
     "Members of the ensembles; without ensembles the final runs, without those all runs"
-    names = [m for e in study["ensembles"] for m in e["members"]]
-    final = [r for r in study["runs"] if r["group"]=="final"]
-    by_name = {r["name"]: r for r in study["runs"]+final}
-    return [by_name[m] for m in dict.fromkeys(names) if m in by_name] or final or study["runs"]
+    runs, wanted = study["runs"], dict.fromkeys(m for e in study["ensembles"] for m in e["members"])
+    by_name = {n: r for r in runs for n in (r["name"], f"{r['group']}/{r['name']}")}
+    final = {r["name"]: r for r in runs if r["group"]=="final"}
+    return {m: by_name[m] for m in wanted if m in by_name} or final or {f"{r['group']}/{r['name']}": r for r in runs}
 
 def _run_prediction(
+    name:str, # As the plan gives it
     run:dict, # An entry of `runs` in `study.json`
     store:RunStore # The study's store
 )->dict: # `predictor`, `kind`, `members`, `status`, `reason`, and when done `stored`, `preds`, `targs`, `classes`
     "One run's classes for the test images"
     status,reason = _status(run, store)
-    d = dict(predictor=run["name"], kind="run", members=[], status=status, reason=reason)
+    d = dict(predictor=name, kind="run", members=[], status=status, reason=reason)
     if status!="done": return d
     try: stored = store.probs(run["run_id"], "test")
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
@@ -243,8 +267,9 @@ def _vote_prediction(
     "One ensemble's classes for the test images"
     names = ensemble["members"]
     d = dict(predictor=ensemble["name"], kind=ensemble["method"], members=names, status="done", reason="")
-    missing = [n for n in names if "stored" not in runs.get(n, {})]
-    if missing: return {**d, "status": "left", "reason": f"waits for {', '.join(missing)}"}
+    if missing := [n for n in names if "stored" not in runs.get(n, {})]:
+        waits = all(runs.get(n, {}).get("status")=="left" for n in missing)
+        return {**d, "status": "left" if waits else "skipped", "reason": f"{'waits for' if waits else 'without'} {', '.join(missing)}"}
     first = runs[names[0]]
     try: preds = vote(ensemble["method"], check_members([runs[n]["stored"] for n in names], names))
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
@@ -255,17 +280,18 @@ def predictions(
 )->list[dict]: # `predictor`, `kind`, `members`, `status`, `reason`, and when done `preds`, `targs`, `classes`
     "Classes that each predictor gives the test images: runs first, then votes"
     study, store = read_study(out), study_store(out)
-    runs = {r["name"]: _run_prediction(r, store) for r in _predictor_runs(study)}
+    runs = {n: _run_prediction(n, r, store) for n,r in _predictor_runs(study).items()}
     return [*runs.values(), *(_vote_prediction(e, runs) for e in study["ensembles"])]
 
-# %% ../../nbs/32_results.tables.ipynb #49a26b30
+# %% ../../nbs/32_results.tables.ipynb #dfd14f5a
 _predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high", "images", "published"]
 
 def _predictor_row(
     p:dict # From `predictions`
 )->dict: # Values by column but the place
     "One predictor's test accuracy"
-    row = dict(predictor=p["predictor"], kind=p["kind"], members=", ".join(p["members"]), status=p["status"], reason=p["reason"], published=PUBLISHED_TEST.get(p["predictor"]))
+    row = {k: p[k] for k in ("predictor", "kind", "status", "reason")}
+    row |= dict(members=", ".join(p["members"]), published=PUBLISHED_TEST.get(p["predictor"]))
     if "preds" not in p: return row
     acc, n = accuracy(p["preds"], p["targs"]), len(p["targs"])
     low,high = interval(acc, n)
@@ -281,7 +307,7 @@ def predictors_table(
     df["place"] = pd.Series(range(1, len(df)+1), dtype="Int64").where(df["test_acc"].notna())
     return df
 
-# %% ../../nbs/32_results.tables.ipynb #4e42e83d
+# %% ../../nbs/32_results.tables.ipynb #1d720476
 TOTAL = "(total)"
 _class_columns = ["predictor", "class", "images", "accuracy", "published"]
 
@@ -289,11 +315,11 @@ def _class_rows(
     p:dict # From `predictions`, done
 )->list[dict]: # Values by column
     "One predictor's accuracy by class, then in total"
-    classes, n = [*p["classes"], TOTAL], len(p["classes"])
-    images = [*np.bincount(p["targs"], minlength=n), len(p["targs"])]
-    accs = [*class_accuracy(p["preds"], p["targs"], n), accuracy(p["preds"], p["targs"])]
-    name = p["predictor"]
-    return [dict(zip(_class_columns, (name, c, int(k), a, PUBLISHED_TEST.get(name) if c==TOTAL else PUBLISHED_CLASS.get((name, c))))) for c,k,a in zip(classes, images, accs)]
+    name, n, targs = p["predictor"], len(p["classes"]), p["targs"]
+    rows = [dict(images=int(k), accuracy=a, published=PUBLISHED_CLASS.get((name, c)), **{"class": c})
+        for c,k,a in zip(p["classes"], np.bincount(targs, minlength=n), class_accuracy(p["preds"], targs, n))]
+    rows.append(dict(images=len(targs), accuracy=accuracy(p["preds"], targs), published=PUBLISHED_TEST.get(name), **{"class": TOTAL}))
+    return [{"predictor": name, **r} for r in rows]
 
 def class_table(
     out:Path, # A study's folder
@@ -303,7 +329,7 @@ def class_table(
     preds = predictions(out) if preds is None else preds
     return _tidy([r for p in preds if "preds" in p for r in _class_rows(p)], _class_columns)
 
-# %% ../../nbs/32_results.tables.ipynb #33c15756
+# %% ../../nbs/32_results.tables.ipynb #3421f5d9
 _progress_columns = ["part", "kind", "done", "skipped", "failed", "left"]
 
 def _counts(
@@ -313,15 +339,25 @@ def _counts(
     statuses = list(statuses)
     return {k: statuses.count(k) for k in _progress_columns[2:]}
 
+def _training(
+    study:dict, # Content of `study.json`
+    run:dict # A row of `runs_table`
+)->str: # Equal for runs that are one training
+    "What tells a run's training from others"
+    plan = (study.get("plan") or {}).get("run", [])
+    own = next((o for o in plan if (o.get("group", ""), o.get("name"))==(run["group"], run["name"])), None)
+    if own and "from" not in own: return to_json({"model": "resnet18", "policy": "none", **planned(study, run)}, indent=None)
+    return run["run_id"] or f"{run['group']}/{run['name']}"
+
 def progress_table(
     out:Path # A study's folder
 )->pd.DataFrame: # A row a group of runs and a search
     "How many trainings are done, skipped, failed and left"
-    runs, best = runs_table(out), best_table(out)
-    runs["key"] = runs["run_id"].where(runs["run_id"]!="", runs["group"]+"/"+runs["name"])
-    first = runs.drop_duplicates("key")
-    groups = [dict(part=g, kind="group", **_counts(first["status"][first["group"]==g])) for g in dict.fromkeys(runs["group"])]
-    searches = [dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"]) for b in best.to_dict("records")]
+    study, runs = read_study(out), runs_table(out)
+    first = {_training(study, r): r for r in reversed(runs.to_dict("records"))}.values()
+    groups = [dict(part=g, kind="group", **_counts(r["status"] for r in first if r["group"]==g)) for g in dict.fromkeys(runs["group"])]
+    searches = [dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
+        for b in best_table(out).to_dict("records")]
     return pd.DataFrame(groups+searches, columns=_progress_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #1e16c420

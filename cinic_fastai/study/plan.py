@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SPACE_KINDS', 'STRATEGIES', 'VOTES', 'KNOWN_NETWORKS', 'PUBLISHED_POINTS', 'PlanRun', 'PlanSearch', 'PlanEnsemble',
-           'Plan', 'dim_kind', 'space_errors', 'dim_ends', 'grid_counts', 'n_trials', 'plan_errors', 'parse_plan',
-           'plan_names', 'plan_text', 'read_plan', 'plan_search', 'plan_run', 'trial_config', 'final_config',
-           'run_config', 'with_options', 'trainings', 'plan_problems']
+           'Plan', 'dim_kind', 'space_errors', 'dim_ends', 'grid_counts', 'n_points', 'n_trials', 'plan_errors',
+           'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_search', 'plan_run', 'trial_config',
+           'final_config', 'run_config', 'with_options', 'trainings', 'plan_problems']
 
 # %% ../../nbs/40_study.plan.ipynb #e9bf8fa3
 import math, re, tomllib
@@ -55,7 +55,7 @@ class Plan:
     ensembles:tuple # `PlanEnsemble`s
     text:str # The file as it was read
 
-# %% ../../nbs/40_study.plan.ipynb #7a75e340
+# %% ../../nbs/40_study.plan.ipynb #eb72fa02
 SPACE_KINDS = ("log", "int", "log2", "choices")
 STRATEGIES = ("gp", "random", "grid")
 VOTES = ("soft", "hard")
@@ -78,7 +78,8 @@ def _range_error(
     ends:list # What it holds
 )->str|None: # What is wrong, None if nothing
     "Check the two ends of a range"
-    if not isinstance(ends, (list, tuple)) or len(ends)!=2 or not all(map(_is_number, ends)): return f"{ends!r} is not a range [lo, hi] of two numbers"
+    if not isinstance(ends, (list, tuple)) or len(ends)!=2 or not all(map(_is_number, ends)):
+        return f"{ends!r} is not a range [lo, hi] of two numbers"
     if kind in ("int", "log2") and not all(isinstance(o, int) for o in ends): return f"{kind} takes whole numbers, found {ends!r}"
     if not ends[0]<ends[1]: return f"lo = {ends[0]} is not below hi = {ends[1]}"
     if kind=="log" and ends[0]<=0: return f"log needs lo above 0, found {ends[0]}"
@@ -132,7 +133,7 @@ def _field_errors(
     known = set(config_errors(settings))
     return list(dict.fromkeys(e for v in dim_ends(dim) for e in config_errors({**settings, name: v}) if e not in known))
 
-# %% ../../nbs/40_study.plan.ipynb #722fb744
+# %% ../../nbs/40_study.plan.ipynb #852ecf44
 def _most(
     dim:list|dict # A well-formed dimension
 )->float: # How many different values it has
@@ -151,12 +152,21 @@ def grid_counts(
     while free := [k for k in spec if fits(k)]: counts[min(free, key=counts.get)] += 1
     return counts
 
+def n_points(
+    spec:dict, # A dimension by name
+    random:int, # Trials at random points
+    guided:int, # Trials at proposed points
+    strategy:str="gp" # One of `STRATEGIES`
+)->int: # Trials in all; a grid may stay below its budget
+    "How many points a search looks at"
+    budget = random+guided
+    return math.prod(grid_counts(spec, budget).values()) if strategy=="grid" else budget
+
 def n_trials(
     search:PlanSearch # One search
-)->int: # Trials it makes; a grid may stay below its budget
-    "The number of trials of a search"
-    budget = search.random+search.guided
-    return math.prod(grid_counts(search.space, budget).values()) if search.strategy=="grid" else budget
+)->int: # Trials it makes
+    "The number of trials of a planned search"
+    return n_points(search.space, search.random, search.guided, search.strategy)
 
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
 KNOWN_NETWORKS = ("custom_cnn", "resnet18", "resnet18.tv_in1k")
@@ -191,7 +201,7 @@ def _name_errors(
     if not isinstance(name, str) or len(name)<=80 and re.fullmatch(r"\w([\w.+ -]*[\w+-])?", name): return []
     return [f"name = {name!r} can't be a file name: take up to 80 letters, digits and . + - _, with a letter or digit first"]
 
-# %% ../../nbs/40_study.plan.ipynb #0c14d427
+# %% ../../nbs/40_study.plan.ipynb #399a667c
 _company = dict(frozen_epochs=dict(epochs=10**9), weights=dict(pretrained=True)) # Fields that are only right beside others
 
 def _settings_errors(
@@ -207,7 +217,8 @@ def _network_errors(
 )->list[str]: # Unknown ones
     "Look networks up; timm is only asked where a plan holds a name that isn't known here"
     names = [o for o in models if isinstance(o, str) and o and o not in KNOWN_NETWORKS]
-    return [f"Unknown network '{o}'{nearest(o, _timm_names(o))}. Known: custom_cnn, resnet18 and timm's (timm.list_models())" for o in names if o not in _timm_names(o)]
+    unknown = {o: known for o in names if o not in (known := _timm_names(o))}
+    return [f"Unknown network '{o}'{nearest(o, known)}. Known: custom_cnn, resnet18 and timm's (timm.list_models())" for o,known in unknown.items()]
 
 def _timm_names(
     name:str # Of a network, perhaps with the tag of its weights
@@ -216,7 +227,7 @@ def _timm_names(
     import timm
     return [*KNOWN_NETWORKS, *(timm.list_pretrained() if "." in name else timm.list_models())]
 
-# %% ../../nbs/40_study.plan.ipynb #8181037c
+# %% ../../nbs/40_study.plan.ipynb #f7894e75
 def _tables(
     d:dict, # A parsed plan
     kind:str # `run`, `search` or `ensemble`
@@ -243,7 +254,8 @@ def _shape_errors(
 )->list[str]: # What is wrong with its outline
     "Check which tables a plan has"
     one,many = ("study", "defaults"), ("run", "search", "ensemble")
-    out = [f"Unknown table '{k}'{nearest(k, one+many)}. Known: [study], [defaults], [[run]], [[search]], [[ensemble]]" for k in d if k not in one+many]
+    known = "Known: [study], [defaults], [[run]], [[search]], [[ensemble]]"
+    out = [f"Unknown table '{k}'{nearest(k, one+many)}. {known}" for k in d if k not in one+many]
     out += [f"{k} is not a table, expected [{k}]" for k in one if not isinstance(d.get(k, {}), dict)]
     out += [f"{k} is not a list of tables, expected [[{k}]]" for k in many if k in d and (not isinstance(d[k], list) or len(_tables(d, k))<len(d[k]))]
     if "study" not in d: out.append("[study] is missing; it holds the study's name")
@@ -267,7 +279,7 @@ def _seed_errors(
     seed = table.get("seed")
     return [f"seed = {seed} lies outside [0, 2**32)"] if isinstance(seed, int) and not 0<=seed<2**32 else []
 
-# %% ../../nbs/40_study.plan.ipynb #35a40d44
+# %% ../../nbs/40_study.plan.ipynb #722db85e
 def _run_errors(
     run:dict, # A [[run]]
     d:dict # The parsed plan
@@ -275,11 +287,9 @@ def _run_errors(
     "Check one run"
     base = _search_base(d, run)
     out = _key_errors("run", run)+_settings_errors(_fields(run), {**_defaults(d), **base})
-    source = run.get("from", "search:")
-    if not isinstance(source, str): return out
-    known = [f"search:{o}" for o in _names(d, "search")]
-    if "from" in run and source not in known: out.append(f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'")
-    return out
+    source,known = run.get("from"),[f"search:{o}" for o in _names(d, "search")]
+    if not isinstance(source, str) or source in known: return out
+    return out+[f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"]
 
 def _search_base(
     d:dict, # A parsed plan
@@ -308,13 +318,14 @@ def _budget_errors(
     "Check how a search looks for points"
     d = dict(random=4, guided=10, batch=1, strategy="gp")|{k:v for k,v in search.items() if type(v) is _keys["search"].get(k)}
     out = [f"{k} = {d[k]} is below 0" for k in ("random", "guided") if d[k]<0]
-    if d["strategy"] not in STRATEGIES: out.append(f"Unknown strategy '{d['strategy']}'{nearest(d['strategy'], STRATEGIES)}. Known: {', '.join(STRATEGIES)}")
-    if d["strategy"]=="gp" and d["random"]==0: out.append("random = 0: strategy 'gp' needs at least one random point to start from")
+    strategy = d["strategy"]
+    if strategy not in STRATEGIES: out.append(f"Unknown strategy '{strategy}'{nearest(strategy, STRATEGIES)}. Known: {', '.join(STRATEGIES)}")
+    if strategy=="gp" and d["random"]==0: out.append("random = 0: strategy 'gp' needs at least one random point to start from")
     if d["random"]+d["guided"]==0: out.append("random + guided = 0: a search needs at least one trial")
     if d["batch"]!=1: out.append(f"batch = {d['batch']}: proposing several points at a time is not there yet, take batch = 1")
     return out
 
-# %% ../../nbs/40_study.plan.ipynb #c859af37
+# %% ../../nbs/40_study.plan.ipynb #b90cf70e
 def _run_names(
     runs:list[tuple] # (group, name) of each run
 )->dict[str,int]: # How many runs answer to each name
@@ -342,15 +353,16 @@ def _hard_errors(
     d:dict # The parsed plan
 )->list[str]: # Members that can't take part in a hard vote
     "Nothing is chosen where valid images are trained on, so only probabilities are averaged"
-    runs = [(t, {**_defaults(d), **_search_base(d, t), **_fields(t)}) for t in _tables(d, "run")]
-    of = {o for t,s in runs if s.get("train_on")=="train+valid" for o in (t.get("name"), f"{t.get('group', 'runs')}/{t.get('name')}") if isinstance(o, str)}
-    return [f"members: '{m}' trains on valid images too, take method = 'soft'" for m in members if isinstance(m, str) and m in of]
+    both = [t for t in _tables(d, "run") if {**_defaults(d), **_search_base(d, t), **_fields(t)}.get("train_on")=="train+valid"]
+    of = [o for t in both for o in (t.get("name"), f"{t.get('group', 'runs')}/{t.get('name')}")]
+    return [f"members: '{m}' trains on valid images too, take method = 'soft'" for m in members if m in of]
 
 def _twice(
     d:dict # A parsed plan
 )->list[str]: # Names that are taken
     "Names that two tables share; searches must differ even where capitals don't count, as their names become files"
-    runs = Counter((t.get("group", "runs"), t.get("name")) for t in _tables(d, "run") if isinstance(t.get("group", "runs"), str) and isinstance(t.get("name"), str))
+    runs = [(t.get("group", "runs"), t.get("name")) for t in _tables(d, "run")]
+    runs = Counter((g, n) for g,n in runs if isinstance(g, str) and isinstance(n, str))
     searches,ensembles = Counter(o.lower() for o in _names(d, "search")),Counter(_names(d, "ensemble"))
     out = [f"[[run]]: {n} runs of group '{g}' are called '{k}'" for (g,k),n in runs.items() if n>1]
     out += [f"[[search]]: {n} searches are called '{k}'" for k,n in searches.items() if n>1]
@@ -401,7 +413,7 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return _build(d, text)
 
-# %% ../../nbs/40_study.plan.ipynb #70695035
+# %% ../../nbs/40_study.plan.ipynb #7d4b44e4
 def _shipped()->dict[str,Path]: # Path by name
     "Plans inside the package"
     from importlib.resources import files
@@ -415,12 +427,11 @@ def plan_text(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->str: # As it stands in the file
     "The text of a plan"
-    name = str(name_or_path)
-    if not name.endswith(".toml"):
-        if name not in plan_names(): raise PlanError(f"Unknown plan '{name}'{nearest(name, plan_names())}. Known: {', '.join(plan_names())}, or the path of a .toml file.")
-        return _decode(_shipped()[name].read_bytes(), name)
-    try: return _decode(Path(name).read_bytes(), name)
-    except OSError as e: raise PlanError(f"{name} can't be read ({e.strerror}). Name a plan ({', '.join(plan_names())}) or a .toml file.") from None
+    name,shipped = str(name_or_path),_shipped()
+    known = f"{', '.join(shipped)}, or the path of a .toml file"
+    if not name.endswith(".toml") and name not in shipped: raise PlanError(f"Unknown plan '{name}'{nearest(name, shipped)}. Known: {known}.")
+    try: return _decode(shipped.get(name, Path(name)).read_bytes(), name)
+    except (OSError, ValueError) as e: raise PlanError(f"{name} can't be read ({getattr(e, 'strerror', None) or e}). Known: {known}.") from None
 
 def _decode(
     data:bytes, # Content of a file
@@ -481,7 +492,7 @@ def run_config(
     if point is None: raise PlanError(f"Run '{run.name}' starts from {run.source}, which has no best point yet.")
     return final_config(plan, run, point)
 
-# %% ../../nbs/40_study.plan.ipynb #64931af6
+# %% ../../nbs/40_study.plan.ipynb #127f8a4a
 PUBLISHED_POINTS = { # The report's table 1, by network and optimiser
     "custom_cnn-sgd": dict(bs=32, lr=3.158e-3, wd=3.855e-3, dropout=.05463, mom=.273),
     "custom_cnn-adam": dict(bs=64, lr=1e-4, wd=1e-5, dropout=.2, beta1=.99, beta2=.99),
@@ -506,7 +517,8 @@ def _published(
         if not run.source: return run
         base = plan_search(plan, run.source).settings
         name = f"{base.get('model', RunConfig.model)}-{base.get('opt', RunConfig.opt)}"
-        if name not in PUBLISHED_POINTS: raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {', '.join(PUBLISHED_POINTS)}.")
+        known = ", ".join(PUBLISHED_POINTS)
+        if name not in PUBLISHED_POINTS: raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {known}.")
         return PlanRun(run.name, run.group, {**base, **PUBLISHED_POINTS[name], **run.settings})
     return replace(plan, runs=tuple(map(settled, plan.runs)), searches=())
 
@@ -532,7 +544,8 @@ def _option_errors(
     out = [] if _is_number(scale) and scale>0 else [f"scale = {scale!r} is not a number above 0"]
     if seed is not None: out += _seed_errors(dict(seed=seed)) if type(seed) is int else [f"seed = {seed!r} is not a whole number"]
     if trials is None: return out
-    if len(trials)!=2 or not all(type(o) is int for o in trials): return out+[f"trials = {trials!r} is not a pair of whole numbers, random and guided"]
+    if len(trials)!=2 or not all(type(o) is int for o in trials):
+        return out+[f"trials = {trials!r} is not a pair of whole numbers, random and guided"]
     return out+sorted({e for s in plan.searches for e in _budget_errors(dict(random=trials[0], guided=trials[1], strategy=s.strategy))})
 
 def with_options(
@@ -549,7 +562,7 @@ def with_options(
     if trials is not None: plan = replace(plan, searches=tuple(replace(o, random=trials[0], guided=trials[1]) for o in plan.searches))
     return plan if scale==1 else _scaled(plan, scale)
 
-# %% ../../nbs/40_study.plan.ipynb #e286cf20
+# %% ../../nbs/40_study.plan.ipynb #f3f2b9f3
 def _training(
     name:str, # Of the run or trial
     group:str, # Of the run, or the search's name
@@ -558,7 +571,8 @@ def _training(
     open:tuple=() # Fields that a search decides
 )->dict: # One row of `trainings`
     "Describe one training; what a search decides is None"
-    known = {k: None if k in open else settings.get(k, config_fields[k].default) for k in ("model", "pretrained", "policy", "opt", "bs", "epochs", "seed")}
+    shown = ("model", "pretrained", "policy", "opt", "bs", "epochs", "seed")
+    known = {k: None if k in open else settings.get(k, config_fields[k].default) for k in shown}
     return dict(name=name, group=group, kind=kind, **known, settings={k:v for k,v in settings.items() if k not in open}, also=[])
 
 def _run_trainings(
@@ -571,7 +585,8 @@ def _trial_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
     "Trials of all searches"
-    return [((s.name, i), _training(f"{s.name} {i+1}", s.name, "trial", s.settings, tuple(s.space))) for s in plan.searches for i in range(n_trials(s))]
+    return [((s.name, i), _training(f"{s.name} {i+1}", s.name, "trial", s.settings, tuple(s.space)))
+        for s in plan.searches for i in range(n_trials(s))]
 
 def _final_trainings(
     plan:Plan # A plan
@@ -579,8 +594,8 @@ def _final_trainings(
     "Runs that start from a search"
     def row(o):
         search = plan_search(plan, o.source)
-        settings = {**search.settings, **o.settings}
-        return (search.name, tuple(sorted(settings.items()))),_training(o.name, o.group, "final", settings, tuple(k for k in search.space if k not in o.settings))
+        settings,open = {**search.settings, **o.settings},tuple(k for k in search.space if k not in o.settings)
+        return (search.name, tuple(sorted(settings.items()))),_training(o.name, o.group, "final", settings, open)
     return [row(o) for o in plan.runs if o.source]
 
 def trainings(
