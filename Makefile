@@ -8,6 +8,7 @@ export MPLBACKEND = Agg
 study: .venv/installed
 	$(BIN)/cinic study demo --out out/demo
 
+test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/python tools/check_export.py
 	$(BIN)/nbdev-test --n-workers 2

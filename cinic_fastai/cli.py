@@ -33,9 +33,10 @@ out_console,err_console = Console(soft_wrap=False),Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-# %% ../nbs/50_cli.ipynb #c442ea69
+# %% ../nbs/50_cli.ipynb #25b40922
 def main():
     "Run the `cinic` command; an error a person can put right is one or two plain lines"
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000") # threads that wait busily make training ten times slower where other programs use the cores
     if not sys.warnoptions: warnings.simplefilter("ignore") # other libraries' deprecations
     try: app()
     except CinicError as e: _quit(str(e), e.code)
@@ -127,7 +128,7 @@ class Screen:
 
 def _mark(status): return {"done": "[green]done[/]", "skipped": "[yellow]skipped[/]", "failed": "[red]failed[/]"}.get(status, status)
 
-# %% ../nbs/50_cli.ipynb #19948cab
+# %% ../nbs/50_cli.ipynb #7ce38edb
 def print_table(
     rows:list[dict], # One dict a row, all with the same keys
     title:str="" # Above the table
@@ -139,7 +140,7 @@ def print_table(
     out_console.print(table)
 
 def _cell(v):
-    if v is None: return ""
+    if v is None or v!=v: return ""
     if isinstance(v, float): return f"{v:.4g}"
     return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
 
@@ -245,7 +246,7 @@ def parse_trials(
     if len(parts)!=2 or not all(p.strip().isdigit() for p in parts) or int(parts[0])<1: raise CinicError(f"--trials {text}: expected R+G, for example 3+2 (random, then guided; at least one random).")
     return int(parts[0]),int(parts[1])
 
-# %% ../nbs/50_cli.ipynb #0f1263e3
+# %% ../nbs/50_cli.ipynb #1ebff57a
 Plan = Annotated[str, typer.Argument(help="A plan's name (demo, report, thorough), or a TOML file.")]
 Data = Annotated[Optional[Path], typer.Option("--data", help="Image folder {train,valid,test}/{class}/*.png; the embedded demo set where none is given.")]
 Weights = Annotated[Optional[Path], typer.Option("--weights", help="File with pretrained weights, where they can't be downloaded.")]
@@ -279,7 +280,7 @@ def study(
     with stop_on_signals() as stop, Screen() as screen:
         folder = data or _demo_folder(out/"data", screen)
         pack = get_pack(folder, on_bad=on_bad, on_event=screen).limit(limit)
-        options = dict(limit=limit, scale=scale, trials=list(parse_trials(trials) or []) or None, seed=seed, published=published)
+        options = dict(limit=limit, scale=scale, trials=list(parse_trials(trials) or []) or None, seed=p.seed, published=published)
         record = conduct(p, pack, out, options, dict(name=folder.name if data else "digits", demo=data is None), store, weights, _command(), screen, stop)
     _finish(record, out, time.monotonic()-began)
 
@@ -297,8 +298,9 @@ def _finish(record, out, seconds):
     for s,names in by.items():
         for r in rows:
             if r["status"]==s: print(f"{s}: {r['name']} ({r.get('reason', '')})")
-    table = predictors_table(out)
-    if len(table): print_table(table.to_dict("records"), "Test accuracy")
+    rows = [{"place": r["place"], "predictor": r["predictor"], "test accuracy": f"{r['test_acc']:.4f}", "95 % interval": f"{r['low']:.3f} to {r['high']:.3f}",
+        "published": r["published"]} for r in predictors_table(out).to_dict("records") if r["status"]=="done"]
+    if rows: print_table(rows, "Test accuracy")
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if by["failed"]: raise typer.Exit(1)
 

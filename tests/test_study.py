@@ -70,7 +70,7 @@ def test_other_options_are_refused(study, images, plan_file):
     assert r.returncode==2 and "scale: 1.0 there, 2.0 here" in r.stderr and "Traceback" not in r.stderr
 
 def test_status_needs_no_torch(study):
-    code = f"import sys; sys.argv=['cinic','status',{str(study[0])!r}]; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = f"import sys; sys.argv=['cinic','status',{str(study[0])!r}]; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit(bool({{'torch', 'pandas', 'matplotlib'}} & set(sys.modules)))"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0, r.stderr
     assert "7 done" in r.stdout and "1 skipped" in r.stdout

@@ -56,13 +56,15 @@ def test_wrong_shapes_and_names_are_named(tv_file, tmp_path):
     state = torch.load(tv_file, weights_only=True)
     state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 5, 5)
     torch.save(state, tmp_path/"shape.pth")
-    with pytest.raises(WeightsError, match=r"layer1.0.conv1.weight is \(64, 64, 5, 5\) in the file and \(64, 64, 3, 3\)"): load_weights(timm_net("resnet18"), tmp_path/"shape.pth")
+    misfit = r"layer1.0.conv1.weight is \(64, 64, 5, 5\) in the file and \(64, 64, 3, 3\)"
+    with pytest.raises(WeightsError, match=misfit): load_weights(timm_net("resnet18"), tmp_path/"shape.pth")
     del state["layer1.0.conv1.weight"]
     torch.save(state, tmp_path/"missing.pth")
     with pytest.raises(WeightsError, match="layer1.0.conv1.weight is missing"): load_weights(timm_net("resnet18"), tmp_path/"missing.pth")
     with pytest.raises(WeightsError, match="doesn't fit resnet10t: .*, and"): load_weights(timm_net("resnet10t"), tv_file)
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path/"34.pth")
-    with pytest.raises(WeightsError, match="doesn't fit resnet18: layer1.2.conv1.weight is not in the network, and"): load_weights(timm_net("resnet18"), tmp_path/"34.pth")
+    misfit = "doesn't fit resnet18: layer1.2.conv1.weight is not in the network, and"
+    with pytest.raises(WeightsError, match=misfit): load_weights(timm_net("resnet18"), tmp_path/"34.pth")
 
 def test_refused_weights_leave_the_network_alone(tv_file):
     net = make_model("custom_cnn")
@@ -110,7 +112,10 @@ def find(names, home, **env):
     lines = done.stdout.splitlines()
     return list(zip(lines[::2], map(float, lines[1::2]), strict=True))
 
-def no_way_out(port): return {k: f"http://127.0.0.1:{port}" for k in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")}
+def no_way_out(port):
+    "Environment of a process that reaches the world only through this machine's `port`"
+    names = ("http_proxy", "https_proxy", "all_proxy")
+    return {k: f"http://127.0.0.1:{port}" for n in names for k in (n, n.upper())}
 
 def test_closed_network_is_named_within_ten_seconds(tmp_path):
     (said, seconds), = find(["resnet18.tv_in1k"], tmp_path, **no_way_out(9))

@@ -1,4 +1,4 @@
-"Fail when a module differs from what its notebook exports, or a notebook carries noise that `nbdev-clean` would remove."
+"Fail when a module differs from what its notebook exports."
 import subprocess, sys, tempfile, shutil
 from pathlib import Path
 

@@ -8,7 +8,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'augmented_examples', 'surest_mistakes', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct',
            'carry_out', 'study_status', 'search_rows', 'is_active', 'clean_list']
 
-# %% ../../nbs/42_study.conduct.ipynb #bba655e2
+# %% ../../nbs/42_study.conduct.ipynb #be2ef849
 import datetime as dt, time, tomllib, traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +17,6 @@ from ..core import CinicError, DataError, Interrupted, PlanError, StoreError, We
 from ..data.pack import Pack
 from ..files import lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
-from ..results.page import write_page
 from ..runs import RunConfig, RunStore, declared, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_trials, plan_problems, run_config, trial_config
 from .search import best_trial, read_journal, search
@@ -197,7 +196,7 @@ def failed(
     c.mark(entry, status=status, reason=cause)
     c.on_event("end", name=entry["name"], status=status, reason=cause, left=c.clock.left(), share=_share(c.clock, 0.))
 
-# %% ../../nbs/42_study.conduct.ipynb #3f3262a3
+# %% ../../nbs/42_study.conduct.ipynb #96de94f8
 def do_run(
     c:Conductor, # The study
     run:PlanRun, # From its plan
@@ -229,11 +228,12 @@ def do_search(
         return dict(run_id=rid, accs=c.store.history(rid).valid_acc.tolist(), valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status="done", cause="")
     c.mark(entry, status="running", reason="")
     header = dict(search=s.name, data=c.pack.digest, base=declared(trial_config(s, {})))
-    try: trials = search(s.space, objective, c.out/"searches"/f"{s.name}.jsonl", random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy,
-        header=header, chance=1/len(c.pack.classes), on_event=c.on_event)
+    try:
+        trials = search(s.space, objective, c.out/"searches"/f"{s.name}.jsonl", random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy,
+            header=header, chance=1/len(c.pack.classes), on_event=c.on_event)
+        best = best_trial(trials)
     except Interrupted: raise
     except CinicError as e: return failed(c, entry, e)
-    best = best_trial(trials)
     c.mark(entry, status="done", best={k: best[k] for k in ("number", "point", "valid_acc", "run_id")})
 
 # %% ../../nbs/42_study.conduct.ipynb #b8d33a7e
@@ -313,7 +313,7 @@ def write_samples(
         out.update(mistakes=np.asarray(pack.images[stored[0]["rows"][i]]), mistake_true=classes[targs[i]], mistake_pred=classes[probs[i].argmax(1)], mistake_prob=probs[i].max(1))
     write_npz(c.out/"samples.npz", **out)
 
-# %% ../../nbs/42_study.conduct.ipynb #a21b771e
+# %% ../../nbs/42_study.conduct.ipynb #5f58ddf8
 def planned(
     c:Conductor # A study
 )->list[RunConfig]: # Trainings that are missing; of unproposed trials and final runs, only length and network are known
@@ -366,6 +366,7 @@ def conduct(
         finally:
             c.record["seconds"] = before+time.monotonic()-began
             c.save()
+        from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
         write_page(out)
     return c.record

@@ -272,7 +272,7 @@ def _trial(
     sound = type(trial["valid_acc"]) in (int, float) or trial["status"]!="done"
     return trial if sound else {**trial, "status": "failed", "cause": f"valid_acc is {got.get('valid_acc')}"}
 
-# %% ../../nbs/41_study.search.ipynb #49159c2e
+# %% ../../nbs/41_study.search.ipynb #8ee7d186
 def _close(
     spec:dict, # A dimension by name
     a:list, # Coordinates
@@ -290,8 +290,9 @@ def _ask(
     told:tuple|None # Coordinates and value of the trial before
 )->tuple[list,float]: # Coordinates, and the seconds it took to find them
     "Take the next point, without scikit-optimize's warnings about points that it has seen before"
+    from threadpoolctl import threadpool_limits
     began = time.monotonic()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore")
         return points.send(told),time.monotonic()-began
 

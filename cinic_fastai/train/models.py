@@ -8,7 +8,7 @@ __all__ = ['conv_out', 'cnn_side', 'conv_pair', 'CustomCNN', 'net_name', 'small_
            'converted', 'load_weights', 'hub_files', 'torch_file', 'cached_weights', 'ask', 'fetch_url', 'sources',
            'download', 'find_weights', 'make_model']
 
-# %% ../../nbs/20_train.models.ipynb #78f28c52
+# %% ../../nbs/20_train.models.ipynb #576f0879
 import difflib, threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 import requests, timm, torch
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
 from timm.models.resnet import ResNet
@@ -75,7 +74,7 @@ class CustomCNN(nn.Module):
         "The layer that belongs to the classes, under timm's name for it"
         return self.head
 
-# %% ../../nbs/20_train.models.ipynb #ec4c2b01
+# %% ../../nbs/20_train.models.ipynb #fe3731cd
 def net_name(
     net:nn.Module # A network
 )->str: # Its name in messages
@@ -86,7 +85,7 @@ def small_stem(
     model:nn.Module # One of timm's ResNets, changed in place
 )->nn.Module: # The same
     "Replace the stem by a 3x3 convolution of stride 1, without max-pool"
-    if not isinstance(model, ResNet): raise ConfigError(f"stem = 'small' is for timm's ResNets, not for {net_name(model)}. Take stem = 'imagenet'.")
+    if not isinstance(model, ResNet): raise ConfigError(f"stem = 'small' is for timm's ResNets, not {net_name(model)}. Take stem = 'imagenet'.")
     model.conv1 = nn.Conv2d(3, model.bn1.num_features, 3, padding=1, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
     model.maxpool = nn.Identity()
@@ -141,7 +140,7 @@ def timm_net(
         raise ConfigError(f"{name} can't work with size = {size}, dropout = {dropout} ({cause[0]}). Take another size or network.") from None
     return net
 
-# %% ../../nbs/20_train.models.ipynb #4b567dce
+# %% ../../nbs/20_train.models.ipynb #65c14128
 def inner_net(
     model:nn.Module # As from `make_model`
 )->nn.Module: # Without the softmax around it
@@ -152,7 +151,7 @@ def head_params(
     net:nn.Module # With `get_classifier`, as timm's and ours have
 )->dict[str,nn.Parameter]: # By name
     "Parameters of the output layer"
-    if not hasattr(net, "get_classifier"): raise ConfigError(f"{net_name(net)} doesn't say which layer is its head: it has no `get_classifier`.")
+    if not hasattr(net, "get_classifier"): raise ConfigError(f"{net_name(net)} has no `get_classifier`, which tells its head from its body.")
     head = net.get_classifier()
     ids = {id(p) for m in (head if isinstance(head, tuple) else (head,)) for p in m.parameters()}
     return {k:p for k,p in net.named_parameters() if id(p) in ids}
@@ -165,7 +164,7 @@ def split_params(
     head = head_params(net)
     return [[p for k,p in net.named_parameters() if k not in head], list(head.values())]
 
-# %% ../../nbs/20_train.models.ipynb #41b7819b
+# %% ../../nbs/20_train.models.ipynb #2dcaa7c8
 def read_weights(
     path:Path # `.safetensors`, or written by `torch.save`
 )->dict[str,Tensor]: # Tensors by name, on the CPU
@@ -176,7 +175,7 @@ def read_weights(
     except Exception as e: raise WeightsError(_unreadable(path, e)) from None
     if isinstance(state, dict): state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise WeightsError(f"{path} holds no weights: tensors by name are expected, as `torch.save(net.state_dict(), path)` writes them.")
+        raise WeightsError(f"{path} holds no weights: tensors by name are expected, as `torch.save(net.state_dict())` writes them.")
     return state
 
 def _unreadable(
@@ -185,10 +184,10 @@ def _unreadable(
 )->str: # For a `WeightsError`
     "Say why a file can't be read"
     if "Unsupported global" in str(e) or "unrecognized function" in str(e):
-        return f"{path} holds more than tensors; nothing in it was run. Save the weights alone, with safetensors or `torch.save(net.state_dict(), path)`."
-    return f"{path} is damaged or no file of weights ({type(e).__name__}). Fetch it again; expected is a .safetensors file or one written by `torch.save`."
+        return f"{path} holds more than tensors; nothing in it was run. Save the weights alone, with safetensors or `torch.save(net.state_dict())`."
+    return f"{path} is damaged or no file of weights ({type(e).__name__}). Fetch it again; a .safetensors file or one by `torch.save` is expected."
 
-# %% ../../nbs/20_train.models.ipynb #378d7582
+# %% ../../nbs/20_train.models.ipynb #11401434
 def without_other_head(
     net:nn.Module, # The network
     state:dict[str,Tensor] # A file's tensors
@@ -204,7 +203,8 @@ def misfits(
 )->list[str]: # One line each, empty when all fit
     "What doesn't fit, by name and shape"
     own, head = net.state_dict(), head_params(net)
-    out = [f"{k} is {tuple(state[k].shape)} in the file and {tuple(v.shape)} in the network" for k,v in own.items() if k in state and state[k].shape!=v.shape]
+    differ = [(k, tuple(state[k].shape), tuple(v.shape)) for k,v in own.items() if k in state and state[k].shape!=v.shape]
+    out = [f"{k} is {a} in the file and {b} in the network" for k,a,b in differ]
     out += [f"{k} is missing in the file" for k in own if k not in state and k not in head and not k.endswith("num_batches_tracked")]
     return out+[f"{k} is not in the network" for k in state if k not in own]
 
@@ -232,7 +232,7 @@ def load_weights(
     net.load_state_dict(state, strict=False)
     return model
 
-# %% ../../nbs/20_train.models.ipynb #acd54a3f
+# %% ../../nbs/20_train.models.ipynb #242b9755
 def hub_files(
     cfg # timm's `PretrainedCfg`
 )->list[dict]: # Arguments of `hf_hub_download`, in order of preference
@@ -307,13 +307,15 @@ def find_weights(
     "Pretrained weights from the caches, else downloaded; `WeightsError` within 10 seconds where they can't be had"
     check_name(name)
     cfg = None if name=="custom_cnn" else get_pretrained_cfg(name)
-    if cfg is None or not (cfg.hf_hub_id or cfg.url): raise WeightsError(f"There are no pretrained weights for {name}. Train from random weights, or give a file with --weights FILE.")
+    if cfg is None or not (cfg.hf_hub_id or cfg.url):
+        raise WeightsError(f"There are no pretrained weights for {name}. Train from random weights, or give a file with --weights FILE.")
     if hit := cached_weights(cfg): return hit
     path, why = (None, "HF_HUB_OFFLINE is set") if constants.HF_HUB_OFFLINE else download(cfg)
     if path: return path
-    raise WeightsError(f"Pretrained weights for {name} are not in the cache, and {why}. Give a file with --weights FILE, or try again with a network.")
+    cure = "Give a file with --weights FILE, or try again with a network."
+    raise WeightsError(f"Pretrained weights for {name} are not in the cache, and {why}. {cure}")
 
-# %% ../../nbs/20_train.models.ipynb #0d2407d6
+# %% ../../nbs/20_train.models.ipynb #17fe73d9
 def make_model(
     name:str, # `custom_cnn`, `resnet18` or any timm name, with its pretrained tag if wanted
     n_out:int=10, # Number of classes
@@ -328,7 +330,7 @@ def make_model(
     check_choice("stem", stem, STEMS)
     if weights and not pretrained: raise ConfigError("weights are given but pretrained is false. Set pretrained=true to start from them.")
     if pretrained and not weights and stem=="small":
-        raise ConfigError("Pretrained weights are made for the 7x7 stem, which stem = 'small' replaces. Take stem = 'imagenet', or pretrained = false.")
+        raise ConfigError("Pretrained weights belong to the 7x7 stem, which stem = 'small' replaces. Take stem = 'imagenet' or pretrained = false.")
     net = CustomCNN(n_out, dropout, softmax, size) if name=="custom_cnn" else timm_net(name, n_out, dropout, size)
     if name!="custom_cnn" and stem=="small": net = small_stem(net)
     if pretrained: load_weights(net, weights or find_weights(name))

@@ -1,0 +1,79 @@
+"Plans: whatever stands in a file, it is a plan or one `PlanError` that says what is wrong."
+import tomllib
+import pytest
+from hypothesis import given, settings, strategies as st
+from cinic_fastai.core import PlanError
+from cinic_fastai.runs import config_fields
+from cinic_fastai.study.plan import parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, trainings, with_options
+
+quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
+    "strategy", "members", "method", "title", "log", "log2", "int", "choices", "sgd", "gp", "soft", "a", "search:a", "", "../a", "resnet18", "custom_cnn"])
+scalars = st.one_of(words, st.booleans(), st.integers(-3, 600), st.integers(), st.floats(), st.text(max_size=5), st.dates())
+values = st.recursive(scalars, lambda o: st.one_of(st.lists(o, max_size=3), st.dictionaries(words, o, max_size=3)), max_leaves=6)
+tables = st.dictionaries(words.filter(lambda o: o!="model"), values, max_size=5) # unknown networks would load timm
+lists = st.one_of(values, st.lists(tables, max_size=3))
+plans = st.fixed_dictionaries(dict(study=st.one_of(values, tables)),
+    optional=dict(defaults=st.one_of(values, tables), extra=values, run=lists, search=lists, ensemble=lists))
+changes = [("=", "= ="), ("1", "-1"), ("0", ""), ('"', ""), ("[", ""), ("e", "x"), ("6", "6.5"), ("5", "99"), ("#", ""), ("name", "group"), ("2", "true")]
+
+@quick
+@given(plans)
+def test_any_tables_are_checked(d):
+    assert all(isinstance(o, str) for o in plan_errors(d))
+
+@quick
+@given(st.text(max_size=200))
+def test_any_text_is_read(text):
+    with pytest.raises(PlanError): parse_plan(text)
+
+@quick
+@given(st.data())
+def test_demo_with_lines_changed(data):
+    lines = plan_text("demo").splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        i = data.draw(st.integers(0, len(lines)-1))
+        if "model" in lines[i]: continue
+        old,new = data.draw(st.sampled_from(changes))
+        lines[i] = lines[i].replace(old, new)
+    try: plan = parse_plan("\n".join(lines), "changed.toml")
+    except PlanError as e: assert str(e).startswith("changed.toml")
+    else: assert trainings(plan) and isinstance(plan_problems(plan, dict(train=100, valid=100, test=100)), list)
+
+WRONG = {'method = "hard"': 'method = "hrad"', 'policy = "gentle"': 'policy = "gentel"', "wd = {log=[1e-5,1e-2]}, mom": "wd = {log=[0,1e-2]}, momm",
+    "epochs = 50": "epochs = 0", "seed = 42 ": "seed = 4.2 "}
+SAID = """[study]: seed = 4.2 is float
+[defaults]: epochs = 0 is below 1
+[[run]] 8 'gentle': Unknown policy 'gentel' (did you mean 'gentle'?)
+[[search]] 3 'resnet18-sgd': space.wd: log needs lo above 0
+[[search]] 3 'resnet18-sgd': space.momm: Unknown key 'momm' (did you mean 'mom'?)
+[[ensemble]] 2 'hard': Unknown method 'hrad' (did you mean 'hard'?)"""
+
+def test_every_error_is_listed_with_its_place():
+    "One plan, an error in each of its tables"
+    text = plan_text("report")
+    for right,wrong in WRONG.items(): text = text.replace(right, wrong)
+    with pytest.raises(PlanError) as e: parse_plan(text, "mine.toml")
+    for o in SAID.splitlines(): assert o in str(e.value), o
+
+@pytest.mark.parametrize("name", ["demo", "report", "thorough"])
+def test_shipped_plans(name):
+    plan = read_plan(name)
+    assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
+    assert len(trainings(plan))==dict(demo=36, report=68, thorough=332)[name]
+    assert all(o["epochs"]>=1 for o in trainings(with_options(plan, scale=.001)))
+    assert plan_text(name).isascii() # readable in any terminal
+
+def test_the_report_teaches_every_field():
+    "The comments of the plan that users start from name all keys"
+    text = plan_text("report")
+    assert [o for o in config_fields if o not in text and o!="weights"]==[] # `weights` is filled in from --weights
+    assert all(k in text for d in tomllib.loads(text)["search"] for k in d)
+
+def test_names_that_only_timm_knows():
+    def plan(model): return f"[study]\nname = 'x'\n[[run]]\nname = 'a'\nmodel = '{model}'"
+    assert parse_plan(plan("convnext_atto")).runs[0].settings["model"]=="convnext_atto"
+    for wrong,right in (("convnext_ato", "convnext_atto"), ("resnet18.tv_in1", "resnet18.tv_in1k"), ("custom_cn", "custom_cnn")):
+        with pytest.raises(PlanError, match=f"Unknown network '{wrong}' \\(did you mean '{right}'"): parse_plan(plan(wrong))
+    space = "[[search]]\nname = 's'\nspace = {model = {choices = ['resnet18', 'resnet81']}}"
+    with pytest.raises(PlanError, match="space.model: Unknown network 'resnet81'"): parse_plan(f"[study]\nname = 'x'\n{space}")
