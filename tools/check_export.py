@@ -20,7 +20,7 @@ def main():
         tmp.mkdir()
         for name in ("nbs", "cinic_fastai"): shutil.copytree(root/name, tmp/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         shutil.copy(root/"pyproject.toml", tmp)
-        subprocess.run([sys.executable, "-c", "from nbdev.export import nbdev_export; nbdev_export()"], cwd=tmp, check=True)
+        subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp, check=True)
         bad = differing(tmp/"cinic_fastai", root/"cinic_fastai")
     if bad: sys.exit(f"Modules differ from their notebooks: {', '.join(bad)}. Run nbdev-export and commit both.")
     print("Notebooks and modules agree.")
