@@ -8,8 +8,8 @@ __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson'
            'data_split', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'parse_trials',
            'study', 'status', 'report', 'clean', 'train']
 
-# %% ../nbs/50_cli.ipynb #7ef5d32e
-import json, os, shutil, signal, sys, tempfile, threading, time, warnings
+# %% ../nbs/50_cli.ipynb #cb421136
+import os, signal, sys, tempfile, threading, time, warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Optional
@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from . import __version__
-from .core import CinicError, DataError, Interrupted
-from .files import sha256
+from .core import CinicError, DataError
 
-# %% ../nbs/50_cli.ipynb #b4811b82
+# %% ../nbs/50_cli.ipynb #7d9146db
 app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode="rich",
     help="Which network, which augmentation, which hyperparameters, and does an ensemble help? An honest answer for small images.\n\n"
         "Begin with [bold]cinic study demo[/bold].")
@@ -29,7 +28,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Get, split, check and pack im
 plan_app = typer.Typer(no_args_is_help=True, help="List, show and check plans.")
 app.add_typer(data_app, name="data")
 app.add_typer(plan_app, name="plan")
-out_console,err_console = Console(soft_wrap=False),Console(stderr=True)
+out_console,err_console = Console(width=None if sys.stdout.isatty() else 160),Console(stderr=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

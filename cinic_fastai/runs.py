@@ -6,13 +6,13 @@
 __all__ = ['config_fields', 'RESULT_VERSION', 'HISTORY', 'RunConfig', 'config_errors', 'make_config', 'parse_config', 'phases',
            'scaled', 'declared', 'run_id', 'RunStore']
 
-# %% ../nbs/02_runs.ipynb #969f44da
-import dataclasses, io, math
+# %% ../nbs/02_runs.ipynb #2f435a36
+import dataclasses, math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
 from .core import (OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, ConfigError, StoreError, nearest)
-from .files import read_json, read_npz, sha256, to_json, write_json, write_npz, write_text
+from .files import read_json, read_npz, sha256, to_json, write_text
 
 # %% ../nbs/02_runs.ipynb #9dcb7d8b
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def run_id(
     "The name a run's result is stored under"
     return sha256(to_json([declared(cfg), data, RESULT_VERSION], indent=None).encode())[:12]
 
-# %% ../nbs/02_runs.ipynb #4d85361a
+# %% ../nbs/02_runs.ipynb #d1bc31b2
 HISTORY = ("epoch", "frozen", "train_loss", "train_acc", "valid_loss", "valid_acc", "lr", "seconds")
 
 class RunStore:
@@ -180,13 +180,6 @@ class RunStore:
         "Summary of a finished run"
         if not self.is_done(rid): raise StoreError(f"Run {rid} is not finished in {self.path}. Run its study or `cinic train` again.")
         return read_json(self.folder(rid)/"done.json")
-
-    def failure(self,
-        rid:str # Run id
-    )->str|None: # Cause, None if it did not fail
-        "Why a run failed"
-        f = self.folder(rid)/"failed.json"
-        return read_json(f)["cause"] if f.exists() and not self.is_done(rid) else None
 
     def config(self,
         rid:str # Run id

@@ -1,6 +1,5 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
 import os, subprocess, sys
-from pathlib import Path
 import pytest
 
 TINY_PLAN = """

@@ -39,3 +39,19 @@ def test_train_one(images, tmp_path):
     assert r.returncode==0, r.stderr
     done = json.loads(r.stdout)
     assert 0<=done["test_acc"]<=1 and (tmp_path/"t"/"runs"/done["run_id"]/"done.json").exists()
+
+def test_pretrained_weights_from_a_file(images, tmp_path):
+    "Frozen first, then everything, from a file in torchvision's key layout; the run is declared with the file's checksum"
+    import torch, torchvision
+    from cinic_fastai.files import sha256
+    weights = tmp_path/"resnet18.pth"
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
+    r = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "frozen_epochs=1", "epochs=2", "bs=16", "--weights", weights, "--data", images, "--out", tmp_path/"t", "--json")
+    assert r.returncode==0, r.stderr
+    run = tmp_path/"t"/"runs"/json.loads(r.stdout)["run_id"]
+    assert json.loads((run/"config.json").read_text(encoding="utf-8"))["weights"]==sha256(weights)
+    lines = (run/"history.csv").read_text(encoding="utf-8").splitlines()
+    assert [l.split(",")[:2] for l in lines[1:]]==[["0", "True"], ["1", "False"]]
+    other = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "--weights", images/"nothing.pth", "--data", images, "--out", tmp_path/"t")
+    assert other.returncode==2 and "nothing.pth" in other.stderr and "Traceback" not in other.stderr

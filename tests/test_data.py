@@ -282,7 +282,6 @@ def test_a_changed_folder_is_packed_again(tmp_path):
     first = get_pack(root)
     before = first.images[:].copy()
     f = root/str(first.files[0])
-    s = f.stat()
     Image.fromarray(noise).save(f)
     second = get_pack(root)
     assert (second.images[0]==noise).all() and second.digest!=first.digest

@@ -1,5 +1,5 @@
 "A wheel built from the tree works outside of it."
-import os, subprocess, sys, zipfile
+import subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest

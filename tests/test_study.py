@@ -1,6 +1,5 @@
 "A study as a user runs it: whole, again, cut off, with wrong options."
 import json, os, shutil, signal, subprocess, sys, time
-from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest

@@ -44,7 +44,7 @@ def study_store(
     "The run store a study uses, its own or a shared one"
     return RunStore(Path(out)/read_study(out)["store"])
 
-# %% ../../nbs/32_results.tables.ipynb #8bb9f1ac
+# %% ../../nbs/32_results.tables.ipynb #3cbf8067
 _results = ["valid_acc", "valid_loss", "train_acc", "train_loss", "test_acc", "best_epoch", "seconds", "images_per_s", "params"]
 _run_columns = ["group", "name", "run_id", "status", "reason", "last_valid_acc", "published", *_results, *config_fields]
 
@@ -55,7 +55,6 @@ def _status(
     "How a run stands; what the store holds counts more than what `study.json` says"
     rid, status = run["run_id"], run["status"]
     if rid and store.is_done(rid, full=True): return "done", ""
-    if rid and (cause := store.failure(rid)): return "failed", cause
     if status=="done": return "left", f"its results are not in {store.path.name}/ any more; run the study again"
     if status=="running": return "left", "begun, not finished"
     return status, run.get("reason") or ""

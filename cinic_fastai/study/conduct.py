@@ -8,12 +8,12 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'augmented_examples', 'surest_mistakes', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct',
            'carry_out', 'study_status', 'search_rows', 'is_active', 'clean_list']
 
-# %% ../../nbs/42_study.conduct.ipynb #be2ef849
+# %% ../../nbs/42_study.conduct.ipynb #ab8f8d43
 import datetime as dt, time, tomllib, traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Interrupted, PlanError, StoreError, WeightsError, rng
+from ..core import CinicError, Interrupted, PlanError, StoreError, WeightsError, rng
 from ..data.pack import Pack
 from ..files import lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote

@@ -6,13 +6,13 @@
 __all__ = ['save_tensors', 'load_tensors', 'older', 'save_checkpoint', 'load_checkpoint', 'delete_checkpoint', 'with_prefix',
            'take_prefix', 'opt_tensors', 'load_opt_tensors', 'rng_tensors', 'load_rng_tensors']
 
-# %% ../../nbs/22_train.checkpoint.ipynb #4cea38ed
+# %% ../../nbs/22_train.checkpoint.ipynb #bde5995d
 import hashlib, json, os, random
 from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors, save as save_safetensors
-from torch import Tensor, nn
+from torch import Tensor
 from ..core import StoreError
 from ..files import to_json, write_bytes
 

@@ -7,7 +7,7 @@ __all__ = ['rate_at', 'one_cycle', 'EpochSums', 'Progress', 'Steward', 'save_tra
            'store_probs', 'environment', 'fit_run', 'seed_everything', 'train_epochs', 'one_epoch', 'finish_epoch',
            'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #251e00df
+# %% ../../nbs/23_train.fit.ipynb #8e131ae7
 import dataclasses, math, platform, time
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from ..core import CinicError, Interrupted, WeightsError, derive_seed
 from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
-from ..files import lock, sha256, to_json, write_json, write_npz
+from ..files import lock, sha256, write_json, write_npz
 from ..runs import RunConfig, RunStore, phases, run_id
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, opt_tensors, rng_tensors,
     save_checkpoint, save_tensors, take_prefix, with_prefix)
@@ -189,7 +189,7 @@ def environment(
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), device=device.type, gpu=gpu, threads=torch.get_num_threads(),
         precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
 
-# %% ../../nbs/23_train.fit.ipynb #203e646e
+# %% ../../nbs/23_train.fit.ipynb #ee0a59cf
 def fit_run(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -210,26 +210,30 @@ def fit_run(
 
 def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every):
     "Train `cfg` from its last checkpoint and store the result"
-    folder,started = store.folder(rid),time.time()
+    folder = store.folder(rid)
     seed_everything(cfg.seed)
     learn = make_learner(make_dls(pack, cfg), cfg, weights=weights)
     write_json(folder/"config.json", dataclasses.asdict(cfg))
     write_json(folder/"env.json", environment(cfg, learn.dls.device))
-    (folder/"failed.json").unlink(missing_ok=True)
     progress = train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every)
-    best = progress.best_epoch(cfg.select)
     if progress.best: learn.model.load_state_dict(progress.best)
-    done = dict(full=full, epochs=cfg.epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
-        seconds=sum(h["seconds"] for h in progress.history), images_per_s=len(learn.dls.train.rows)*cfg.epochs/sum(h["seconds"] for h in progress.history))
-    done.update({k: progress.history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")})
     store.write_history(rid, progress.history)
+    done = _summary(cfg, learn, progress)|dict(full=full)
     store_probs(learn, pack, "valid", folder)
     if full:
         done["test_acc"] = store_probs(learn, pack, "test", folder)
-        save_tensors(folder/"best.safetensors", learn.model.state_dict(), dict(config=dataclasses.asdict(cfg), classes=list(pack.classes), mean=pack.mean.tolist(), std=pack.std.tolist(), size=pack.size))
+        about = dict(config=dataclasses.asdict(cfg), classes=list(pack.classes), mean=pack.mean.tolist(), std=pack.std.tolist(), size=pack.size)
+        save_tensors(folder/"best.safetensors", learn.model.state_dict(), about)
     write_json(folder/"done.json", done)
     delete_checkpoint(folder/"last.safetensors")
     return done
+
+def _summary(cfg, learn, progress):
+    "What a finished training comes to, at the epoch whose weights are kept"
+    best = progress.best_epoch(cfg.select)
+    seconds = sum(h["seconds"] for h in progress.history)
+    return dict(epochs=cfg.epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()), seconds=seconds,
+        images_per_s=len(learn.dls.train.rows)*cfg.epochs/seconds, **{k: progress.history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")})
 
 def seed_everything(
     seed:int # A run's seed

@@ -6,17 +6,16 @@
 __all__ = ['make_dls', 'torch_opt', 'opt_func', 'resolve_precision', 'autocast', 'Bf16', 'DeviceMean', 'image_size',
            'seeded_model', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #9f1af20c
-import contextlib, dataclasses, math
+# %% ../../nbs/21_train.learner.ipynb #6268223f
+import contextlib, dataclasses
 from functools import partial
 from pathlib import Path
 import torch
 import fastai.callback.progress, fastai.callback.schedule # give every `Learner` its bars, `fit_one_cycle` and `lr_find`
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, Metric, defaults
+from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
-from torch import Tensor
 from ..core import derive_seed
 from ..data.augment import image_policy, mixes
 from ..data.loaders import pack_dls
