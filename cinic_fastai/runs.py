@@ -42,6 +42,7 @@ class RunConfig:
     frozen_epochs:int = 0 # First epochs with a frozen body
     frozen_lr:float = 1e-4 # Learning rate of the frozen epochs
     precision:str = "auto" # `float32`, `bf16`, or `auto`: a rule on hardware and network
+    compile:bool = False # `torch.compile` the network? The time that takes is counted
     select:str = "best" # Keep the weights of the `best` epoch by valid accuracy, or of the `last`
     train_on:str = "train" # `train`, or `train+valid` (then nothing is chosen: last weights)
     seed:int = 42 # Of everything random
@@ -135,7 +136,7 @@ def scaled(
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 
 def declared(
     cfg:RunConfig # One run

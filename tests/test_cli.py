@@ -20,6 +20,8 @@ def test_answers_without_torch(command):
     (["data", "check", "nowhere"], "nowhere"),
     (["data", "pack", "nowhere"], "nowhere"),
     (["data", "split", "nowhere", "there"], "nowhere"),
+    (["bench", "votes"], "did you mean 'vote'"),
+    (["bench", "vote", "--data", "nowhere"], "nowhere"),
 ])
 def test_bad_input_is_named_in_plain_words(args, said, tmp_path):
     r = cinic(*args, cwd=tmp_path)
@@ -55,3 +57,30 @@ def test_pretrained_weights_from_a_file(images, tmp_path):
     assert [l.split(",")[:2] for l in lines[1:]]==[["0", "True"], ["1", "False"]]
     other = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "--weights", images/"nothing.pth", "--data", images, "--out", tmp_path/"t")
     assert other.returncode==2 and "nothing.pth" in other.stderr and "Traceback" not in other.stderr
+
+def test_bench_gives_rows(images):
+    r = cinic("bench", "step-customcnn", "--data", images, "--reps", "1", "--json")
+    assert r.returncode==0, r.stderr
+    rows = json.loads(r.stdout)
+    assert {row["peer"] for row in rows}=={"bare"} and "float32" in rows[-1]["note"]
+    for row in rows:
+        assert set(row)=={"name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"}
+        assert row["spread"][0]<=row["ratio"]<=row["spread"][1]
+
+def test_bench_needs_images_its_peers_can_take(tmp_path):
+    from cinic_fastai.test_utils import tiny_folder
+    r = cinic("bench", "loader-shift", "--data", tiny_folder(tmp_path/"large", n=2, size=48))
+    assert r.returncode==2 and "48x48" in r.stderr and "Traceback" not in r.stderr
+
+def test_bench_help_names_all():
+    from typer.testing import CliRunner
+    from cinic_fastai.bench import BENCHES
+    from cinic_fastai.cli import app
+    text = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "1000"}).stdout
+    assert not [n for n in [*BENCHES, "all"] if n not in text]
+
+def test_threads(images, tmp_path):
+    r = cinic("train", "model=custom_cnn", "epochs=1", "bs=16", "--threads", "2", "--data", images, "--out", tmp_path/"t", "--json")
+    assert r.returncode==0, r.stderr
+    env = json.loads((tmp_path/"t"/"runs"/json.loads(r.stdout)["run_id"]/"env.json").read_text(encoding="utf-8"))
+    assert env["threads"]==2 and env["precision"] in ("float32", "bf16")

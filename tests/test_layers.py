@@ -12,7 +12,7 @@ LAYERS = {
     "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
     "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.page": False,
     "study.plan": False, "study.search": False, "study.conduct": False,
-    "cli": False,
+    "bench": True, "cli": False,
 }
 TEST_HELPERS = {"test_utils": False, "test_study": False}
 

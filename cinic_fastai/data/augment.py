@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CROP_TRIES', 'CROP_DRAWS', 'rotation_matrices', 'flip_matrices', 'crop_matrices', 'compose', 'edge_share', 'warp',
-           'invert', 'solarize', 'crop_boxes', 'ImagePolicy', 'image_policy', 'mixes']
+           'invert', 'solarize', 'crop_boxes', 'ImagePolicy', 'image_policy', 'mixes', 'reflected', 'flip_shift',
+           'FlipShift']
 
 # %% ../../nbs/12_data.augment.ipynb #037768f6
 from dataclasses import dataclass
@@ -234,3 +235,51 @@ def mixes(
     "Does the policy mix pairs of images?"
     check_choice("policy", name, POLICIES)
     return name in _mixing
+
+# %% ../../nbs/12_data.augment.ipynb #a3942966
+def reflected(
+    i:np.ndarray, # Places, by less than `n` outside of the axis
+    n:int # Pixels along the axis
+)->np.ndarray: # In [0, n)
+    "Places beyond an end, mirrored at its pixel"
+    return n-1-np.abs(n-1-np.abs(i))
+
+def flip_shift(
+    xb:Tensor, # Images `(bs,c,h,w)`, best with channels last; not changed
+    flip:np.ndarray, # Is the image mirrored, left to right? `(bs,)`
+    down:np.ndarray, # Pixels by which it then moves down `(bs,)`
+    right:np.ndarray # Pixels by which it then moves right `(bs,)`
+)->Tensor: # Same type and shape, channels last
+    "Mirror and move images by whole pixels, reflecting their borders"
+    bs,c,h,w = xb.shape
+    ys,xs = reflected(np.arange(h)-down[:,None], h),reflected(np.arange(w)-right[:,None], w)
+    xs = np.where(flip[:,None], w-1-xs, xs)
+    lines,xs = (torch.from_numpy(o).to(xb.device, non_blocking=True) for o in (np.arange(bs)[:,None]*h+ys, xs))
+    pixels = xb.permute(0,2,3,1).reshape(-1, c)
+    return pixels.index_select(0, (lines[:,:,None]*w+xs[:,None]).flatten()).view(bs,h,w,c).permute(0,3,1,2)
+
+@dataclass(frozen=True)
+class FlipShift:
+    "Random horizontal flip, and a shift by whole pixels whose border is reflected"
+    name:str = "flip-shift" # Names its stream of random numbers
+    pixels:int = 2 # Furthest shift, in each direction
+    flip_p:float = .5 # Probability of a horizontal flip
+
+    def params(self,
+        rows:np.ndarray, # Row numbers `(bs,)`
+        epoch:int, # Epoch, from 0
+        seed:int # The run's seed
+    )->dict: # `flip`, `down`, `right`, each `(bs,)`
+        "What happens to each image"
+        u = row_uniform(rows, 3, "augment", self.name, seed, epoch)
+        down,right = (np.floor(u[:,1:]*(2*self.pixels+1)).astype(np.int64)-self.pixels).T
+        return dict(flip=u[:,0]<self.flip_p, down=down, right=right)
+
+    def __call__(self,
+        xb:Tensor, # Images `(bs,3,h,w)`; not changed
+        rows:np.ndarray, # Row numbers `(bs,)`
+        epoch:int, # Epoch, from 0
+        seed:int # The run's seed
+    )->Tensor: # Same type and shape
+        "Transform a batch"
+        return flip_shift(xb, **self.params(rows, epoch, seed))

@@ -33,6 +33,7 @@ class Pack:
         self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
         self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
         self._images = self._files = self._origins = None
+        self.resident = {} # Device -> pixels kept there, filled by the loaders and shared by packs of fewer rows
 
     @property
     def images(self)->np.ndarray: # Memory-mapped uint8 `(N,h,w,3)`
@@ -52,7 +53,7 @@ class Pack:
         if self._origins is None: self._origins = np.array([origin_of(f) for f in self.files.tolist()], dtype="U8")
         return self._origins
 
-    def __getstate__(self): return self.__dict__|dict(_images=None, _files=None, _origins=None)
+    def __getstate__(self): return self.__dict__|dict(_images=None, _files=None, _origins=None, resident={})
     def __len__(self): return sum(map(len, self.rows.values()))
     def __repr__(self):
         n = ", ".join(f"{n:,} {s}" for s,n in self.counts().items())

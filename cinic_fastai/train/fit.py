@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['rate_at', 'one_cycle', 'EpochSums', 'Progress', 'Steward', 'save_training', 'restore_training', 'predict_probs',
-           'store_probs', 'environment', 'fit_run', 'seed_everything', 'train_epochs', 'one_epoch', 'finish_epoch',
-           'time_steps']
+           'store_probs', 'processor_name', 'environment', 'fit_run', 'seed_everything', 'train_epochs', 'one_epoch',
+           'finish_epoch', 'time_steps']
 
 # %% ../../nbs/23_train.fit.ipynb #8e131ae7
 import dataclasses, math, platform, time
@@ -26,7 +26,7 @@ from ..files import lock, sha256, write_json, write_npz
 from ..runs import RunConfig, RunStore, phases, run_id
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, opt_tensors, rng_tensors,
     save_checkpoint, save_tensors, take_prefix, with_prefix)
-from .learner import autocast, make_dls, make_learner, resolve_precision, seeded_model, torch_opt
+from .learner import autocast, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
 
 # %% ../../nbs/23_train.fit.ipynb #984f0444
 def rate_at(
@@ -59,13 +59,12 @@ class EpochSums(Callback):
     "Sums of loss and accuracy over the images of an epoch: training, then validation"
     order = 60
     def __init__(self): self.clear()
-    def clear(self): self.sums = {k: torch.zeros(3, dtype=torch.float64) for k in ("train", "valid")}
-    def before_validate(self): self.sums["valid"] = torch.zeros(3, dtype=torch.float64)
+    def clear(self, device="cpu"): self.sums = {k: torch.zeros(3, dtype=torch.float64, device=device) for k in ("train", "valid")}
+    def before_validate(self): self.sums["valid"] = torch.zeros_like(self.sums["valid"])
     def after_batch(self):
         n,k = len(self.yb[0]),"train" if self.training else "valid"
         acc = mixed_accuracy(self.pred.detach(), self.yb[0]).float().mean()
-        batch = torch.stack([self.loss.detach().float()*n, acc*n, torch.full_like(acc, n)]).double()
-        self.sums[k] = self.sums[k].to(batch.device)+batch
+        self.sums[k] = self.sums[k]+torch.stack([self.loss.detach().float()*n, acc*n, torch.full_like(acc, n)])
     def means(self)->dict: # `train_loss`, `train_acc`, `valid_loss`, `valid_acc`
         "Averages of the epoch"
         return {f"{k}_{name}": (s[i]/s[2]).item() for k,s in self.sums.items() for i,name in enumerate(("loss", "acc"))}
@@ -147,7 +146,7 @@ def restore_training(
     learn.model.load_state_dict(take_prefix("model", tensors))
     load_opt_tensors(learn.opt.opt, take_prefix("opt", tensors))
     load_rng_tensors(take_prefix("rng", tensors))
-    sums.sums = take_prefix("sums", tensors)
+    sums.sums = {k: v.to(learn.dls.device) for k,v in take_prefix("sums", tensors).items()}
     return Progress(best=take_prefix("best", tensors) or None, **meta)
 
 # %% ../../nbs/23_train.fit.ipynb #0c87cab2
@@ -179,6 +178,13 @@ def store_probs(
     return float((probs.argmax(1)==targs).mean())
 
 # %% ../../nbs/23_train.fit.ipynb #624d2594
+def processor_name()->str: # As its maker calls it, as far as the system tells
+    "The machine's processor"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    names = [l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
 def environment(
     cfg:RunConfig, # One run
     device:torch.device # Where it trains
@@ -186,8 +192,8 @@ def environment(
     "Machine, versions, threads and what `auto` meant"
     names = ("torch", "torchvision", "fastai", "timm", "numpy", "scikit-optimize", "cinic_fastai")
     gpu = torch.cuda.get_device_name(device) if device.type=="cuda" else ""
-    return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), device=device.type, gpu=gpu, threads=torch.get_num_threads(),
-        precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
+    return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), processor=processor_name(), device=device.type, gpu=gpu,
+        threads=torch.get_num_threads(), native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
 
 # %% ../../nbs/23_train.fit.ipynb #ee0a59cf
 def fit_run(
@@ -275,7 +281,7 @@ def train_epochs(
 
 def one_epoch(cfg, learn, sums, progress):
     "Train and validate the next epoch, from the batch it had reached"
-    if progress.batch==0: sums.clear()
+    if progress.batch==0: sums.clear(learn.dls.device)
     learn.opt.freeze() if progress.epoch<cfg.frozen_epochs else learn.opt.unfreeze() # `learn.unfreeze()` would forget the momentum
     learn.dls.train.epoch,learn.dls.train.start_batch = progress.epoch,progress.batch
     learn.fit(1, lr=rate_at(cfg, progress.epoch, 0.))
