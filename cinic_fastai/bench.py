@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['HIGHER_IS_BETTER', 'OURS_TRAINS', 'FASTAI_TRAINS', 'BENCHES', 'interleaved', 'compare', 'rows_of', 'Bench', 'seconds',
            'fastai_dls', 'torchvision_dl', 'loop_epoch', 'throughput', 'loader_rows', 'shift_items', 'shift_tv',
-           'simple_tv', 'bench_config', 'precisions', 'fit_epoch', 'fastai_learner', 'fresh', 'epoch_rows', 'Repeat',
-           'TrainSeconds', 'memory_batches', 'learner_step', 'bare_step', 'step_rows', 'mix_rows', 'optimizer_pair',
-           'optimizer_steps', 'optimizer_rows', 'pillow_batch', 'pillow_loop', 'pack_rows', 'sklearn_votes',
-           'vote_rows', 'tree_pss', 'peak_pss', 'memory_rows', 'import_rows', 'Entry', 'check_size', 'machine', 'bench']
+           'simple_tv', 'bench_config', 'precisions', 'fit_epoch', 'fastai_learner', 'fresh', 'our_epoch',
+           'fastai_epoch', 'torchvision_epoch', 'Apart', 'serve', 'epoch_rows', 'Repeat', 'TrainSeconds',
+           'memory_batches', 'learner_step', 'bare_step', 'step_rows', 'mix_rows', 'optimizer_pair', 'optimizer_steps',
+           'optimizer_rows', 'pillow_batch', 'pillow_loop', 'pack_rows', 'sklearn_votes', 'vote_rows', 'tree_pss',
+           'peak_pss', 'memory_rows', 'import_rows', 'Entry', 'check_size', 'machine', 'bench']
 
 # %% ../nbs/45_bench.ipynb #9ad59057
 import gc, multiprocessing, statistics, subprocess, sys, tempfile, time, warnings
@@ -124,10 +125,9 @@ def torchvision_dl(
     *tfms # Before the image becomes floats
 )->torch.utils.data.DataLoader: # With two workers
     "torchvision's `ImageFolder` on the same images"
-    from torchvision import datasets
-    from torchvision.transforms import v2
-    floats = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(b.pack.mean.tolist(), b.pack.std.tolist())]
-    data = datasets.ImageFolder(b.root/split, v2.Compose([*tfms, *floats]), is_valid_file=set(map(str, b.files(split))).__contains__)
+    from torchvision import datasets, transforms as T
+    floats = [T.ToTensor(), T.Normalize(b.pack.mean.tolist(), b.pack.std.tolist())] # faster than v2's
+    data = datasets.ImageFolder(b.root/split, T.Compose([*tfms, *floats]), is_valid_file=set(map(str, b.files(split))).__contains__)
     return torch.utils.data.DataLoader(data, b.bs, shuffle=split=="train", num_workers=2)
 
 def loop_epoch(
@@ -237,19 +237,76 @@ def fresh(
     "A network as anyone would make it"
     return seeded_model(bench_config(model, b.bs), len(b.pack.classes), 32).to(b.device, memory_format=torch.contiguous_format)
 
+def our_epoch(
+    b:Bench, # Images, device
+    model:str, # Network
+    precision:str # `auto` or `float32`
+)->Callable: # Gives seconds an epoch
+    "Ours"
+    dls = pack_dls(b.pack, bs=b.bs, val_bs=max(b.bs, 512), device=b.device)
+    return partial(seconds, partial(fit_epoch, make_learner(dls, bench_config(model, b.bs, precision=precision))), b.device)
+
+def fastai_epoch(
+    b:Bench, # Images, device
+    model:str # Network
+)->Callable: # Gives seconds an epoch
+    "fastai's"
+    return partial(seconds, partial(fit_epoch, fastai_learner(b, fresh(b, model))), b.device)
+
+def torchvision_epoch(
+    b:Bench, # Images, device
+    model:str # Network
+)->Callable: # Gives seconds an epoch
+    "The loop's"
+    net = fresh(b, model)
+    opt = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=.9)
+    return partial(seconds, partial(loop_epoch, net, opt, torchvision_dl(b, "train"), torchvision_dl(b, "valid"), b.device), b.device)
+
+class Apart:
+    "A task in a process of its own"
+    def __init__(self,
+        make:Callable, # `make(*args)` gives the task, there
+        *args # Picklable
+    ):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe,there = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(there, make, args))
+        self.process.start()
+        there.close()
+    def __call__(self)->float: # The task's figure
+        "Do it once"
+        try:
+            self.pipe.send(True)
+            return self.pipe.recv()
+        except (EOFError, BrokenPipeError): raise RuntimeError("A benchmark's process ended before it was done; its error stands above.") from None
+    def close(self):
+        "End the process"
+        self.pipe.close()
+        self.process.join()
+
+def serve(
+    pipe, # Asks for a figure by True
+    make:Callable, # As for `Apart`
+    args:tuple # As for `Apart`
+):
+    "What `Apart` runs"
+    warnings.simplefilter("ignore")
+    task = make(*args)
+    try:
+        while pipe.recv(): pipe.send(task())
+    except EOFError: pass
+
 def epoch_rows(
     b:Bench, # Images
     model:str, # `custom_cnn` or `resnet18`
     name:str # Of the rows
 )->list[dict]: # A row for each precision and peer
     "An epoch, ours and theirs"
-    stock,net = fastai_learner(b, fresh(b, model)),fresh(b, model)
-    opt,loaders = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=.9),[torchvision_dl(b, s) for s in ("train", "valid")]
-    ours = {p: make_learner(pack_dls(b.pack, bs=b.bs, val_bs=max(b.bs, 512), device=b.device), bench_config(model, b.bs, precision=p)) for p in precisions(b, model)}
-    tasks = {p: partial(seconds, partial(fit_epoch, l), b.device) for p,l in ours.items()}
-    tasks |= dict(fastai=partial(seconds, partial(fit_epoch, stock), b.device),
-        torchvision=partial(seconds, partial(loop_epoch, net, opt, *loaders, b.device), b.device))
-    got = interleaved(tasks, b.reps)
+    tasks = {p: Apart(our_epoch, b, model, p) for p in precisions(b, model)}
+    tasks |= dict(fastai=Apart(fastai_epoch, b, model), torchvision=Apart(torchvision_epoch, b, model))
+    try: got = interleaved(tasks, b.reps)
+    finally:
+        for t in tasks.values(): t.close()
     out = []
     for p,means in precisions(b, model).items():
         figures = {"ours": got[p], **{k: got[k] for k in ("fastai", "torchvision")}}

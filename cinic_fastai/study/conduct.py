@@ -17,7 +17,7 @@ from ..core import CinicError, Interrupted, PlanError, StoreError, WeightsError,
 from ..data.pack import Pack
 from ..files import lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
-from ..runs import RunConfig, RunStore, declared, run_id
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_trials, plan_problems, run_config, trial_config
 from .search import best_trial, read_journal, search
 
@@ -227,7 +227,7 @@ def do_search(
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         return dict(run_id=rid, accs=c.store.history(rid).valid_acc.tolist(), valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status="done", cause="")
     c.mark(entry, status="running", reason="")
-    header = dict(search=s.name, data=c.pack.digest, base=declared(trial_config(s, {})))
+    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
     try:
         trials = search(s.space, objective, c.out/"searches"/f"{s.name}.jsonl", random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy,
             header=header, chance=1/len(c.pack.classes), on_event=c.on_event)

@@ -26,7 +26,7 @@ from ..files import lock, sha256, write_json, write_npz
 from ..runs import RunConfig, RunStore, phases, run_id
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, opt_tensors, rng_tensors,
     save_checkpoint, save_tensors, take_prefix, with_prefix)
-from .learner import autocast, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
+from .learner import autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
 
 # %% ../../nbs/23_train.fit.ipynb #984f0444
 def rate_at(
@@ -304,6 +304,7 @@ def time_steps(
 )->tuple[float,float]: # Seconds an image in training and in validation
     "Measure a network's speed by the median of a few steps"
     device = torch.device(device or default_device())
+    if device.type=="cpu": keep_memory()
     cfg = dataclasses.replace(cfg, pretrained=False, weights="")
     model = seeded_model(cfg, n_out, cfg.size or size).to(device)
     opt = torch_opt(cfg)(model.parameters(), lr=1e-3)
