@@ -6,7 +6,7 @@
 __all__ = ['HIGHER_IS_BETTER', 'OURS_TRAINS', 'FASTAI_TRAINS', 'BENCHES', 'interleaved', 'compare', 'rows_of', 'Bench', 'seconds',
            'fastai_dls', 'torchvision_dl', 'loop_epoch', 'throughput', 'loader_rows', 'shift_items', 'shift_tv',
            'simple_tv', 'bench_config', 'precisions', 'fit_epoch', 'fastai_learner', 'fresh', 'our_epoch',
-           'fastai_epoch', 'torchvision_epoch', 'Apart', 'serve', 'epoch_rows', 'Repeat', 'TrainSeconds',
+           'fastai_epoch', 'torchvision_epoch', 'prepare', 'perform', 'apart', 'epoch_rows', 'Repeat', 'TrainSeconds',
            'memory_batches', 'learner_step', 'bare_step', 'step_rows', 'mix_rows', 'optimizer_pair', 'optimizer_steps',
            'optimizer_rows', 'pillow_batch', 'pillow_loop', 'pack_rows', 'sklearn_votes', 'vote_rows', 'tree_pss',
            'peak_pss', 'memory_rows', 'import_rows', 'Entry', 'check_size', 'machine', 'bench']
@@ -14,6 +14,8 @@ __all__ = ['HIGHER_IS_BETTER', 'OURS_TRAINS', 'FASTAI_TRAINS', 'BENCHES', 'inter
 # %% ../nbs/45_bench.ipynb #9ad59057
 import gc, multiprocessing, statistics, subprocess, sys, tempfile, time, warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -262,39 +264,28 @@ def torchvision_epoch(
     opt = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=.9)
     return partial(seconds, partial(loop_epoch, net, opt, torchvision_dl(b, "train"), torchvision_dl(b, "valid"), b.device), b.device)
 
-class Apart:
-    "A task in a process of its own"
-    def __init__(self,
-        make:Callable, # `make(*args)` gives the task, there
-        *args # Picklable
-    ):
-        spawn = multiprocessing.get_context("spawn")
-        self.pipe,there = spawn.Pipe()
-        self.process = spawn.Process(target=serve, args=(there, make, args))
-        self.process.start()
-        there.close()
-    def __call__(self)->float: # The task's figure
-        "Do it once"
-        try:
-            self.pipe.send(True)
-            return self.pipe.recv()
-        except (EOFError, BrokenPipeError): raise RuntimeError("A benchmark's process ended before it was done; its error stands above.") from None
-    def close(self):
-        "End the process"
-        self.pipe.close()
-        self.process.join()
+_apart = {} # What a process of its own does
 
-def serve(
-    pipe, # Asks for a figure by True
-    make:Callable, # As for `Apart`
-    args:tuple # As for `Apart`
+def prepare(
+    make:Callable, # `make(*args)` gives a task
+    *args # Of `make`
 ):
-    "What `Apart` runs"
+    "Make this process's task"
     warnings.simplefilter("ignore")
-    task = make(*args)
-    try:
-        while pipe.recv(): pipe.send(task())
-    except EOFError: pass
+    _apart["task"] = make(*args)
+
+def perform()->float: # The task's figure
+    "Do this process's task once"
+    return _apart["task"]()
+
+def apart(
+    stack:ExitStack, # Ends the process when it is closed
+    make:Callable, # `make(*args)` gives a task, there
+    *args # Picklable
+)->Callable: # Does the task
+    "A task in a process of its own"
+    pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, (make, *args)))
+    return lambda: pool.submit(perform).result()
 
 def epoch_rows(
     b:Bench, # Images
@@ -302,12 +293,11 @@ def epoch_rows(
     name:str # Of the rows
 )->list[dict]: # A row for each precision and peer
     "An epoch, ours and theirs"
-    tasks = {p: Apart(our_epoch, b, model, p) for p in precisions(b, model)}
-    tasks |= dict(fastai=Apart(fastai_epoch, b, model), torchvision=Apart(torchvision_epoch, b, model))
-    try: got = interleaved(tasks, b.reps)
-    finally:
-        for t in tasks.values(): t.close()
     out = []
+    with ExitStack() as stack:
+        tasks = {p: apart(stack, our_epoch, b, model, p) for p in precisions(b, model)}
+        tasks |= dict(fastai=apart(stack, fastai_epoch, b, model), torchvision=apart(stack, torchvision_epoch, b, model))
+        got = interleaved(tasks, b.reps)
     for p,means in precisions(b, model).items():
         figures = {"ours": got[p], **{k: got[k] for k in ("fastai", "torchvision")}}
         out += rows_of(name+b.suffix, figures, "s", f"{p} ({means}), peers float32" if means!="float32" else "float32 on all sides")
@@ -354,7 +344,7 @@ def learner_step(
     learn,clock = make_learner(dls, cfg),TrainSeconds()
     learn.add_cb(clock)
     def go():
-        seconds(partial(fit_epoch, learn), b.device)
+        fit_epoch(learn)
         return clock.took/steps*1e3
     return go
 
@@ -497,19 +487,19 @@ def vote_rows(
     return rows_of(name, interleaved(tasks, b.reps), "s", f"soft and hard, 4 x {n:,} x 10; bare: scikit-learn's arithmetic")
 
 OURS_TRAINS = '''
-from cinic_fastai.all import *
-pack = get_pack({root!r}).limit({n})
-cfg = RunConfig(model="resnet18", bs={bs}, precision="float32")
-learn = make_learner(make_dls(pack, cfg, device="cpu"), cfg)
+import cinic_fastai.all as c
+pack = c.get_pack({root!r}).limit({n})
+cfg = c.RunConfig(model="resnet18", bs={bs}, precision="float32")
+learn = c.make_learner(c.make_dls(pack, cfg, device="cpu"), cfg)
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 '''
 FASTAI_TRAINS = '''
-from fastai.vision.all import *
+import fastai.vision.all as f
 from torchvision.models import resnet18
-files = [Path(o) for o in {files!r}]
-dls = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: files, splitter=GrandparentSplitter(), get_y=parent_label,
-    batch_tfms=Normalize.from_stats({mean!r}, {std!r}, cuda=False)).dataloaders({root!r}, bs={bs}, num_workers=2, device="cpu")
-learn = Learner(dls, resnet18(num_classes=dls.c), loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), metrics=accuracy)
+files = [f.Path(o) for o in {files!r}]
+dls = f.DataBlock((f.ImageBlock, f.CategoryBlock), get_items=lambda _: files, splitter=f.GrandparentSplitter(), get_y=f.parent_label,
+    batch_tfms=f.Normalize.from_stats({mean!r}, {std!r}, cuda=False)).dataloaders({root!r}, bs={bs}, num_workers=2, device="cpu")
+learn = f.Learner(dls, resnet18(num_classes=dls.c), loss_func=f.CrossEntropyLossFlat(), opt_func=f.partial(f.SGD, mom=.9), metrics=f.accuracy)
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 '''
 

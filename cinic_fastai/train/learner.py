@@ -222,7 +222,7 @@ def use_threads(
     n:int=0 # Threads; 0 for `OMP_NUM_THREADS` where that is set, else all cores
 )->int: # What was set
     "Set the threads of this process's training"
-    torch.set_num_threads(n or int(os.environ.get("OMP_NUM_THREADS", "0").split(",")[0] or 0) or thread_share())
+    if n or "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(n or thread_share())
     return torch.get_num_threads()
 
 # %% ../../nbs/21_train.learner.ipynb #94982a48
