@@ -267,11 +267,13 @@ def torchvision_epoch(
 _apart = {} # What a process of its own does
 
 def prepare(
+    method:str, # How loaders start their workers, the platform's default; a spawned process would spawn them, which takes them seconds
     make:Callable, # `make(*args)` gives a task
     *args # Of `make`
 ):
     "Make this process's task"
     warnings.simplefilter("ignore")
+    multiprocessing.set_start_method(method, force=True)
     _apart["task"] = make(*args)
 
 def perform()->float: # The task's figure
@@ -284,7 +286,8 @@ def apart(
     *args # Picklable
 )->Callable: # Does the task
     "A task in a process of its own"
-    pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), prepare, (make, *args)))
+    spawn,usual = multiprocessing.get_context("spawn"),multiprocessing.get_start_method()
+    pool = stack.enter_context(ProcessPoolExecutor(1, spawn, prepare, (usual, make, *args)))
     return lambda: pool.submit(perform).result()
 
 def epoch_rows(
