@@ -45,8 +45,8 @@ def conv_pair(
     n_in:int, # Channels that come in
     n_out:int # Channels after the first and after the second convolution
 )->list[nn.Module]: # Layers
-    "Two 3x3 convolutions without padding, each with a ReLU, and a 2x2 max-pool"
-    return [nn.Conv2d(n_in, n_out, 3), nn.ReLU(inplace=True), nn.Conv2d(n_out, n_out, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    "Two 3x3 convolutions without padding, each with a ReLU, and a 2x2 max-pool; pooled before the ReLU, which gives the same from a quarter of the work"
+    return [nn.Conv2d(n_in, n_out, 3), nn.ReLU(inplace=True), nn.Conv2d(n_out, n_out, 3), nn.MaxPool2d(2), nn.ReLU(inplace=True)]
 
 class CustomCNN(nn.Module):
     "The report's own network"
