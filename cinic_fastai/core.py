@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'STEMS', 'PRECISIONS', 'PUBLISHED_POINTS',
-           'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError', 'Interrupted',
-           'nearest', 'check_choice', 'derive_seed', 'rng', 'row_uniform']
+           'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError', 'Halt', 'WriteError',
+           'Interrupted', 'stop_on_signals', 'nearest', 'check_choice', 'derive_seed', 'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
-import difflib, hashlib
-from collections.abc import Iterable
+import difflib, hashlib, os, signal, sys, threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 import numpy as np
 
 # %% ../nbs/00_core.ipynb #160343ee
@@ -41,7 +42,10 @@ class StoreError(CinicError): "A study's folder or run store that doesn't fit wh
 class WeightsError(CinicError): "Pretrained weights that can't be had or don't fit"
 
 # %% ../nbs/00_core.ipynb #81bd5637
-class Interrupted(CinicError):
+class Halt(CinicError): "What ends all work under way, not just one run; running again continues"
+class WriteError(Halt): "A file that can't be written"
+
+class Interrupted(Halt):
     "Work was stopped by a signal and saved; running again continues"
     def __init__(self,
         msg:str, # What was saved and how to continue
@@ -49,6 +53,28 @@ class Interrupted(CinicError):
     ):
         super().__init__(msg)
         self.code = 128+signum
+
+# %% ../nbs/00_core.ipynb #e7a0e8c1
+def _say(
+    text:str # One line
+):
+    "Print to stderr from a signal handler, past its buffer, which may be in the middle of a write"
+    if sys.stderr is not sys.__stderr__: return print(text, file=sys.stderr) # a notebook's
+    with suppress(OSError): os.write(2, f"\n{text}\n".encode())
+
+@contextmanager
+def stop_on_signals()->Iterator[Callable]: # Gives the number of the signal that asked for an end, or 0
+    "Listen for SIGINT and SIGTERM in the block; other threads than the main one can't, and hear nothing"
+    asked = []
+    def ask(signum, frame):
+        if asked and signum==signal.SIGINT: raise KeyboardInterrupt
+        asked.append(signum)
+        _say("Stopping after this batch and saving; press Ctrl-C once more to stop at once.")
+    mine = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {s: signal.signal(s, ask) for s in mine}
+    try: yield lambda: asked[0] if asked else 0
+    finally:
+        for s,handler in before.items(): signal.signal(s, handler)
 
 # %% ../nbs/00_core.ipynb #05b6556f
 def nearest(

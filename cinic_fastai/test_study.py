@@ -9,7 +9,7 @@ __all__ = ['example_study']
 from pathlib import Path
 import numpy as np
 from .core import CINIC_CLASSES, POLICIES, rng
-from .files import to_json, write_json, write_npz, write_text
+from .files import line_of, write_json, write_npz, write_text
 from .runs import RunStore, declared, make_config, run_id
 
 # %% ../nbs/61_test_study.ipynb #c3c55be1
@@ -86,7 +86,7 @@ def _write_run(
     write_npz(store.folder(rid)/"probs_valid.npz", **_probs(name, "valid", top, data, seed))
     seconds = sum(h["seconds"] for h in history)
     test_acc = float((test["probs"].argmax(1)==test["targs"]).mean())
-    write_json(store.folder(rid)/"done.json", dict(full=True, epochs=cfg.epochs, best_epoch=best, test_acc=test_acc, seconds=seconds,
+    store.finish(rid, dict(full=True, epochs=cfg.epochs, best_epoch=best, test_acc=test_acc, seconds=seconds,
         images_per_s=data["counts"]["train"]*cfg.epochs/seconds, params=347_106 if cfg.model=="custom_cnn" else 11_181_642,
         **{k: history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")}))
     return rid, history
@@ -117,7 +117,7 @@ def _write_search(
         trials.append(dict(number=i, point=point, run_id=run_id(make_config({**base, **point}), data["digest"]), accs=[] if failed else accs,
             valid_acc=1/len(data["classes"]) if failed else acc, best_epoch=2, seconds=float(r.uniform(4, 9)), status="failed" if failed else "done",
             cause="The training loss became nan in epoch 1." if failed else ""))
-    write_text(path, "".join(to_json(o, indent=None)+"\n" for o in [header]+trials))
+    write_text(path, "".join(map(line_of, [header]+trials)))
     best = max((t for t in trials if t["status"]=="done"), key=lambda t: t["valid_acc"], default=None)
     return best and {k: best[k] for k in ("number", "point", "valid_acc", "run_id")}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
-from cinic_fastai.core import DataError
+from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import folder
 from cinic_fastai.data.folder import check_folder, download, get_cinic, list_images, read_image, scan_folder, unpack, write_demo
 from cinic_fastai.data.pack import get_pack, make_pack, open_pack
@@ -318,7 +318,7 @@ def limited_disk(root, q):
     import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     try: get_pack(root, size=64)
-    except DataError as e: q.put(str(e))
+    except WriteError as e: q.put(str(e))
 
 @posix
 def test_no_room(tmp_path):
@@ -337,7 +337,7 @@ def test_read_only_place(tmp_path):
     root = tiny_folder(tmp_path/"a", n=1)
     root.chmod(0o555)
     try:
-        with pytest.raises(DataError, match="can't be made"): get_pack(root)
+        with pytest.raises(WriteError, match="can't be written"): get_pack(root)
         assert get_pack(make_pack(root, tmp_path/"p").path).counts()["train"]==3
     finally: root.chmod(0o755)
 

@@ -6,6 +6,7 @@ from skopt import gp_minimize
 from skopt.space import Categorical, Integer, Real
 from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
+from cinic_fastai.files import line_of
 from cinic_fastai.study.plan import read_plan
 from cinic_fastai.study.search import best_trial, read_journal, search
 
@@ -101,8 +102,9 @@ def test_a_hundred_trials(tmp_path):
 scalars = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=4))
 keys = st.sampled_from(["number", "point", "valid_acc", "status", "space"])
 values = st.recursive(scalars, lambda o: st.one_of(st.lists(o, max_size=3), st.dictionaries(keys, o, max_size=5)), max_leaves=8)
-lines = st.one_of(st.binary(max_size=20), values.map(lambda o: json.dumps(o).encode()), st.just(b'{"space": {}}'),
-    st.integers(0, 2).map(lambda i: json.dumps(dict(number=i, point={}, status="done", valid_acc=.5)).encode()), st.just(b"["*100000))
+def sealed(entry): return line_of(entry).encode()[:-1]
+lines = st.one_of(st.binary(max_size=20), values.map(lambda o: json.dumps(o).encode()), values.map(lambda o: sealed(dict(o=o))), st.just(sealed(dict(space={}))),
+    st.integers(0, 2).map(lambda i: sealed(dict(number=i, point={}, status="done", valid_acc=.5))), st.just(b"["*100000))
 
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 @given(st.lists(lines, max_size=5), st.booleans())

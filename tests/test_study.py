@@ -1,9 +1,10 @@
 "A study as a user runs it: whole, again, cut off, with wrong options."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENV, cinic
+from cinic_fastai.test_utils import tiny_folder
 
 def results(out):
     "Everything of a study that must not depend on where it was cut off"
@@ -30,20 +31,50 @@ def test_running_again_trains_nothing(study, images, plan_file):
     assert again.returncode==0, again.stderr
     assert before=={p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
 
+def began(out, root, what):
+    "Has a study come to this point?"
+    signs = dict(packing=root.glob(".pack-*.part/images.npy"), training=out.glob("runs/*/last.safetensors"), saving=out.glob("runs/*/.last.safetensors.part"),
+        search=out.glob("searches/*.jsonl"), page=out.glob("samples.npz"))
+    return any(True for _ in signs[what])
+
+def killed(command, out, root, what, wait=0.):
+    "Start a study, let it come to a point and a little further, then kill it: 1, or 0 if it ended before"
+    p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while p.poll() is None and what and not began(out, root, what): time.sleep(.001)
+    until = time.monotonic()+wait
+    while p.poll() is None and time.monotonic()<until: time.sleep(.005)
+    alive = p.poll() is None
+    p.kill()
+    p.wait()
+    return int(alive)
+
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
-def test_killed_and_continued(study, images, plan_file, tmp_path):
-    "Killed again and again at uneven moments, the study ends with the same weights, probabilities, tables and points"
-    out = tmp_path/"out"
-    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(images), "--out", str(out)]
-    kills = 0
-    for after in (1, 2, 4):
-        p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while p.poll() is None and len(list(out.glob("runs/*/done.json")))<after: time.sleep(.02)
-        kills += p.poll() is None
-        p.kill(); p.wait()
-    assert kills
+def test_killed_and_continued(study, plan_file, tmp_path):
+    "Killed while packing, training, saving, searching and drawing, a study ends with the same weights, probabilities, tables and points"
+    out,root = tmp_path/"out",tiny_folder(tmp_path/"images"/"tiny", n=12)
+    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--save-every", "0"]
+    kills = sum(killed(command, out, root, what) for what in ("packing", "training", "saving", "search", "page"))
+    assert kills>=4 # a moment may have passed before it was seen
     assert cinic(*command[3:]).returncode==0
     assert results(out)==results(study[0])
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
+def test_killed_thirty_times(plan_file, tmp_path):
+    "At random moments, over one study"
+    moments,kills,root,out = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out"
+    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--scale", "20", "--save-every", every]
+    for i in range(30):
+        what,longest = ("packing", .05) if i<3 else ("page", 4) if i>=27 else ("", 9)
+        if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
+        if what=="page" and began(out, root, "page"): (out/"samples.npz").unlink()
+        kills.append(killed(command(out, str(moments.choice([0, .2, 1]))), out, root, what, moments.uniform(0, longest)))
+        print(f"{what or 'anywhere'}: {'killed' if kills[-1] else 'had ended'}, {len(list(out.glob('runs/*/done.json')))} runs done")
+    assert sum(kills)>=28 # a moment may have passed before it was seen
+    assert cinic(*command(out, "60")[3:]).returncode==0
+    whole = tmp_path/"whole"
+    assert cinic(*command(whole, "60")[3:]).returncode==0
+    assert results(out)==results(whole)
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 @pytest.mark.parametrize("sig,code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -58,6 +89,20 @@ def test_signals_save_and_say_how_to_continue(images, tmp_path, sig, code):
     assert p.returncode==code, err
     assert "Run the same command again to continue" in err and "Traceback" not in err
     assert list(out.glob("runs/*/last.safetensors"))
+
+@pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
+def test_stopped_by_signals_and_continued(study, images, plan_file, tmp_path):
+    "Stopped in its first training and in its search, a study ends as if it had never been"
+    out = tmp_path/"out"
+    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(images), "--out", str(out)]
+    for sig,sign,code in ((signal.SIGTERM, "runs/*/env.json", 143), (signal.SIGINT, "searches/*.jsonl", 130)):
+        p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        while p.poll() is None and not list(out.glob(sign)): time.sleep(.001)
+        p.send_signal(sig)
+        _,err = p.communicate(timeout=120)
+        assert p.returncode==code and "Run the same command again" in err and "Traceback" not in err, err
+    assert cinic(*command[3:]).returncode==0
+    assert results(out)==results(study[0])
 
 def test_copied_study_needs_no_training(study, images, plan_file, tmp_path):
     shutil.copytree(study[0], tmp_path/"copy")

@@ -7,7 +7,7 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'CINIC_URLS', 'CINIC_BYTES', 'CINIC_M
            'listed', 'checked', 'list_images', 'fingerprint', 'to_rgb', 'decode_image', 'read_file', 'why_bad',
            'read_image', 'tell', 'batches', 'map_batches', 'read_batch', 'channel_hist', 'channel_stats', 'folder_lock',
            'building', 'refuse_full', 'room_for', 'draw_splits', 'write_demo', 'download', 'unpack', 'get_cinic',
-           'split_folder', 'FolderReport', 'folder_info', 'check_folder']
+           'split_folder', 'FolderReport', 'folder_info', 'across_splits', 'check_folder']
 
 # %% ../../nbs/10_data.folder.ipynb #25127988
 import errno, gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, time, warnings, zlib
@@ -20,7 +20,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 import numpy as np
 from ..core import SPLITS, DataError, StoreError, nearest, rng
-from ..files import lock, read_json, write_json
+from ..files import cannot_write, disk_is_full, lock, read_json, sync_folder, write_json
 
 # %% ../../nbs/10_data.folder.ipynb #7418918e
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -287,15 +287,11 @@ def folder_lock(
     on_event:Callable|None=None # Hears that it has to wait
 ):
     "Let one process at a time make `dest`; others wait"
-    dest = Path(dest).absolute()
-    held, where = ExitStack(), (dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest))
-    try:
-        try: held.enter_context(lock(*where))
-        except StoreError:
-            tell(on_event, "note", text=f"Another process is making {dest}; waiting for it.")
-            held.enter_context(lock(*where, wait=-1))
-    except OSError as e: raise DataError(f"{dest} can't be made: {e.strerror or e}. Choose a folder that can be written to.") from None
-    with held: yield
+    dest,told = Path(dest).absolute(),[]
+    def on_wait(who):
+        if not told: tell(on_event, "note", text=f"{who} Waiting for it to end.")
+        told.append(who)
+    with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_wait=on_wait): yield
 
 @contextmanager
 def building(
@@ -311,9 +307,11 @@ def building(
         if o!=tmp and re.fullmatch(re.escape(name)+r"\.[0-9a-f]{8}\.part", o.name): shutil.rmtree(o, ignore_errors=True)
     try:
         yield tmp
+        sync_folder(tmp)
         if dest.exists() and replace: os.replace(dest, old)
         elif dest.exists(): dest.rmdir()
         os.replace(tmp, dest)
+        sync_folder(dest.parent)
     finally:
         for o in (tmp, old): shutil.rmtree(o, ignore_errors=True)
 
@@ -333,8 +331,8 @@ def room_for(
     "Say how many bytes are needed where the disk is full"
     try: yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None)): raise
-        raise DataError(f"There is no room for {path}, which needs {need:,} bytes. Make room and run this again.") from None
+        if disk_is_full(e): raise cannot_write(path, e, need) from None
+        raise
 
 # %% ../../nbs/10_data.folder.ipynb #8e0b89fd
 def draw_splits(
@@ -451,7 +449,7 @@ def _fetch(
         try: _receive(url, part, size, on_event)
         except _NoUse as e: return str(e)
         except (HTTPError, ConnectionError, OSError) as e:
-            if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG): raise
+            if isinstance(e, OSError) and disk_is_full(e): raise
             cause = f"{type(e).__name__}: {e}"[:200]
         fails, most = 0 if _size(part)>most else fails+1, max(most, _size(part))
     if _size(part)!=size: return cause or f"it ended after {_size(part):,} of {size:,} bytes"
@@ -606,7 +604,7 @@ def _copy(
         (root/s/f).parent.mkdir(parents=True, exist_ok=True)
         try: shutil.copyfile(src/f, root/s/f)
         except OSError as e:
-            if e.errno==errno.ENOSPC: raise
+            if disk_is_full(e): raise
             bad.append(f"{f}: {why_bad(e)}")
         if i%100==0 or i==len(todo): tell(on_event, "progress", what="copy", done=i, total=len(todo))
     if bad: raise DataError(f"{len(bad)} files in {src} can't be copied. Remove or replace them:{listed(bad)}")
@@ -684,7 +682,7 @@ def _examine(
                 if f.startswith("train/"): hist += channel_hist(x)
     return dict(bad=bad, hashes=hashes, sizes=sizes, hist=hist)
 
-def _across_splits(
+def across_splits(
     hashes:dict # file -> hash
 )->list[list[str]]: # Files with equal hashes, sorted
     "Groups of equal files that lie in more than one split"
@@ -708,6 +706,6 @@ def check_folder(
         hist += o["hist"]
         done += len(files)
         tell(on_event, "progress", what="check", done=done, total=len(items))
-    out.read, out.sizes, out.duplicates = True, dict(sizes.most_common()), _across_splits(hashes)
+    out.read, out.sizes, out.duplicates = True, dict(sizes.most_common()), across_splits(hashes)
     if hist.any(): out.mean, out.std = (o.tolist() for o in channel_stats(hist))
     return out

@@ -809,6 +809,7 @@ def cautions(
         "therefore a little too high.", *_leaks(f)]
     if skipped: words.append(f"{count(len(skipped), 'image')} could not be read and {'was' if len(skipped)==1 else 'were'} left out: "
         f"{', '.join(skipped[:5])}{', ...' if len(skipped)>5 else ''}.")
+    if data.get("shared"): words.append(f"{data['shared']} On those, accuracy may be remembered rather than learned.")
     return words
 
 _decisions = ["keeps the weights of the epoch with the highest valid accuracy (the first on ties);",

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import PUBLISHED_POINTS, StoreError
-from ..files import read_json, to_json
+from ..files import read_json, read_lines, to_json
 from ..runs import RunStore, config_fields
 from .ensemble import check_members, vote
 from .metrics import accuracy, class_accuracy, interval
@@ -145,11 +145,7 @@ def read_journal(
     path:Path # `searches/NAME.jsonl`
 )->tuple[dict,list[dict]]: # Header and trials, both empty when there is no journal yet
     "A search's journal"
-    if not Path(path).exists(): return {}, []
-    *lines, _torn = Path(path).read_bytes().split(b"\n")
-    try: entries = [json.loads(o) for o in lines if o.strip()]
-    except ValueError as e:
-        raise StoreError(f"{path} is damaged ({e}). Delete it; finished trials are found in the run store again.") from None
+    entries,_ = read_lines(path, "Delete that line and all after it; finished trials are found in the run store again.")
     return (entries[0], entries[1:]) if entries else ({}, [])
 
 # %% ../../nbs/32_results.tables.ipynb #587a3f8f

@@ -6,16 +6,17 @@
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
            'with_weights', 'train_one', 'failed', 'do_run', 'do_search', 'do_final', 'do_ensembles', 'member',
            'augmented_examples', 'surest_mistakes', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct',
-           'carry_out', 'study_status', 'search_rows', 'is_active', 'clean_list']
+           'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/42_study.conduct.ipynb #ab8f8d43
 import datetime as dt, time, tomllib, traceback
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, Interrupted, PlanError, StoreError, WeightsError, rng
+from ..core import CinicError, Halt, Interrupted, PlanError, StoreError, WeightsError, rng, stop_on_signals
 from ..data.pack import Pack
-from ..files import lock, read_json, sha256, write_json, write_npz
+from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_trials, plan_problems, run_config, trial_config
@@ -32,7 +33,7 @@ def new_record(
 )->dict: # Content of `study.json`
     "A study that has not begun"
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
-    about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped),
+    about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
     return dict(name=plan.name, title=plan.title, command=command, plan=tomllib.loads(plan.text), options=options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
@@ -92,9 +93,9 @@ def estimate(
     cfg:RunConfig, # One run
     counts:dict, # Images by split
     speed:dict # From `image_seconds`
-)->float: # Seconds
+)->float: # Seconds; 0 for a network that was not measured, as where a search chooses it
     "What a run should take"
-    train,valid = speed[network(cfg)]
+    train,valid = speed.get(network(cfg), (0., 0.))
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     return cfg.epochs*(rows*train+counts["valid"]*valid)
 
@@ -116,6 +117,7 @@ class Conductor:
     weights:Path|None # File with pretrained weights
     on_event:object # Receives events
     stop:object # Gives the number of a signal that asks for an end, or 0
+    save_every:float = 60. # Seconds between checkpoints
     clock:Clock = field(default_factory=Clock)
     speed:dict = field(default_factory=dict) # Seconds an image, by network
     missing:dict = field(default_factory=dict) # Why a network's weights can't be had
@@ -126,7 +128,10 @@ class Conductor:
         text:str # One line or a traceback
     ):
         "Add to `log.txt`"
-        with open(self.out/"log.txt", "a", encoding="utf-8") as f: f.write(f"{dt.datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n")
+        line = f"{dt.datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+        try:
+            with open(self.out/"log.txt", "a", encoding="utf-8") as f: f.write(line)
+        except OSError as e: raise cannot_write(self.out/"log.txt", e, len(line)) from None
 
     def entry(self,
         kind:str, # "runs", "searches" or "ensembles"
@@ -160,22 +165,22 @@ def train_one(
 )->dict: # What `done.json` holds
     "Train a run that is missing, tell about it, and keep the clock"
     rid = run_id(cfg, c.pack.digest)
-    if c.store.is_done(rid, full): return c.store.done(rid)
+    if c.store.is_sound(rid, full): return c.store.done(rid)
     if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
     from cinic_fastai.train.fit import fit_run
-    expected,began = estimate(cfg, c.record["data"]["counts"], c.speed) if c.speed else 0.,time.monotonic()
+    expected,began = estimate(cfg, c.record["data"]["counts"], c.speed),time.monotonic()
     def tell(kind, **info):
         if kind=="note": c.log(f"{name}: {info['text']}")
         part = (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(expected*part), share=_share(c.clock, expected*part), **info)
     c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=_share(c.clock, 0.))
-    try: done = fit_run(cfg, c.pack, c.store, full=full, weights=c.weights if cfg.pretrained else None, on_event=tell, stop=c.stop)
+    try: done = fit_run(cfg, c.pack, c.store, full=full, weights=c.weights if cfg.pretrained else None, on_event=tell, stop=c.stop, save_every=c.save_every)
     except WeightsError as e:
         c.missing[cfg.model] = str(e)
         raise
     finally:
         c.clock.done += expected
-        c.clock.took += time.monotonic()-began
+        c.clock.took += (time.monotonic()-began)*bool(expected)
     c.log(f"{name}: {cfg.epochs} epochs, valid accuracy {done['valid_acc']:.4f}, {done['seconds']:.1f} s, run {rid}")
     c.on_event("end", name=name, status="done", left=c.clock.left(), share=_share(c.clock, 0.), **done)
     return done
@@ -205,9 +210,9 @@ def do_run(
     "Carry one run out, unless it is there; its failure is recorded"
     entry,cfg = c.entry("runs", run.name, run.group),with_weights(cfg, c.weights)
     rid = run_id(cfg, c.pack.digest)
-    if not c.store.is_done(rid, full=True): c.mark(entry, run_id=rid, status="running", reason="")
+    if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="running", reason="")
     try: train_one(c, cfg, f"{run.group}/{run.name}", full=True)
-    except Interrupted: raise
+    except Halt: raise
     except Exception as e: failed(c, entry, e)
     else: entry.update(run_id=rid, status="done", reason="")
 
@@ -221,7 +226,7 @@ def do_search(
         cfg = trial_config(s, point)
         rid = run_id(cfg, c.pack.digest)
         try: done = train_one(c, cfg, f"{s.name} trial {number+1}/{total}", full=False)
-        except Interrupted: raise
+        except Halt: raise
         except Exception as e:
             c.log(f"{s.name} trial {number+1}: {traceback.format_exc()}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
@@ -232,7 +237,7 @@ def do_search(
         trials = search(s.space, objective, c.out/"searches"/f"{s.name}.jsonl", random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy,
             header=header, chance=1/len(c.pack.classes), on_event=c.on_event)
         best = best_trial(trials)
-    except Interrupted: raise
+    except Halt: raise
     except CinicError as e: return failed(c, entry, e)
     c.mark(entry, status="done", best={k: best[k] for k in ("number", "point", "valid_acc", "run_id")})
 
@@ -319,7 +324,7 @@ def planned(
 )->list[RunConfig]: # Trainings that are missing; of unproposed trials and final runs, only length and network are known
     "What is left to train"
     cfgs = [run_config(c.plan, r) for r in c.plan.runs if not r.source]
-    left = [cfg for cfg in cfgs if not c.store.is_done(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
+    left = [cfg for cfg in cfgs if not c.store.is_sound(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
     for s in c.plan.searches:
         f = c.out/"searches"/f"{s.name}.jsonl"
         left += [trial_config(s, {})]*(n_trials(s)-(len(read_journal(f)[1]) if f.exists() else 0))
@@ -353,19 +358,21 @@ def conduct(
     weights:Path|None=None, # File with pretrained weights
     command:str="", # The command that repeats the study
     on_event=lambda kind, **info: None, # Receives events
-    stop=lambda: 0 # Gives the number of a signal that asks for an end, or 0
+    stop=None, # Gives the number of a signal that asks for an end, or 0; None listens for SIGINT and SIGTERM
+    save_every:float=60. # Seconds between checkpoints
 )->dict: # Content of `study.json` at the end
     "Do what is missing of a study and write its page"
     out = Path(out)
     check_data(plan, pack)
-    with lock(out/".lock", f"The study in {out}"):
+    with nullcontext(stop) if stop else stop_on_signals() as stop, lock(out/".lock", f"The study in {out}", wait=1): # a moment's patience: `cinic status` looks at the lock, too
         record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(store) if store else "runs", command)
-        c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, on_event, stop)
+        c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, on_event, stop, save_every)
         began,before = time.monotonic(),c.record["seconds"]
         try: carry_out(c)
         finally:
             c.record["seconds"] = before+time.monotonic()-began
             c.save()
+        if signum := stop(): raise Interrupted("Stopped before the page was drawn; all trainings are done. Run the same command again, or `cinic report`.", signum)
         from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
         write_page(out)
@@ -409,15 +416,22 @@ def search_rows(out, s):
     trials = read_journal(f)[1] if f.exists() else []
     n = {k: sum(t["status"]==k for t in trials) for k in ("done", "failed")}
     n["running" if s["status"]=="running" else "left"] = s["trials"]-len(trials)
-    return [dict(what=f"{s['name']} trials", status=k, reason="", trainings=v) for k,v in n.items() if v]
+    return [dict(what=f"{s['name']} trials", status=k, reason=trial_failures(trials) if k=="failed" else "", trainings=v) for k,v in n.items() if v]
+
+def trial_failures(
+    trials:list[dict] # From a journal
+)->str: # For example `trial 3: out of memory`, "" where none failed
+    "Which trials failed, and why"
+    by = {}
+    for t in trials:
+        if t["status"]=="failed": by.setdefault(t.get("cause") or "no cause is known", []).append(str(t["number"]+1))
+    return "; ".join(f"trial {', '.join(numbers)}: {cause.rstrip('.')}" for cause,numbers in by.items())
 
 def is_active(
     out:Path # A study's folder
 )->bool: # Does a process hold it?
     "Is a study being carried out right now?"
-    try:
-        with lock(out/".lock", "The study"): return False
-    except StoreError: return True
+    return is_locked(out/".lock")
 
 # %% ../../nbs/42_study.conduct.ipynb #199cccbe
 def clean_list(

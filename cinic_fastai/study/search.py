@@ -6,13 +6,13 @@
 __all__ = ['make_space', 'to_point', 'trial_point', 'gp_optimizer', 'proposals', 'read_journal', 'best_trial', 'search']
 
 # %% ../../nbs/41_study.search.ipynb #471809af
-import json, math, os, time, warnings
+import json, math, time, warnings
 from collections.abc import Callable, Generator
 from itertools import product
 from pathlib import Path
 import numpy as np
 from ..core import CinicError, PlanError, StoreError, check_choice
-from ..files import write_bytes, write_text
+from ..files import append_line, line_of, read_lines, write_bytes, write_text
 from .plan import STRATEGIES, dim_kind, grid_counts, n_points, space_errors
 
 # %% ../../nbs/41_study.search.ipynb #f4aa9079
@@ -162,23 +162,10 @@ def _parse_lines(
     path:Path # A journal
 )->tuple[list,int]: # Header and trials, and how many bytes they take up
     "Read the lines of a journal, without a last one that is torn"
-    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
-    entries,size = [],0
-    for i,line in enumerate(lines):
-        entry = _parse_line(line)
-        ok = line.endswith(b"\n") and (_header_ok(entry) if i==0 else _trial_ok(entry, i-1))
-        if not ok and i==len(lines)-1 and entry is None: break
-        if not ok: raise StoreError(f"{path} is damaged in line {i+1}. {_cure}")
-        entries.append(entry)
-        size += len(line)
+    entries,size = read_lines(path, _cure)
+    for i,entry in enumerate(entries):
+        if not (_trial_ok(entry, i-1) if i else _header_ok(entry)): raise StoreError(f"{path} is damaged in line {i+1}. {_cure}")
     return entries,size
-
-def _parse_line(
-    line:bytes # One line
-): # What it says, None if it says nothing
-    "Read JSON that may be damaged"
-    try: return json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError): return None
 
 def read_journal(
     path:Path # `searches/NAME.jsonl`
@@ -206,12 +193,6 @@ def _jsonable(
     if isinstance(o, (np.generic, np.ndarray)): return _jsonable(o.tolist())
     return None if isinstance(o, float) and not math.isfinite(o) else o
 
-def _line(
-    entry:dict # Header or trial
-)->str: # JSON with a newline
-    "An entry as a line of the journal, its keys in the order they came"
-    return json.dumps(_jsonable(entry), ensure_ascii=False)+"\n"
-
 # %% ../../nbs/41_study.search.ipynb #bb6b13bf
 def _differences(
     there:dict, # One header
@@ -232,22 +213,12 @@ def _open_journal(
     header:dict # What it must say
 )->list[dict]: # Its trials
     "Begin a journal, or take up one of the same search with a torn last line cut off"
-    entries,size = _parse_lines(path)
-    if not entries: write_text(path, _line(header))
-    elif diff := _differences(entries[0], json.loads(_line(header))):
+    (entries,size),header = _parse_lines(path),json.loads(json.dumps(_jsonable(header)))
+    if not entries: write_text(path, line_of(header))
+    elif diff := _differences(entries[0], header):
         raise StoreError(f"{path} is the journal of another search: {'; '.join(diff)}. Use another folder, or delete it to search anew.")
     elif size<path.stat().st_size: write_bytes(path, path.read_bytes()[:size])
     return entries[1:]
-
-def _append(
-    path:Path, # A journal
-    trial:dict # A new last line
-):
-    "Add a line and see it onto the disk"
-    with open(path, "ab") as f:
-        f.write(_line(trial).encode())
-        f.flush()
-        os.fsync(f.fileno())
 
 # %% ../../nbs/41_study.search.ipynb #9aeec9b5
 def _tried(
@@ -338,7 +309,7 @@ def search(
         else:
             point = to_point(spec, x)
             trials.append(_trial(number, point, _tried(objective, number, point))|dict(ask_seconds=seconds))
-            _append(journal, trials[-1])
+            append_line(journal, trials[-1])
             tell("trial", trial=trials[-1], done=number+1, total=total)
         told = _coordinates(spec, trials[number], journal),_value(trials[number], chance)
     return trials

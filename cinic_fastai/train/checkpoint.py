@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load as load_safetensors, save as save_safetensors
 from torch import Tensor
 from ..core import StoreError
-from ..files import to_json, write_bytes
+from ..files import sync_folder, to_json, write_bytes
 
 # %% ../../nbs/22_train.checkpoint.ipynb #76de1f71
 def _checksum(
@@ -64,26 +64,34 @@ def save_checkpoint(
     tensors:dict[str,Tensor], # As for `save_tensors`
     meta:dict # As for `save_tensors`
 ):
-    "Write a checkpoint and keep the one before it"
+    "Write a checkpoint and keep the one before it; where that fails, both are left as they were"
+    save_tensors(_new(path), tensors, meta)
     if path.exists(): os.replace(path, older(path))
-    save_tensors(path, tensors, meta)
+    os.replace(_new(path), path)
+    sync_folder(path.parent)
+
+def _new(
+    path:Path # A checkpoint
+)->Path: # Beside it
+    "Where a checkpoint is until it is whole"
+    return path.with_name(f".{path.name}.part")
 
 def load_checkpoint(
     path:Path # As given to `save_checkpoint`
-)->tuple[dict,dict,list[str]]|None: # Tensors, plain values, what was wrong with newer files; None where there is no good one
+)->tuple[dict,dict,list[str]]: # Tensors and plain values, both empty where there is no good one, and what was wrong with newer files
     "The newest good generation"
     problems = []
     for p in (path, older(path)):
         try: return *load_tensors(p),problems
         except FileNotFoundError: continue
         except StoreError as e: problems.append(str(e))
-    return None
+    return {},{},problems
 
 def delete_checkpoint(
     path:Path # As given to `save_checkpoint`
 ):
     "Remove both generations"
-    for p in (path, older(path)): p.unlink(missing_ok=True)
+    for p in (path, older(path), _new(path)): p.unlink(missing_ok=True)
 
 # %% ../../nbs/22_train.checkpoint.ipynb #23a2481c
 def with_prefix(

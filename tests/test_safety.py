@@ -1,0 +1,232 @@
+"Nothing lost, nothing let in: full disks, read-only folders, two at once, failures, and no file that runs code."
+import ast, json, multiprocessing as mp, os, shutil, signal, subprocess, sys, time
+from pathlib import Path
+import pytest
+import cinic_fastai
+from conftest import ENV, cinic
+from test_study import results
+from cinic_fastai.files import read_json
+from cinic_fastai.runs import RunConfig, RunStore, run_id
+
+posix = pytest.mark.skipif(os.name=="nt", reason="needs POSIX")
+COMMAND = [sys.executable, "-m", "cinic_fastai.cli"]
+
+def until(condition, process, seconds=120):
+    "Wait for something that a process does"
+    end = time.monotonic()+seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic()<end, process.communicate()
+        time.sleep(.005)
+
+# --- nothing unpickles
+
+def unsafe(source):
+    "Where a source could run what stands in a file"
+    out = []
+    for n in ast.walk(ast.parse(source)):
+        if isinstance(n, ast.Import): out += [a.name for a in n.names if a.name.split(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal")]
+        if isinstance(n, ast.ImportFrom): out += [n.module] if (n.module or "").split(".")[0] in ("pickle", "dill", "cloudpickle", "shelve", "marshal") else []
+        if isinstance(n, (ast.Name, ast.Attribute, ast.alias)):
+            name = getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "name", None)
+            if name in ("load_learner", "load_pickle"): out.append(name)
+        if not isinstance(n, ast.Call): continue
+        if isinstance(n.func, ast.Name) and n.func.id in ("eval", "exec", "__import__"): out.append(n.func.id)
+        given = {k.arg: getattr(k.value, "value", None) for k in n.keywords}
+        if given.get("allow_pickle", False) is not False: out.append("allow_pickle")
+        if ast.unparse(n.func) in ("torch.load", "joblib.load") and given.get("weights_only") is not True: out.append("load without weights_only=True")
+    return out
+
+@pytest.mark.parametrize("source", ["import pickle", "import dill as d", "from pickle import loads", "eval('1')", "exec(x)", "from fastai.learner import load_learner",
+    "fastai.load_learner(f)", "torch.load(f)", "torch.load(f, weights_only=False)", "torch.load(f, weights_only=flag)", "np.load(f, allow_pickle=True)"])
+def test_the_check_finds(source): assert unsafe(source)
+
+def test_the_library_never_unpickles():
+    files = sorted(Path(cinic_fastai.__file__).parent.rglob("*.py"))
+    assert len(files)>20
+    assert {f.name: unsafe(f.read_text(encoding="utf-8")) for f in files}=={f.name: [] for f in files}
+
+# --- full disks and folders that are read-only
+
+def limited(bytes):
+    "A limit on the size of a file, which is to a process what a full disk is"
+    import resource
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, bytes))
+
+@posix
+def test_disk_full_while_saving(images, tmp_path):
+    "A clean stop with the bytes needed; what was there stays; with room, the training goes on to the same result"
+    args = ["train", "model=custom_cnn", "bs=6", "epochs=3", "policy=advanced", "--data", images, "--save-every", "0"]
+    whole = json.loads(cinic(*args, "--out", tmp_path/"whole", "--json").stdout)
+    folder = tmp_path/"out"/"runs"/whole["run_id"]
+    p = subprocess.Popen([*COMMAND, *map(str, args), "--out", str(tmp_path/"out")], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until((folder/"last-1.safetensors").exists, p)
+    p.send_signal(signal.SIGTERM)
+    assert "again to continue" in p.communicate()[1] and p.returncode==143
+    before = {f.name: f.read_bytes() for f in folder.iterdir()}
+    full = cinic(*args, "--out", tmp_path/"out", preexec_fn=limited(1_000_000))
+    assert full.returncode==2 and "There is no room for" in full.stderr and "last.safetensors" in full.stderr and "Traceback" not in full.stderr
+    need = int(full.stderr.split("needs ")[1].split(" bytes")[0].replace(",", ""))
+    assert need>1_000_000
+    assert {f.name: f.read_bytes() for f in folder.iterdir()}==before
+    again = json.loads(cinic(*args, "--out", tmp_path/"out", "--json").stdout)
+    assert again|dict(seconds=0, images_per_s=0)==whole|dict(seconds=0, images_per_s=0)
+    assert (folder/"best.safetensors").read_bytes()==(tmp_path/"whole"/"runs"/whole["run_id"]/"best.safetensors").read_bytes()
+
+@posix
+def test_disk_full_ends_a_study_and_is_no_failed_run(images, plan_file, tmp_path):
+    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--save-every", "0", preexec_fn=limited(1_000_000))
+    assert r.returncode==2 and "There is no room for" in r.stderr and "Traceback" not in r.stderr
+    assert "failed" not in {e["status"] for e in read_json(tmp_path/"out"/"study.json")["runs"]}
+    assert not list((tmp_path/"out").rglob("*.part"))
+
+@pytest.mark.parametrize("command", [["study", "demo"], ["train", "model=custom_cnn"]])
+def test_a_folder_that_cant_be_written_to(command, tmp_path):
+    "Named before any work"
+    (tmp_path/"file").touch()
+    places = [tmp_path/"file"/"out"]
+    if os.name!="nt" and os.geteuid():
+        (tmp_path/"closed").mkdir(mode=0o555)
+        places.append(tmp_path/"closed"/"out")
+    for out in places:
+        r = cinic(*command, "--out", out)
+        assert r.returncode==2 and f"{out} can't be written" in r.stderr and "Choose a folder" in r.stderr and "Traceback" not in r.stderr
+
+# --- signals
+
+@posix
+def test_sigterm_while_packing(tmp_path):
+    from cinic_fastai.test_utils import tiny_folder
+    root = tiny_folder(tmp_path/"a", n=300, size=48)
+    args = ["train", "model=custom_cnn", "epochs=1", "--data", str(root), "--out", str(tmp_path/"out")]
+    p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: any(root.glob(".pack-32.*.part/images.npy")), p)
+    p.send_signal(signal.SIGTERM)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode==143 and "Run the same command again" in err and "Traceback" not in err
+    assert not list(root.glob(".pack-32.*.part"))
+
+@posix
+def test_a_second_sigint_stops_at_once(images, tmp_path):
+    args = ["train", "model=resnet18", "size=160", "bs=36", "epochs=1000", "--data", str(images), "--out", str(tmp_path/"out")] # a batch takes seconds
+    p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: any((tmp_path/"out").glob("runs/*/env.json")), p)
+    time.sleep(.5)
+    p.send_signal(signal.SIGINT)
+    time.sleep(.3)
+    p.send_signal(signal.SIGINT)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode==130 and "Traceback" not in err
+
+# --- two at once
+
+@posix
+def test_the_second_study_says_who_holds_the_folder(images, plan_file, tmp_path):
+    args = ["study", str(plan_file), "--data", str(images), "--out", str(tmp_path/"out"), "--scale", "50"]
+    p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        until((tmp_path/"out"/".lock.holder").exists, p)
+        second = cinic(*args)
+        assert second.returncode==2 and f"in use by process {p.pid} on " in second.stderr and "Traceback" not in second.stderr
+        assert "being carried out now" in cinic("status", tmp_path/"out").stdout
+    finally:
+        p.kill()
+        p.communicate()
+    assert "not running now" in cinic("status", tmp_path/"out").stdout
+
+def train_counting(store, images, start, q):
+    "Train the same run as another process, and count the epochs done here"
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.train.fit import fit_run
+    heard = []
+    start.wait()
+    done = fit_run(RunConfig(model="custom_cnn", bs=6, epochs=4), get_pack(images), RunStore(store), on_event=lambda kind, **kw: heard.append(kind))
+    q.put((heard.count("epoch"), done))
+
+def test_a_shared_store_trains_each_run_once(images, tmp_path):
+    ctx = mp.get_context("spawn")
+    q,start = ctx.Queue(),ctx.Barrier(2)
+    ps = [ctx.Process(target=train_counting, args=(tmp_path/"store", images, start, q)) for _ in range(2)]
+    for p in ps: p.start()
+    (n,a),(m,b) = (q.get(timeout=300) for _ in ps)
+    for p in ps: p.join(60)
+    assert sorted((n, m))==[0, 4] and a==b
+
+def test_two_studies_share_a_store(study, images, plan_file, tmp_path):
+    "The second one finds everything done"
+    shared = tmp_path/"shared"
+    shutil.copytree(study[0]/"runs", shared)
+    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--store", shared)
+    assert r.returncode==0 and not (tmp_path/"out"/"runs").exists()
+    assert results(tmp_path/"out")["tables"]==results(study[0])["tables"]
+
+# --- damage
+
+@pytest.mark.parametrize("name", ["probs_test.npz", "best.safetensors", "done.json", "history.csv"])
+def test_a_damaged_file_of_a_study_is_made_again(study, images, plan_file, tmp_path, name):
+    out = tmp_path/"copy"
+    shutil.copytree(study[0], out)
+    f = next(r for r in sorted(out.glob(f"runs/*/{name}")) if (r.parent/"best.safetensors").exists())
+    data = bytearray(f.read_bytes())
+    data[len(data)//2] ^= 4
+    f.write_bytes(data)
+    r = cinic("study", plan_file, "--data", images, "--out", out)
+    assert r.returncode==0 and f"{f.name} is damaged" in r.stderr and "made again" in r.stderr
+    assert results(out)==results(study[0])
+
+def test_a_damaged_record_is_named_with_the_cure(study, images, plan_file, tmp_path):
+    out = tmp_path/"copy"
+    shutil.copytree(study[0], out)
+    text = (out/"study.json").read_text(encoding="utf-8")
+    (out/"study.json").write_text(text.replace('"seed": 1', '"seed": 2'), encoding="utf-8")
+    for args in (["status", out], ["report", out], ["study", plan_file, "--data", images, "--out", out]):
+        r = cinic(*args)
+        assert r.returncode==2 and "study.json is damaged" in r.stderr and "Delete it" in r.stderr and "Traceback" not in r.stderr
+    (out/"study.json").unlink()
+    r = cinic("study", plan_file, "--data", images, "--out", out)
+    assert r.returncode==0 and "epoch" not in r.stderr # nothing was trained again
+
+# --- failures
+
+FAILING = """
+[study]
+name = "failing"
+[defaults]
+model = "custom_cnn"
+bs = 16
+epochs = 1
+[[search]]
+name = "some"
+random = 4
+guided = 0
+strategy = "grid"
+space = { lr = {choices=[0.01, 1e12]}, size = {choices=[32, 3000]} }
+[[search]]
+name = "all"
+random = 2
+guided = 0
+space = { lr = {log=[1e12, 1e15]} }
+[[run]]
+group = "final"
+name = "one"
+from = "search:some"
+[[run]]
+group = "final"
+name = "none"
+from = "search:all"
+"""
+
+@posix
+def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):
+    import resource
+    def little_memory(): resource.setrlimit(resource.RLIMIT_AS, (16<<30, 16<<30))
+    (tmp_path/"failing.toml").write_text(FAILING, encoding="utf-8")
+    r = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out", preexec_fn=little_memory)
+    assert r.returncode==1 and "Traceback" not in r.stderr, r.stderr
+    said = " ".join(r.stdout.split())
+    assert "loss became nan" in said and "memory" in said and "None of 2 trials finished" in said
+    record = read_json(tmp_path/"out"/"study.json")
+    assert [e["status"] for e in record["searches"]]==["done", "failed"] and [e["status"] for e in record["runs"]]==["done", "skipped"]
+    shown = cinic("status", tmp_path/"out").stdout
+    assert "loss became nan" in " ".join(shown.split()) and "failed" in shown
+    again = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out")
+    assert again.returncode==1
