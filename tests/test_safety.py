@@ -5,6 +5,7 @@ import pytest
 import cinic_fastai
 from conftest import ENV, cinic
 from test_study import results
+from cinic_fastai.core import Interrupted, stop_on_signals
 from cinic_fastai.files import read_json
 from cinic_fastai.runs import RunConfig, RunStore, run_id
 
@@ -92,6 +93,31 @@ def test_a_folder_that_cant_be_written_to(command, tmp_path):
         assert r.returncode==2 and f"{out} can't be written" in r.stderr and "Choose a folder" in r.stderr and "Traceback" not in r.stderr
 
 # --- signals
+
+def test_handlers_come_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        with stop_on_signals() as stop:
+            assert stop()==0
+            signal.raise_signal(sig)
+            assert stop()==sig
+            with pytest.raises(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+        assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]==before
+
+def test_a_study_called_from_python_is_interrupted_and_goes_on(images, plan_file, tmp_path):
+    "As in a notebook: the handlers are the study's while it runs, and the caller's again afterwards"
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import read_plan
+    plan,pack,handlers = read_plan(str(plan_file)),get_pack(images),[]
+    def press(kind, **info):
+        if kind=="batch" and not handlers:
+            handlers.append(signal.getsignal(signal.SIGINT))
+            signal.raise_signal(signal.SIGINT)
+    mine = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="Run the same command again"): conduct(plan, pack, tmp_path/"out", on_event=press)
+    assert handlers!=[mine] and signal.getsignal(signal.SIGINT) is mine
+    assert {r["status"] for r in conduct(plan, pack, tmp_path/"out")["runs"]}=={"done", "skipped"}
 
 @posix
 def test_sigterm_while_packing(tmp_path):

@@ -63,9 +63,9 @@ def test_killed_and_continued(study, plan_file, tmp_path):
 def test_killed_thirty_times(plan_file, tmp_path):
     "At random moments, over one study"
     moments,kills,root,out = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out"
-    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--scale", "20", "--save-every", every]
+    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--scale", "10", "--save-every", every]
     for i in range(30):
-        what,longest = ("packing", .05) if i<3 else ("page", 4) if i>=27 else ("", 9)
+        what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 9)
         if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
         if what=="page" and began(out, root, "page"): (out/"samples.npz").unlink()
         kills.append(killed(command(out, str(moments.choice([0, .2, 1]))), out, root, what, moments.uniform(0, longest)))
