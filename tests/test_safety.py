@@ -111,7 +111,7 @@ def test_a_study_called_from_python_is_interrupted_and_goes_on(images, plan_file
     from cinic_fastai.study.plan import read_plan
     plan,pack,handlers = read_plan(str(plan_file)),get_pack(images),[]
     def press(kind, **info):
-        if kind=="batch" and not handlers:
+        if kind=="epoch" and not handlers:
             handlers.append(signal.getsignal(signal.SIGINT))
             signal.raise_signal(signal.SIGINT)
     mine = signal.getsignal(signal.SIGINT)
@@ -210,6 +210,23 @@ def test_a_damaged_record_is_named_with_the_cure(study, images, plan_file, tmp_p
     (out/"study.json").unlink()
     r = cinic("study", plan_file, "--data", images, "--out", out)
     assert r.returncode==0 and "epoch" not in r.stderr # nothing was trained again
+
+# --- images
+
+def test_bad_and_shared_images_are_said_on_the_page(tmp_path):
+    from cinic_fastai.test_utils import tiny_folder
+    root,plan = tiny_folder(tmp_path/"a", n=6),tmp_path/"one.toml"
+    plan.write_text('[study]\nname = "one"\n[[run]]\ngroup = "final"\nname = "only"\nmodel = "custom_cnn"\nepochs = 1\nbs = 8\n', encoding="utf-8")
+    (root/"train"/"cat"/"cut.png").write_bytes((root/"train"/"cat"/"photo-2.png").read_bytes()[:60])
+    (root/"test"/"dog"/"twin.png").write_bytes((root/"train"/"dog"/"photo-2.png").read_bytes())
+    args = ["study", plan, "--data", root, "--out", tmp_path/"out"]
+    r = cinic(*args)
+    assert r.returncode==2 and "train/cat/cut.png" in r.stderr and "--on-bad skip" in r.stderr and not (tmp_path/"out"/"study.json").exists()
+    r = cinic(*args, "--on-bad", "skip")
+    assert r.returncode==0 and "2 images lie in more than one split" in r.stderr
+    page = (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
+    assert "train/cat/cut.png" in page and "2 images lie in more than one split" in page and "twin.png" in page
+    assert "train/cat/cut.png" in read_json(root/".pack-32"/"manifest.json")["skipped"]
 
 # --- failures
 

@@ -3,7 +3,7 @@ import json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ENV, cinic
+from conftest import ENV, TINY_PLAN, cinic
 from cinic_fastai.test_utils import tiny_folder
 
 def results(out):
@@ -60,10 +60,11 @@ def test_killed_and_continued(study, plan_file, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
-def test_killed_thirty_times(plan_file, tmp_path):
+def test_killed_thirty_times(tmp_path):
     "At random moments, over one study"
-    moments,kills,root,out = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out"
-    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--scale", "10", "--save-every", every]
+    moments,kills,root,out,plan = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out",tmp_path/"tiny.toml"
+    plan.write_text(TINY_PLAN.replace("[1e-3,1e-1]", "[1e-3,1e-2]"), encoding="utf-8") # so long, higher rates diverge
+    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(root), "--out", str(out), "--scale", "10", "--save-every", every]
     for i in range(30):
         what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 9)
         if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
