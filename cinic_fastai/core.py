@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'STEMS', 'PRECISIONS', 'PUBLISHED_POINTS',
            'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError', 'Halt', 'WriteError',
-           'Interrupted', 'stop_on_signals', 'nearest', 'check_choice', 'derive_seed', 'rng', 'row_uniform']
+           'Interrupted', 'stop_on_signals', 'deaf_processes', 'nearest', 'check_choice', 'derive_seed', 'rng',
+           'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -75,6 +76,19 @@ def stop_on_signals()->Iterator[Callable]: # Gives the number of the signal that
     try: yield lambda: asked[0] if asked else 0
     finally:
         for s,handler in before.items(): signal.signal(s, handler)
+
+# %% ../nbs/00_core.ipynb #d1ce9335
+@contextmanager
+def deaf_processes()->Iterator[None]:
+    "Processes started in the block never hear SIGINT and SIGTERM; this one hears them at the block's end"
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    from multiprocessing.resource_tracker import ensure_running
+    ensure_running() # when it starts it unblocks both
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 # %% ../nbs/00_core.ipynb #05b6556f
 def nearest(

@@ -10,16 +10,16 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'CINIC_URLS', 'CINIC_BYTES', 'CINIC_M
            'split_folder', 'FolderReport', 'folder_info', 'across_splits', 'check_folder']
 
 # %% ../../nbs/10_data.folder.ipynb #25127988
-import errno, gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, time, warnings, zlib
+import gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, threading, time, warnings, zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import chain
+from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import SPLITS, DataError, StoreError, nearest, rng
+from ..core import SPLITS, DataError, deaf_processes, nearest, rng
 from ..files import cannot_write, disk_is_full, lock, read_json, sync_folder, write_json
 
 # %% ../../nbs/10_data.folder.ipynb #7418918e
@@ -246,9 +246,21 @@ def map_batches(
     n = n_workers or (cpu_count() if sum(map(len, todo))>=2000 else 1)
     if n==1: return map(fn, todo)
     run = Parallel(n_jobs=n, backend="loky", return_as="generator", batch_size=1, pre_dispatch="4*n_jobs", max_nbytes=None, idle_worker_timeout=10)
-    here = len(todo)//8 # done in this process while the others start
-    there = run(delayed(fn)(o) for o in todo[here:])
-    return chain(map(fn, todo[:here]), there)
+    here,ended = len(todo)//8,threading.Event() # the first ones are done in this process while the others start
+    with deaf_processes(): there = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[here:]))
+    return _drained(chain(map(fn, todo[:here]), there), there, ended)
+
+def _drained(
+    results:Iterator, # All
+    there:Iterator, # Those of other processes
+    ended:threading.Event # Set when no more are wanted
+)->Iterator: # The same results
+    "Results until someone loses interest; then what is under way ends in good order, where an abrupt end would leave other threads' tracebacks"
+    try:
+        for o in results: yield o
+    finally:
+        ended.set()
+        for _ in there: pass
 
 def read_batch(
     files:list[str], # Paths relative to `root`
