@@ -43,8 +43,8 @@ def main():
     except KeyboardInterrupt: _quit("Stopped.", 130)
     except BrokenPipeError: os._exit(0)
     except OSError as e:
-        if e.filename is None: raise
-        _quit(f"{e.filename}: {e.strerror}.", 2)
+        if e.errno is None: raise
+        _quit(f"{e.filename or 'A file'}: {e.strerror}.", 2)
 
 def _quit(msg, code):
     print(f"cinic: {msg}", file=sys.stderr)
@@ -68,7 +68,7 @@ def stoppable(
     "Packing, like training, ends when it is asked to, between two batches"
     def on_event(kind, **info):
         screen(kind, **info)
-        if kind=="progress" and (signum := stop()): raise Interrupted("Stopped before training began. Run the same command again.", signum)
+        if kind in ("progress", "wait") and (signum := stop()): raise Interrupted("Stopped before training began. Run the same command again.", signum)
     return on_event
 
 # %% ../nbs/50_cli.ipynb #ee11ca40
@@ -281,7 +281,7 @@ def study(
     check_writable(out)
     check_writable(store or out)
     with stop_on_signals() as stop, Screen() as screen:
-        folder = data or _demo_folder(out/"data", screen)
+        folder = data or _demo_folder(out/"data", stoppable(screen, stop))
         pack = get_pack(folder, on_bad=on_bad, on_event=stoppable(screen, stop)).limit(limit)
         options = dict(limit=limit, scale=scale, trials=list(parse_trials(trials) or []) or None, seed=p.seed, published=published)
         record = conduct(p, pack, out, options, dict(name=folder.name if data else "digits", demo=data is None), store, weights, _command(), screen, stop, save_every)
@@ -381,7 +381,7 @@ def train(
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     with stop_on_signals() as stop, Screen() as screen:
-        folder = data or _demo_folder(out/"data", screen)
+        folder = data or _demo_folder(out/"data", stoppable(screen, stop))
         pack = get_pack(folder, on_bad=on_bad, on_event=stoppable(screen, stop)).limit(limit)
         if cfg.bs>pack.counts()["train"]: raise CinicError(f"bs = {cfg.bs} exceeds the {pack.counts()['train']} training images. Take a smaller bs.")
         store,rid = RunStore(out/"runs"),run_id(cfg, pack.digest)

@@ -208,7 +208,7 @@ class RunStore:
     )->dict[str,str]: # What is wrong, by file name; empty when all is well
         "Which of a run's files are not what was written; weights may be gone, tables and votes don't need them"
         folder = self.folder(rid)
-        try: known = read_json(folder/"done.json")["files"]
+        try: known = read_json(folder/"done.json").get("files", {})
         except FileNotFoundError: return {}
         except StoreError as e: return {"done.json": str(e)}
         def wrong(f, digest):
@@ -229,7 +229,7 @@ class RunStore:
     )->Path: # Where it is
         "A run's file, once its checksum is seen to be right"
         f = self.folder(rid)/name
-        known = read_json(self.folder(rid)/"done.json")["files"] if (self.folder(rid)/"done.json").exists() else {}
+        known = read_json(self.folder(rid)/"done.json").get("files", {}) if (self.folder(rid)/"done.json").exists() else {}
         if name in known and sha256(f)!=known[name]: raise StoreError(f"{f} is damaged (its checksum is wrong). Run its study again, which makes it again.")
         return f
 

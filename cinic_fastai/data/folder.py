@@ -303,6 +303,7 @@ def folder_lock(
     def on_wait(who):
         if not told: tell(on_event, "note", text=f"{who} Waiting for it to end.")
         told.append(who)
+        tell(on_event, "wait")
     with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_wait=on_wait): yield
 
 @contextmanager
@@ -367,7 +368,7 @@ def write_demo(
     with folder_lock(dest, on_event):
         if _is_demo(dest): return dest
         refuse_full(dest)
-        with building(dest) as tmp: _write_digits(tmp, on_event)
+        with building(dest) as tmp, room_for(dest, 1797*4096): _write_digits(tmp, on_event)
     return dest
 
 def _is_demo(

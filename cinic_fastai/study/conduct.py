@@ -10,11 +10,11 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
 
 # %% ../../nbs/42_study.conduct.ipynb #ab8f8d43
 import datetime as dt, time, tomllib, traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, Halt, Interrupted, PlanError, StoreError, WeightsError, rng, stop_on_signals
+from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, rng, stop_on_signals
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
@@ -87,7 +87,12 @@ def image_seconds(
 )->dict: # (model, stem, size) -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
     from cinic_fastai.train.fit import time_steps
-    return {m: time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size) for m in models}
+    out = {}
+    for m in models:
+        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size)
+        except Halt: raise
+        except Exception: pass # its training will say why it can't be
+    return out
 
 def estimate(
     cfg:RunConfig, # One run
@@ -223,10 +228,10 @@ def do_search(
     "Carry one search out; a trial that fails counts as chance"
     entry,total = c.entry("searches", s.name),n_trials(s)
     def objective(number, point):
-        cfg = trial_config(s, point)
+        cfg = with_weights(trial_config(s, point), c.weights)
         rid = run_id(cfg, c.pack.digest)
         try: done = train_one(c, cfg, f"{s.name} trial {number+1}/{total}", full=False)
-        except Halt: raise
+        except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
             c.log(f"{s.name} trial {number+1}: {traceback.format_exc()}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
@@ -369,9 +374,12 @@ def conduct(
         c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, on_event, stop, save_every)
         began,before = time.monotonic(),c.record["seconds"]
         try: carry_out(c)
-        finally:
+        except BaseException: # what ended the study is said, not what came of saving after it
             c.record["seconds"] = before+time.monotonic()-began
-            c.save()
+            with suppress(WriteError): c.save()
+            raise
+        c.record["seconds"] = before+time.monotonic()-began
+        c.save()
         if signum := stop(): raise Interrupted("Stopped before the page was drawn; all trainings are done. Run the same command again, or `cinic report`.", signum)
         from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
@@ -442,7 +450,7 @@ def clean_list(
     out = Path(out)
     record = read_json(out/"study.json") if (out/"study.json").exists() else None
     if record is None: raise StoreError(f"{out} holds no study (study.json is missing). Nothing is deleted.")
-    found = [(p, "unfinished write") for p in out.rglob(".*.part")]
+    found = [(p, "unfinished write") for p in out.rglob(".*.part") if p.is_file()]
     for folder in sorted((out/"runs").glob("[!.]*")):
         done = (folder/"done.json").exists()
         if done: found += [(p, "checkpoint of a finished run") for p in sorted(folder.glob("last*.safetensors"))]

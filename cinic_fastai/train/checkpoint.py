@@ -81,7 +81,7 @@ def load_checkpoint(
 )->tuple[dict,dict,list[str]]: # Tensors and plain values, both empty where there is no good one, and what was wrong with newer files
     "The newest good generation"
     problems = []
-    for p in (path, older(path)):
+    for p in (_new(path), path, older(path)): # a kill between two renames leaves the newest under its first name
         try: return *load_tensors(p),problems
         except FileNotFoundError: continue
         except StoreError as e: problems.append(str(e))
