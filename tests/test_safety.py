@@ -6,7 +6,7 @@ import cinic_fastai
 from conftest import ENV, cinic
 from test_study import results
 from cinic_fastai.core import Interrupted, stop_on_signals
-from cinic_fastai.files import read_json
+from cinic_fastai.files import lock, read_json, read_lines
 from cinic_fastai.runs import RunConfig, RunStore, run_id
 
 posix = pytest.mark.skipif(os.name=="nt", reason="needs POSIX")
@@ -146,6 +146,17 @@ def test_a_second_sigint_stops_at_once(images, tmp_path):
     _,err = p.communicate(timeout=60)
     assert p.returncode==130 and "Traceback" not in err and "everything so far is saved" not in err
 
+@posix
+def test_stopped_while_another_process_packs(images, tmp_path):
+    shutil.copytree(images, tmp_path/"a", ignore=shutil.ignore_patterns(".*"))
+    with lock(tmp_path/"a"/".pack-32.lock", "The pack"):
+        args = ["train", "model=custom_cnn", "epochs=1", "--data", str(tmp_path/"a"), "--out", str(tmp_path/"out")]
+        p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        assert "Waiting for it to end" in p.stderr.readline()
+        p.send_signal(signal.SIGTERM)
+        _,err = p.communicate(timeout=60)
+    assert p.returncode==143 and "Run the same command again" in err and "Traceback" not in err
+
 # --- two at once
 
 @posix
@@ -264,6 +275,15 @@ group = "other"
 name = "large"
 size = 3000
 """
+
+def test_trials_that_lack_weights_are_tried_again(images, tmp_path):
+    "They are no failures of their points: the journal holds none of them"
+    plan = tmp_path/"pre.toml"
+    plan.write_text('[study]\nname = "pre"\n[[search]]\nname = "pre"\nmodel = "resnet18.tv_in1k"\npretrained = true\nepochs = 1\nbs = 8\nrandom = 2\nguided = 0\n'
+        'space = { lr = {log=[1e-4,1e-3]} }\n', encoding="utf-8")
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out")
+    assert "--weights" in r.stdout and "Traceback" not in r.stderr
+    assert read_json(tmp_path/"out"/"study.json")["searches"][0]["status"]=="skipped" and len(read_lines(tmp_path/"out"/"searches"/"pre.jsonl")[0])==1
 
 @posix
 def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):
