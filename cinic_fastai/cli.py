@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights',
-           'SaveEvery', 'OnBad', 'main', 'options', 'stoppable', 'duration', 'Screen', 'print_table', 'print_json',
-           'data_demo', 'data_get', 'data_split', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show',
-           'plan_check', 'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'bench']
+           'SaveEvery', 'OnBad', 'main', 'options', 'duration', 'Screen', 'print_table', 'print_json', 'data_demo',
+           'data_get', 'data_split', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check',
+           'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, sys, tempfile, time, warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -18,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from . import __version__
-from .core import CinicError, DataError, Interrupted, stop_on_signals
+from .core import CinicError, DataError, stop_on_signals, stoppable
 from .files import check_writable
 
 # %% ../nbs/50_cli.ipynb #7d9146db
@@ -59,17 +58,6 @@ def _version(value:bool):
 def options(
     version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")]=False
 ): "The options of `cinic` itself"
-
-# %% ../nbs/50_cli.ipynb #a57bb6de
-def stoppable(
-    screen:Callable, # Hears events
-    stop:Callable # Gives the number of the signal that asked for an end, or 0
-)->Callable: # Hears events, too
-    "Packing, like training, ends when it is asked to, between two batches"
-    def on_event(kind, **info):
-        screen(kind, **info)
-        if kind in ("progress", "wait") and (signum := stop()): raise Interrupted("Stopped before training began. Run the same command again.", signum)
-    return on_event
 
 # %% ../nbs/50_cli.ipynb #ee11ca40
 def duration(

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'STEMS', 'PRECISIONS', 'PUBLISHED_POINTS',
            'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError', 'Halt', 'WriteError',
-           'Interrupted', 'stop_on_signals', 'deaf_processes', 'nearest', 'check_choice', 'derive_seed', 'rng',
-           'row_uniform']
+           'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes', 'nearest', 'check_choice', 'derive_seed',
+           'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -76,6 +76,17 @@ def stop_on_signals()->Iterator[Callable]: # Gives the number of the signal that
     try: yield lambda: asked[0] if asked else 0
     finally:
         for s,handler in before.items(): signal.signal(s, handler)
+
+# %% ../nbs/00_core.ipynb #449e4c24
+def stoppable(
+    on_event:Callable, # Hears events
+    stop:Callable # Gives the number of the signal that asked for an end, or 0
+)->Callable: # Hears events, too
+    "Packing, and waiting for another process, end when they are asked to"
+    def hear(kind, **info):
+        on_event(kind, **info)
+        if kind in ("progress", "wait") and (signum := stop()): raise Interrupted("Stopped before training began. Run the same command again.", signum)
+    return hear
 
 # %% ../nbs/00_core.ipynb #d1ce9335
 @contextmanager

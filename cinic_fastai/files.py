@@ -219,15 +219,16 @@ def lock(
     path:Path, # Lock file, made when missing
     what:str, # What is locked, for the message
     wait:float=0, # Seconds to wait for another holder; -1 waits for ever
-    on_wait:Callable|None=None # `on_wait(who)` is called a few times a second while waiting, and may raise
+    on_event:Callable|None=None # Hears once whom the wait is for (`note`), then `wait` a few times a second; may raise
 ):
     "Hold `path`'s lock for the block; `StoreError` says which process holds it"
-    path,held,until = Path(path),FileLock(str(path)),time.monotonic()+wait
+    path,held,until,told = Path(path),FileLock(str(path)),time.monotonic()+wait,False
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         while not _acquired(held, .2 if wait else 0):
             who = f"{what} is in use by {_holder(path)}."
-            if on_wait: on_wait(who)
+            if on_event: on_event("wait") if told else on_event("note", text=f"{who} Waiting for it to end.")
+            told = True
             if 0<=wait and until<=time.monotonic(): raise StoreError(f"{who} Wait for it to end, or use another folder.")
     except OSError as e: raise cannot_write(path, e) from None
     name = _holder_file(path)

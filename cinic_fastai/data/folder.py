@@ -299,12 +299,8 @@ def folder_lock(
     on_event:Callable|None=None # Hears that it has to wait
 ):
     "Let one process at a time make `dest`; others wait"
-    dest,told = Path(dest).absolute(),[]
-    def on_wait(who):
-        if not told: tell(on_event, "note", text=f"{who} Waiting for it to end.")
-        told.append(who)
-        tell(on_event, "wait")
-    with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_wait=on_wait): yield
+    dest = Path(dest).absolute()
+    with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_event=on_event): yield
 
 @contextmanager
 def building(

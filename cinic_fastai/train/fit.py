@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rate_at', 'one_cycle', 'EpochSums', 'Progress', 'Steward', 'refuse_other', 'save_training', 'restore_training',
-           'predict_probs', 'store_probs', 'processor_name', 'environment', 'fit_run', 'waiting', 'kept_training',
+           'predict_probs', 'store_probs', 'processor_name', 'environment', 'fit_run', 'kept_training',
            'seed_everything', 'train_epochs', 'one_epoch', 'finish_epoch', 'time_steps']
 
 # %% ../../nbs/23_train.fit.ipynb #8e131ae7
@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, stop_on_signals
+from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, stop_on_signals, stoppable
 from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
@@ -221,7 +221,7 @@ def fit_run(
 )->dict: # What `done.json` holds
     "Train one run, unless its result is there already; what is damaged of it is made again"
     rid = run_id(cfg, pack.digest)
-    with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_wait=waiting(on_event, stop)):
+    with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=stoppable(on_event, stop)):
         _refuse_other_config(cfg, store, rid)
         if store.is_sound(rid, full): return store.done(rid)
         if weights is not None and cfg.weights and sha256(Path(weights))!=cfg.weights:
@@ -233,18 +233,6 @@ def _refuse_other_config(cfg, store, rid):
     try: there = store.config(rid)
     except (FileNotFoundError, StoreError): return
     refuse_other(store.folder(rid), dataclasses.asdict(there), dataclasses.asdict(cfg))
-
-def waiting(
-    on_event, # Hears once whom the wait is for
-    stop # Gives the number of a signal, or 0
-): # For `lock`'s `on_wait`
-    "Wait for another process, but not against a signal"
-    told = []
-    def on_wait(who):
-        if not told: on_event("note", text=f"{who} Waiting for it to end.")
-        told.append(who)
-        if signum := stop(): raise Interrupted(f"Stopped while waiting. {who} Run the same command again to continue.", signum)
-    return on_wait
 
 def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every):
     "Train `cfg` from its last checkpoint and store the result"
