@@ -136,12 +136,12 @@ def test_stopped_while_packing(tmp_path, sig, code, wait):
 
 @posix
 def test_a_second_sigint_stops_at_once(images, tmp_path):
-    args = ["train", "model=resnet18", "size=160", "bs=36", "epochs=1000", "--data", str(images), "--out", str(tmp_path/"out")] # a batch takes seconds
+    args = ["train", "model=resnet18", "size=224", "bs=36", "epochs=1000", "--data", str(images), "--out", str(tmp_path/"out")] # a batch takes seconds
     p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: any((tmp_path/"out").glob("runs/*/env.json")), p)
     time.sleep(.5)
     p.send_signal(signal.SIGINT)
-    time.sleep(.3)
+    while "Stopping after this batch" not in p.stderr.readline(): assert p.poll() is None
     p.send_signal(signal.SIGINT)
     _,err = p.communicate(timeout=60)
     assert p.returncode==130 and "Traceback" not in err and "everything so far is saved" not in err
