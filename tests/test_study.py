@@ -33,7 +33,7 @@ def test_running_again_trains_nothing(study, images, plan_file):
 
 def began(out, root, what):
     "Has a study come to this point?"
-    signs = dict(packing=root.glob(".pack-*.part/images.npy"), training=out.glob("runs/*/last.safetensors"), saving=out.glob("runs/*/.last.safetensors.part"),
+    signs = dict(packing=root.glob(".pack-*.part/images.npy"), saving=out.glob("runs/*/.last.safetensors.part"),
         search=out.glob("searches/*.jsonl"), page=out.glob("samples.npz"))
     return any(True for _ in signs[what])
 
@@ -50,11 +50,11 @@ def killed(command, out, root, what, wait=0.):
 
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
 def test_killed_and_continued(study, plan_file, tmp_path):
-    "Killed while packing, training, saving, searching and drawing, a study ends with the same weights, probabilities, tables and points"
+    "Killed while packing, saving, searching and drawing, a study ends with the same weights, probabilities, tables and points"
     out,root = tmp_path/"out",tiny_folder(tmp_path/"images"/"tiny", n=12)
     command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--save-every", "0"]
-    kills = sum(killed(command, out, root, what) for what in ("packing", "training", "saving", "search", "page"))
-    assert kills>=4 # a moment may have passed before it was seen
+    kills = sum(killed(command, out, root, what) for what in ("packing", "saving", "search", "page")) # saving: in the middle of an epoch
+    assert kills>=3 # a moment may have passed before it was seen
     assert cinic(*command[3:]).returncode==0
     assert results(out)==results(study[0])
 
