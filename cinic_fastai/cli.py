@@ -9,7 +9,7 @@ __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson'
            'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, sys, tempfile, time, warnings
+import os, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from . import __version__
-from .core import CinicError, DataError, stop_on_signals, stoppable
-from .files import check_writable
+from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable
+from .files import check_writable, lock
 
 # %% ../nbs/50_cli.ipynb #7d9146db
 app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode="rich",
@@ -43,7 +43,7 @@ def main():
     except BrokenPipeError: os._exit(0)
     except OSError as e:
         if e.errno is None: raise
-        _quit(f"{e.filename or 'A file'}: {e.strerror}.", 2)
+        _quit(f"{e.filename}: {e.strerror}." if e.filename else f"{e.strerror}.", 2)
 
 def _quit(msg, code):
     print(f"cinic: {msg}", file=sys.stderr)
@@ -187,11 +187,12 @@ def _show_folder(report, as_json):
 def data_pack(
     folder:Annotated[Path, typer.Argument(help="An image folder.")],
     size:Annotated[int, typer.Option(help="Side in pixels; other images are resized.")]=32,
-    on_bad:Annotated[str, typer.Option(help="What to do with unreadable images: stop or skip.")]="stop"
+    on_bad:Annotated[str, typer.Option(help="What to do with unreadable images: stop or skip.")]="stop",
+    dest:Annotated[Optional[Path], typer.Option(help="Where the pack goes, if not into the folder; then give it as --data.")]=None
 ):
     "Decode a folder once into arrays. Training does this by itself when needed."
     from cinic_fastai.data.pack import get_pack
-    with Screen() as screen: pack = get_pack(folder, size=size, on_bad=on_bad, on_event=screen)
+    with Screen() as screen: pack = get_pack(folder, size=size, on_bad=on_bad, on_event=screen, dest=dest)
     print(f"{sum(pack.counts().values()):,} images of {pack.size}x{pack.size} in {len(pack.classes)} classes, packed in {pack.path}")
 
 # %% ../nbs/50_cli.ipynb #7d659bc7
@@ -298,14 +299,15 @@ def _finish(record, out, seconds):
 # %% ../nbs/50_cli.ipynb #5c3de0bb
 def _dry_run(plan, data, limit, as_json):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.core import SPLITS
     from cinic_fastai.data.folder import list_images
+    from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import estimate, image_seconds, network
     from cinic_fastai.runs import make_config
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:
-        classes,items = list_images(data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None))
-    counts = {s: sum(i[0]==s for i in items) for s in SPLITS}
+        folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
+        if (folder/"manifest.json").exists(): classes,counts = open_pack(folder).classes,open_pack(folder).counts()
+        else: classes,counts = _count(*list_images(folder))
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
     speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), 32)
@@ -316,6 +318,11 @@ def _dry_run(plan, data, limit, as_json):
     print_table([{**r, "seconds": duration(r["seconds"])} for r in rows], f"Plan {plan.name}")
     print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network.")
     print("Nothing was trained.")
+
+def _count(classes, items):
+    "Classes, and images by split"
+    return classes,{s: sum(i[0]==s for i in items) for s in SPLITS}
+
 
 # %% ../nbs/50_cli.ipynb #b4687659
 @app.command()
@@ -341,12 +348,14 @@ def clean(
 ):
     "Free space: say what would go, ask, then delete."
     from cinic_fastai.study.conduct import clean_list
-    found = clean_list(out, weights)
-    if not found: return print("Nothing to free.")
-    print_table([dict(file=str(p), MB=b/1e6, why=why) for p,b,why in found])
-    print(f"\n{len(found)} files, {sum(b for _,b,_ in found)/1e6:.1f} MB.")
-    if not yes and not typer.confirm("Delete them?"): return print("Nothing was deleted.")
-    for p,_,_ in found: p.unlink(missing_ok=True)
+    clean_list(out) # no lock is left where there is no study
+    with lock(out/".lock", f"The study in {out}", wait=1):
+        found = clean_list(out, weights)
+        if not found: return print("Nothing to free.")
+        print_table([dict(file=str(p), MB=b/1e6, why=why) for p,b,why in found])
+        print(f"\n{len(found)} files, {sum(b for _,b,_ in found)/1e6:.1f} MB.")
+        if not yes and not typer.confirm("Delete them?"): return print("Nothing was deleted.")
+        for p,_,_ in found: shutil.rmtree(p) if p.is_dir() else p.unlink(missing_ok=True)
     print("Deleted.")
 
 # %% ../nbs/50_cli.ipynb #0b3c0051

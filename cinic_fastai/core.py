@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'STEMS', 'PRECISIONS', 'PUBLISHED_POINTS',
            'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError', 'Halt', 'WriteError',
-           'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes', 'nearest', 'check_choice', 'derive_seed',
-           'rng', 'row_uniform']
+           'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes', 'nearest', 'check_choice', 'differing',
+           'derive_seed', 'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -82,10 +82,10 @@ def stoppable(
     on_event:Callable, # Hears events
     stop:Callable # Gives the number of the signal that asked for an end, or 0
 )->Callable: # Hears events, too
-    "Packing, and waiting for another process, end when they are asked to"
+    "Packing, drawing, and waiting for another process end when they are asked to"
     def hear(kind, **info):
         on_event(kind, **info)
-        if kind in ("progress", "wait") and (signum := stop()): raise Interrupted("Stopped before training began. Run the same command again.", signum)
+        if kind in ("progress", "wait") and (signum := stop()): raise Interrupted("Stopped; what was finished is saved. Run the same command again to continue.", signum)
     return hear
 
 # %% ../nbs/00_core.ipynb #d1ce9335
@@ -120,6 +120,20 @@ def check_choice(
     "Raise `error` unless `name` is one of `known`"
     known = list(known)
     if name not in known: raise error(f"Unknown {what} '{name}'{nearest(name, known)}. Known: {', '.join(known)}.")
+
+# %% ../nbs/00_core.ipynb #096d66a9
+def differing(
+    there:dict, # What is stored
+    here:dict, # What is asked for
+    under:str="" # Name of the table they stand in, with a dot
+)->list[str]: # For example `lr is 0.1 there, 0.2 here`
+    "What two tables say differently, tables in them included"
+    out = []
+    for k in {**there, **here}:
+        a,b = there.get(k),here.get(k)
+        if isinstance(a, dict) and isinstance(b, dict): out += differing(a, b, f"{under}{k}.")
+        elif a!=b: out.append(f"{under}{k} is {a} there, {b} here")
+    return out
 
 # %% ../nbs/00_core.ipynb #8475c1b9
 def derive_seed(

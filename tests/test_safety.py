@@ -135,6 +135,16 @@ def test_stopped_while_packing(tmp_path, sig, code, wait):
     assert not list(root.glob(".pack-32.*.part"))
 
 @posix
+def test_stopped_while_the_page_is_drawn(study, images, plan_file, tmp_path):
+    out = tmp_path/"copy"
+    shutil.copytree(study[0], out)
+    p = subprocess.Popen([*COMMAND, "study", str(plan_file), "--data", str(images), "--out", str(out)], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "Drawing the page" not in p.stderr.readline(): assert p.poll() is None
+    p.send_signal(signal.SIGTERM)
+    _,err = p.communicate(timeout=60)
+    assert p.returncode==143 and "Run the same command again" in err and "Traceback" not in err
+
+@posix
 def test_a_second_sigint_stops_at_once(images, tmp_path):
     args = ["train", "model=resnet18", "size=224", "bs=36", "epochs=1000", "--data", str(images), "--out", str(tmp_path/"out")] # a batch takes seconds
     p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -156,6 +166,14 @@ def test_stopped_while_another_process_packs(images, tmp_path):
         p.send_signal(signal.SIGTERM)
         _,err = p.communicate(timeout=60)
     assert p.returncode==143 and "Run the same command again" in err and "Traceback" not in err
+
+@posix
+def test_a_helper_killed_while_packing():
+    "As the system does where memory runs out"
+    script = "import os, signal\nfrom cinic_fastai.data.folder import map_batches\nme = os.getpid()\n" \
+        "def dies(batch): return batch if os.getpid()==me else os.kill(os.getpid(), signal.SIGKILL)\nlist(map_batches(dies, [['a']]*16, n_workers=2))"
+    p = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=60)
+    assert "DataError: A process that decoded images was killed, most likely for want of memory" in p.stderr
 
 # --- two at once
 

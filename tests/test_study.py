@@ -112,7 +112,7 @@ def test_copied_study_needs_no_training(study, images, plan_file, tmp_path):
 
 def test_other_options_are_refused(study, images, plan_file):
     r = cinic("study", plan_file, "--data", images, "--out", study[0], "--scale", "2")
-    assert r.returncode==2 and "scale: 1.0 there, 2.0 here" in r.stderr and "Traceback" not in r.stderr
+    assert r.returncode==2 and "scale is 1.0 there, 2.0 here" in r.stderr and "Traceback" not in r.stderr
 
 def test_status_needs_no_torch(study):
     code = f"import sys; sys.argv=['cinic','status',{str(study[0])!r}]; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit(bool({{'torch', 'pandas', 'matplotlib'}} & set(sys.modules)))"

@@ -11,9 +11,10 @@ __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'CINIC_URLS', 'CINIC_BYTES', 'CINIC_M
 
 # %% ../../nbs/10_data.folder.ipynb #25127988
 import gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, threading, time, warnings, zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, takewhile
@@ -256,11 +257,11 @@ def _drained(
     ended:threading.Event # Set when no more are wanted
 )->Iterator: # The same results
     "Results until someone loses interest; then what is under way ends in good order, where an abrupt end would leave other threads' tracebacks"
-    try:
-        for o in results: yield o
+    try: yield from results
+    except BrokenProcessPool: raise DataError("A process that decoded images was killed, most likely for want of memory. Close other programs, or make very large images smaller, and run this again.") from None
     finally:
         ended.set()
-        for _ in there: pass
+        with suppress(BrokenProcessPool): deque(there, maxlen=0)
 
 def read_batch(
     files:list[str], # Paths relative to `root`

@@ -9,16 +9,17 @@ __all__ = ['PACK_VERSION', 'Pack', 'image_sums', 'open_pack', 'make_pack', 'get_
 import copy, csv, hashlib, io, os
 from collections import Counter
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import SPLITS, CinicError, ConfigError, DataError, check_choice, derive_seed
+from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import json_sum, read_json, sha256, write_json, write_text
 from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, listed,
     map_batches, origin_of, read_batch, refuse_full, room_for, scan_folder, tell)
 
 # %% ../../nbs/11_data.pack.ipynb #3e2bddd1
-PACK_VERSION = 2
+PACK_VERSION = 3
 
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
@@ -91,10 +92,13 @@ class Pack:
         return out
 
     def shared_words(self)->str: # A sentence, "" where no image is in two splits
-        "Which images lie in more than one split"
-        shared = self.manifest["shared"]
-        if not shared["images"]: return ""
-        return f"{shared['images']:,} images lie in more than one split, the same pixel for pixel, for example {' = '.join(shared['groups'][0])}."
+        "Which of the images in use lie in more than one split"
+        split = np.full(len(self.targs), -1)
+        for i,rows in enumerate(self.rows.values()): split[rows] = i
+        used = [[r for r in group if split[r]>=0] for group in self.manifest["shared"]]
+        groups = [g for g in used if len({split[r] for r in g})>1]
+        if not groups: return ""
+        return f"{sum(map(len, groups)):,} images lie in more than one split, the same pixel for pixel, for example {' = '.join(self.files[groups[0]])}."
 
     def verify(self):
         "Read every pixel against its checksum; `DataError` when the pack is damaged"
@@ -299,11 +303,12 @@ def _write_manifest(
     out.writerow(["split", "label", "origin", "file"])
     out.writerows([s, c, origin_of(f), f] for s,c,f in items)
     write_text(path/"items.csv", buf.getvalue())
+    place = {o[2]: i for i,o in enumerate(items)}
     n, names, (mean, std) = Counter(o[:2] for o in items), sha256(path/"items.csv"), channel_stats(got["hist"])
     m = dict(version=PACK_VERSION, size=got["size"], classes=classes, counts={s: [n[s,c] for c in classes] for s in SPLITS}, mean=mean,
         std=np.where(std>0, std, 1.), items=names, pixels=got["pixels"], stamp=_stamp(path/"images.npy"), skipped=got["bad"],
         fingerprint=got["fingerprint"], digest=json_sum([classes, got["size"], names, got["pixels"]])[:32],
-        shared=dict(images=sum(map(len, got["shared"])), groups=got["shared"][:10]))
+        shared=[[place[f] for f in group] for group in got["shared"]])
     write_json(path/"manifest.json", m)
 
 # %% ../../nbs/11_data.pack.ipynb #f33fcc38
@@ -311,16 +316,28 @@ def get_pack(
     root:Path, # Image folder, or a pack
     size:int=32, # Side of the images
     on_bad:str="stop", # At bad images `stop`, or `skip` them and record it
-    on_event:Callable=None # Hears of progress
+    on_event:Callable=None, # Hears of progress
+    dest:Path=None # The pack's folder, `.pack-{size}` in `root` if not given
 )->Pack: # Fresh
     "The folder's pack, opened where it fits the folder, else made"
     root = Path(root)
     if (root/"manifest.json").exists(): return open_pack(root)
     _check_options(size, on_bad)
     if not root.is_dir(): scan_folder(root)
-    dest = _place(root, size)
+    dest = Path(dest) if dest else _place(root, size)
     if pack := _fresh(root, dest, lambda *a, **kw: None): return pack
-    with folder_lock(dest, on_event): return _fresh(root, dest, on_event) or _build(root, dest, size, on_bad, on_event, 0)
+    with _writable(root, dest), folder_lock(dest, on_event): return _fresh(root, dest, on_event) or _build(root, dest, size, on_bad, on_event, 0)
+
+@contextmanager
+def _writable(
+    root:Path, # Image folder
+    dest:Path # The pack's place
+):
+    "Say what to do about images in a place that is read-only"
+    try: yield
+    except WriteError as e:
+        if root not in dest.parents or "no room" in str(e): raise
+        raise WriteError(f"{e} The pack can lie elsewhere: cinic data pack {root} --dest DIR, then --data DIR.") from None
 
 def _fresh(
     root:Path, # Image folder

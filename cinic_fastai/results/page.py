@@ -12,15 +12,16 @@ __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said'
 
 # %% ../../nbs/34_results.page.ipynb #410aec8f
 import base64, io, warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 import matplotlib, pandas as pd
 from jinja2 import Environment, StrictUndefined
+from fastcore.basics import noop
 from matplotlib.figure import Figure
 from ..core import CINIC_CLASSES, SPLITS
-from ..files import write_bytes, write_text
+from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
 from .metrics import confusion, interval, mcnemar, most_confused
@@ -884,15 +885,28 @@ def page_html(
         cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f), footer=_footer)
 
 def write_page(
-    out:Path # A study's folder
+    out:Path, # A study's folder
+    on_event:Callable=noop # Hears of `progress` after each figure
 )->Path: # `report.html`
-    "Write a study's page, `figures/*.png` and `tables/*.csv`, finished or not"
+    "Write a study's page, `figures/*.png`, `tables/*.csv` and their `SHA256SUMS`, finished or not"
     f = facts(out)
-    parts = [{**e, "figures": [rendered(d) for d in e["figures"]]} for e in experiments(f)]
-    brief = brief_figure(f)
-    brief = rendered(brief) if brief else None
-    for d in [brief, *(d for e in parts for d in e["figures"])]:
-        if d and d["uri"]: write_bytes(f.out/"figures"/f"{d['name']}.png", d["bytes"])
-    for name,df in f.tables.items(): write_text(f.out/"tables"/f"{name}.csv", df.to_csv(index=False, lineterminator="\n"))
-    write_text(f.out/"report.html", page_html(f, parts, brief))
+    parts,brief = experiments(f),brief_figure(f)
+    drawn = _drawn([*([brief] if brief else []), *(d for e in parts for d in e["figures"])], on_event)
+    made = {f"figures/{d['name']}.png": d["bytes"] for d in drawn.values() if d["uri"]}
+    made |= {f"tables/{name}.csv": df.to_csv(index=False, lineterminator="\n").encode() for name,df in f.tables.items()}
+    parts = [{**e, "figures": [drawn[d["name"]] for d in e["figures"]]} for e in parts]
+    made["report.html"] = page_html(f, parts, drawn[brief["name"]] if brief else None).encode()
+    for name,data in made.items(): write_bytes(f.out/name, data)
+    write_text(f.out/"SHA256SUMS", "".join(f"{sha256(data)}  {name}\n" for name,data in made.items()))
     return f.out/"report.html"
+
+def _drawn(
+    figures:list[dict], # From `experiments` and `brief_figure`
+    on_event:Callable # Hears of progress
+)->dict: # `rendered`, by name
+    "Draw figures one by one"
+    out = {}
+    for i,d in enumerate(figures, 1):
+        out[d["name"]] = rendered(d)
+        on_event("progress", what="figures", done=i, total=len(figures))
+    return out

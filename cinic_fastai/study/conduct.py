@@ -14,7 +14,7 @@ from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, rng, stop_on_signals
+from ..core import CinicError, DataError, Halt, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
@@ -46,7 +46,7 @@ def differences(
     new:dict # The record asked for
 )->list[str]: # One phrase each
     "What makes two studies different ones"
-    out = [f"{k}: {old['options'].get(k)} there, {new['options'].get(k)} here" for k in sorted({*old["options"], *new["options"]}) if old["options"].get(k)!=new["options"].get(k)]
+    out = differing(old["options"], new["options"])
     if old["plan"]!=new["plan"]: out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
@@ -380,10 +380,9 @@ def conduct(
             raise
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
-        if signum := stop(): raise Interrupted("Stopped before the page was drawn; all trainings are done. Run the same command again, or `cinic report`.", signum)
         from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
-        write_page(out)
+        write_page(out, stoppable(on_event, stop))
     return c.record
 
 def carry_out(
@@ -450,9 +449,9 @@ def clean_list(
     out = Path(out)
     record = read_json(out/"study.json") if (out/"study.json").exists() else None
     if record is None: raise StoreError(f"{out} holds no study (study.json is missing). Nothing is deleted.")
-    found = [(p, "unfinished write") for p in out.rglob(".*.part") if p.is_file()]
+    found = [(p, "unfinished write") for p in sorted(out.rglob(".*.part"))]
     for folder in sorted((out/"runs").glob("[!.]*")):
         done = (folder/"done.json").exists()
         if done: found += [(p, "checkpoint of a finished run") for p in sorted(folder.glob("last*.safetensors"))]
         if done and weights: found += [(p, "weights") for p in sorted(folder.glob("best.safetensors"))]
-    return [(p, p.stat().st_size, why) for p,why in found]
+    return [(p, sum(f.stat().st_size for f in (p, *p.rglob("*")) if f.is_file()), why) for p,why in found]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from itertools import product
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, PlanError, StoreError, check_choice
+from ..core import CinicError, PlanError, StoreError, check_choice, differing
 from ..files import append_line, line_of, read_lines, write_bytes, write_text
 from .plan import STRATEGIES, dim_kind, grid_counts, n_points, space_errors
 
@@ -196,17 +196,11 @@ def _jsonable(
 # %% ../../nbs/41_study.search.ipynb #bb6b13bf
 def _differences(
     there:dict, # One header
-    here:dict, # Another
-    under:str="" # Name of the table they stand in
+    here:dict # Another
 )->list[str]: # One phrase each
-    "What differs between two headers"
-    out = []
-    for k in {**there, **here}:
-        a,b = there.get(k),here.get(k)
-        if k in ("space", "base") and isinstance(a, dict) and isinstance(b, dict): out += _differences(a, b, f"{k}.")
-        elif a!=b: out.append(f"{under}{k} is {a} there, {b} here")
-    if under=="space." and not out and list(there)!=list(here): out.append(f"space is in the order {', '.join(there)} there, {', '.join(here)} here")
-    return out
+    "What differs between two headers, the order of the space included"
+    orders = [", ".join(o.get("space", {})) for o in (there, here)]
+    return differing(there, here) or [f"space is in the order {orders[0]} there, {orders[1]} here"]*(orders[0]!=orders[1])
 
 def _open_journal(
     path:Path, # A journal, perhaps missing

@@ -19,7 +19,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, stop_on_signals, stoppable
+from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, differing, stop_on_signals, stoppable
 from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
@@ -128,8 +128,7 @@ def refuse_other(
     here:dict # Those asked for
 ):
     "Refuse to go on with what another run left"
-    diff = [f"{k} is {there.get(k)} there, {here.get(k)} here" for k in {**there, **here} if there.get(k)!=here.get(k)]
-    if diff: raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
+    if diff := differing(there, here): raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
 
 def save_training(
     path:Path, # Checkpoint file
@@ -166,7 +165,8 @@ def restore_training(
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
-    dl:PackDL # Batches in row order
+    dl:PackDL, # Batches in row order
+    on_event=noop # Hears of `progress` after each batch
 )->tuple[np.ndarray,np.ndarray]: # Probabilities `(n,c)` float32, targets `(n,)`
     "Class probabilities of every image of a loader"
     model,precision = learn.model.eval(),"bf16" if hasattr(learn, "bf16") else "float32"
@@ -175,17 +175,19 @@ def predict_probs(
         with autocast(precision, xb.device): preds = model(xb)
         probs.append(learn.loss_func.activation(preds.float()).cpu())
         targs.append(yb.cpu())
+        on_event("progress", what="probabilities", done=len(probs), total=len(dl))
     return np.asarray(torch.cat(probs), dtype=np.float32),np.asarray(torch.cat(targs), dtype=np.int64)
 
 def store_probs(
     learn:Learner, # With the weights to use
     pack:Pack, # Images
     split:str, # "valid" or "test"
-    folder:Path # The run's folder
+    folder:Path, # The run's folder
+    on_event=noop # As for `predict_probs`
 )->float: # Accuracy on the split
     "Write `probs_{split}.npz` and give its accuracy"
     dl = test_dl(learn.dls, pack, split)
-    probs,targs = predict_probs(learn, dl)
+    probs,targs = predict_probs(learn, dl, on_event)
     rows = pack.rows[split]
     write_npz(folder/f"probs_{split}.npz", probs=probs, targs=targs, rows=np.asarray(rows, dtype=np.int64), classes=np.array(pack.classes), origins=np.asarray(pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())
@@ -245,9 +247,12 @@ def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every):
     if progress.best: learn.model.load_state_dict(progress.best)
     store.write_history(rid, progress.history)
     done = _summary(cfg, learn, progress)|dict(full=full)
-    store_probs(learn, pack, "valid", folder)
+    try: accs = {s: store_probs(learn, pack, s, folder, stoppable(noop, stop)) for s in ("valid", "test")[:1+full]}
+    except Interrupted:
+        if learn.opt: save_training(folder/"last.safetensors", cfg, learn, EpochSums(), progress)
+        raise
     if full:
-        done["test_acc"] = store_probs(learn, pack, "test", folder)
+        done["test_acc"] = accs["test"]
         about = dict(config=dataclasses.asdict(cfg), classes=list(pack.classes), mean=pack.mean.tolist(), std=pack.std.tolist(), size=pack.size)
         save_tensors(folder/WEIGHTS_FILE, learn.model.state_dict(), about)
     store.finish(rid, done)
