@@ -210,7 +210,7 @@ class RunStore:
         folder = self.folder(rid)
         try: known = read_json(folder/"done.json").get("files", {})
         except FileNotFoundError: return {}
-        except StoreError as e: return {"done.json": str(e)}
+        except StoreError: return {"done.json": f"{folder/'done.json'} is damaged."}
         def wrong(f, digest):
             if not f.exists(): return "" if f.name==WEIGHTS_FILE else f"{f} is missing."
             return "" if sha256(f)==digest else f"{f} is damaged (its checksum is wrong)."

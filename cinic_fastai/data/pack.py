@@ -285,7 +285,7 @@ def _without(
     "Leave out bad images, if that is wanted and leaves no class empty"
     why = listed(f"{f}: {o}" for f,o in bad.items())
     if bad and on_bad=="stop":
-        raise DataError(f"{scan.root} holds {len(bad)} bad images. Replace or remove them, or leave them out with `--on-bad skip`:{why}")
+        raise DataError(f"{scan.root} holds {len(bad)} bad image{'s'*(len(bad)>1)}. Replace or remove them, or leave them out with `--on-bad skip`:{why}")
     kept = [o for o in scan.items if o[2] not in bad]
     empty = sorted({o[:2] for o in scan.items}-{o[:2] for o in kept})
     if empty: raise DataError(f"Without bad images, {', '.join(map('/'.join, empty))} in {scan.root} would be empty. Replace them:{why}")
