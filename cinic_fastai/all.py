@@ -1,6 +1,7 @@
 "The public names of every module, for notebooks: `from cinic_fastai.all import *`"
 from cinic_fastai.core import *
 from cinic_fastai.runs import *
+from cinic_fastai.space import *
 from cinic_fastai.data.folder import *
 from cinic_fastai.data.pack import *
 from cinic_fastai.data.augment import *
