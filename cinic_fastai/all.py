@@ -17,4 +17,5 @@ from cinic_fastai.results.plots import *
 from cinic_fastai.results.page import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
+from cinic_fastai.study.work import *
 from cinic_fastai.study.conduct import *

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rate_at', 'one_cycle', 'EpochSums', 'Progress', 'Steward', 'refuse_other', 'save_training', 'restore_training',
-           'predict_probs', 'store_probs', 'processor_name', 'environment', 'fit_run', 'kept_training', 'fallen',
+           'predict_probs', 'store_probs', 'processor_name', 'environment', 'fit_run', 'kept_training',
            'seed_everything', 'train_epochs', 'one_epoch', 'finish_epoch', 'time_steps']
 
 # %% ../../nbs/23_train.fit.ipynb #8e131ae7
@@ -24,7 +24,7 @@ from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
 from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, phases, run_id
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, phases, run_id
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
@@ -277,13 +277,6 @@ def kept_training(
     kept = bool(damage) and full and f.exists() and not {"done.json", "history.csv", WEIGHTS_FILE} & set(damage)
     for why in damage.values(): on_event("note", text=f"{why} It is made again{' from the stored weights' if kept else ' by training'}.")
     return Progress(epoch=cfg.epochs, history=store.history(rid).to_dict("records"), best=load_tensors(f)[0]) if kept else None
-
-def fallen(
-    accs:list[float], # Valid accuracy by epoch
-    bars:dict[int,float] # Least accuracy after so many epochs
-)->int: # Epochs after which the best so far lay below a bar, 0 where it never did
-    "Where a training should have ended"
-    return next((n for n in sorted(bars) if n<=len(accs) and max(accs[:n])<bars[n]), 0)
 
 def _stopped(history):
     "What is told of a training that a bar ended"
