@@ -30,6 +30,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cinic_fastai.bench.fresh': ('bench.html#fresh', 'cinic_fastai/bench.py'),
                                     'cinic_fastai.bench.import_rows': ('bench.html#import_rows', 'cinic_fastai/bench.py'),
                                     'cinic_fastai.bench.interleaved': ('bench.html#interleaved', 'cinic_fastai/bench.py'),
+                                    'cinic_fastai.bench.jobs_rows': ('bench.html#jobs_rows', 'cinic_fastai/bench.py'),
                                     'cinic_fastai.bench.learner_step': ('bench.html#learner_step', 'cinic_fastai/bench.py'),
                                     'cinic_fastai.bench.loader_rows': ('bench.html#loader_rows', 'cinic_fastai/bench.py'),
                                     'cinic_fastai.bench.loop_epoch': ('bench.html#loop_epoch', 'cinic_fastai/bench.py'),

@@ -324,7 +324,7 @@ def _dry_run(plan, data, limit, as_json):
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
     speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), 32)
-    rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"]=="trial" else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
+    rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
@@ -408,7 +408,7 @@ def train(
 @app.command()
 def bench(
     name:Annotated[str, typer.Argument(help="loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, step-customcnn, step-resnet18, "
-        "optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, or all.")],
+        "optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, or all.")],
     data:Data=None,
     limit:Annotated[int, typer.Option("--limit", min=0, help="Use this many images a split; 0 for all.")]=20_000,
     reps:Annotated[int, typer.Option("--reps", min=1, help="Repetitions of what takes long.")]=3,

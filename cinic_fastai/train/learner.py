@@ -19,6 +19,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import trainable_params
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -273,19 +274,20 @@ def make_learner(
     dls:DataLoaders, # From `make_dls`, or any fastai `DataLoaders` of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
     weights:Path|None=None, # File with pretrained weights
+    net:torch.nn.Module|None=None, # A network of your own, which takes normalised images and gives logits; `cfg.model` where None
     **settings # Fields of `RunConfig` that differ from `cfg`
 )->Learner: # An ordinary fastai `Learner`
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
     cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
-    model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights)
+    model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
     device = torch.device(dls.device or "cpu")
     if device.type=="cpu": keep_memory()
     cbs = [Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed)] if mixes(cfg.policy) else []
     cbs.append(PlainTensors())
-    if resolve_precision(cfg, device)=="bf16": cbs.append(Bf16())
+    if cfg.precision=="bf16" or net is None and resolve_precision(cfg, device)=="bf16": cbs.append(Bf16())
     if cfg.compile: compiled(model, device)
     loss = SoftLoss(label_smoothing=cfg.label_smoothing, softmax=cfg.softmax)
-    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=split_params, cbs=cbs, train_bn=False,
+    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=split_params if net is None else trainable_params, cbs=cbs, train_bn=False,
         metrics=DeviceMean(mixed_accuracy, "accuracy"))
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(None, "loss"),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())
