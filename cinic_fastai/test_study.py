@@ -114,7 +114,7 @@ def _made_trial(
     seed:int # Of the study
 )->dict: # As in a journal
     "A trial: best near a learning rate of 0.001 and batches of 64, where guided ones lie more often; the second one fails"
-    r, space, failed = rng("example", "trial", name, kind=="control", number, seed), _space(name), number==1
+    r, space, failed = rng("example", "a trial", name, kind=="control", number, seed), _space(name), number==1
     lr, bs = (r.normal(-3, .35), r.integers(5, 9)) if kind=="guided" else (r.uniform(-4, -2), r.integers(5, 10))
     point = dict(bs=int(2**bs), lr=float(10**np.clip(lr, -4, -2)), wd=float(10**r.uniform(-5, -2)))
     point |= {k: float(r.uniform(*dim)) for k,dim in space.items() if k not in point}
@@ -150,13 +150,15 @@ def _write_search(
     done:int, # Trials to write
     data:dict, # The study's `data`
     seed:int, # Of the study
-    extras:dict # From `_extras`
+    extras:dict|None # From `_extras`; None for a folder as they were before
 )->tuple[list[dict],list[dict]]: # Trials, and those of its control
     "Write a search's journal and its control's"
     model, opt = name.rsplit("-", 1)
+    old, extras = extras is None, extras or {}
     base, start = dict(model=model, opt=opt, policy="advanced", epochs=3), extras.get("start", 0)
     def made(kind, numbers): return [_made_trial(i, name, top, "start" if i<start else kind, base, data, seed) for i in numbers]
     trials = _stopped([*made("random", range(min(done, n[0]))), *made("guided", range(n[0], done))], extras.get("rungs"))
+    if old: trials = [{k: v for k,v in t.items() if k!="ask_seconds"} for t in trials]
     header = dict(search=name, space=_space(name), strategy="gp", random=n[0]-start, guided=n[1], batch=1, seed=seed, data=data["digest"], base=base)
     header |= {k: extras[k] for k in ("rungs", "factor") if k in extras}|({"start": [t["point"] for t in trials[:start]]} if start else {})
     write_text(path, "".join(map(line_of, [header]+trials)))
@@ -243,7 +245,7 @@ def example_study(
 
 def _one_search(dest, name, top, trials, state, data, seed, extras):
     "A search's journal and its entry in `study.json`"
-    (model,opt), more = name.rsplit("-", 1), _extras.get(name, {}) if extras else {}
+    (model,opt), more = name.rsplit("-", 1), _extras.get(name, {}) if extras else None
     cut = state=="unfinished" and name=="resnet18-adam"
     done = 0 if state=="fresh" else trials[0] if cut else sum(trials)
     made,control = _write_search(dest/"searches"/f"{name}.jsonl", name, top, trials, done, data, seed, more) if done else ([],[])
