@@ -82,7 +82,7 @@ def dependence_table(
         for x in _all_levels(dim, n):
             acc = _predicted(result, [[*o[:i], x, *o[i+1:]] for o in others]).mean()
             rows.append((search, name, dim_kind(dim)[0], _shown(dim, x), float(acc)))
-    return pd.DataFrame(rows, columns=_dependence_columns)
+    return pd.DataFrame(rows, columns=_dependence_columns, dtype=object).astype({"valid_acc": float}) # a batch size stays whole
 
 def _shown(
     dim:list|dict, # A dimension
