@@ -5,8 +5,10 @@
 # %% auto #0
 __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said', 'listed', 'size_rows', 'scale_notice',
            'setup_words', 'missing_words', 'architecture_words', 'augmentation_words', 'search_words', 'final_words',
-           'ensemble_words', 'png', 'rendered', 'curve_figure', 'architecture_figures', 'augmentation_figures',
-           'search_figures', 'final_figures', 'vote_figures', 'brief_figure', 'group_table', 'search_table',
+           'spread_words', 'interval_words', 'verdict', 'winner_words', 'control_words', 'runner_up_words',
+           'halving_words', 'ask_words', 'one_search_words', 'ensemble_words', 'png', 'rendered', 'curve_figure',
+           'architecture_figures', 'augmentation_figures', 'search_figures', 'convergence_figure', 'dependence_figure',
+           'search_parts', 'final_figures', 'vote_figures', 'brief_figure', 'group_table', 'search_table',
            'predictor_table', 'class_table_words', 'experiments', 'key_numbers', 'summary_words', 'gaps_table',
            'unfinished_words', 'cautions', 'traces', 'environment_table', 'page_html', 'write_page']
 
@@ -16,7 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-import matplotlib, pandas as pd
+import matplotlib, numpy as np, pandas as pd
 from jinja2 import Environment, StrictUndefined
 from fastcore.basics import noop
 from matplotlib.figure import Figure
@@ -24,10 +26,12 @@ from ..core import CINIC_CLASSES, SPLITS
 from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
-from .metrics import confusion, interval, mcnemar, most_confused
-from .plots import (STYLE, curves_table, line_key, new_axes, palette, plot_classes, plot_curves, plot_gap, plot_mistakes,
-    plot_photos, plot_predictors, plot_searches, pretty, samples_table)
-from .tables import (FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, planned, predictions, progress_table, read_study)
+from .metrics import confusion, interval, mcnemar, most_confused, welch
+from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, palette, plot_classes, plot_convergence, plot_curves,
+    plot_dependence, plot_gap, plot_importance, plot_mistakes, plot_photos, plot_predictors, plot_searches, pretty, samples_table)
+from .surrogate import learnt_tables
+from cinic_fastai.results.tables import (FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
+    read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
 @dataclass(frozen=True)
@@ -35,10 +39,11 @@ class Facts:
     "What a study's folder holds, read once"
     out:Path # The folder
     study:dict # Content of `study.json`
-    tables:dict # From `all_tables`
+    tables:dict # From `all_tables` and `learnt_tables`
     preds:list # From `predictions`
     progress:pd.DataFrame # From `progress_table`
     samples:dict # From `samples_table`
+    journals:dict # Header and trials by (search, `search` or `control`)
     colours:dict # Colour by name
 
     def runs(self,
@@ -74,9 +79,10 @@ def facts(
 )->Facts: # Read once
     "Read a study's folder"
     study, preds = read_study(out), predictions(out)
-    tables = all_tables(out, preds)
+    tables = all_tables(out, preds)|learnt_tables(out)
+    journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
     names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds)]
-    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), palette(names))
+    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
 _nbsp = "\u00a0" # Keeps a number and its unit on one line
@@ -136,6 +142,12 @@ def listed(
     words = list(words)
     return ", ".join(words[:-1])+" and "+words[-1] if len(words)>1 else "".join(words)
 
+def _slug(
+    name:str # Any text
+)->str: # Lower-case letters, digits, hyphens and underscores
+    "A name for ids and files"
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name.lower()) or "x"
+
 # %% ../../nbs/35_results.page.ipynb #9de369a6
 _group_names = {"architectures": "networks", "augmentation": "augmentations", "final": "final networks"}
 
@@ -159,7 +171,8 @@ def _trial_epochs(
 )->list[int]: # Different numbers of epochs, ascending
     "Epochs of the trials, as run or else as planned"
     plan = f.study.get("plan") or {}
-    done = {int(n) for n in f.tables["trials"]["epochs"].dropna()}
+    trials = f.tables["trials"]
+    done = {int(n) for n in trials.loc[trials["status"]=="done", "epochs"].dropna()}
     return sorted(done or {_scaled_epochs(f, {**plan.get("defaults", {}), **s}) for s in plan.get("search", [])})
 
 def _is_cinic(
@@ -329,6 +342,17 @@ def augmentation_words(
     return words+([f"Leaving out crop, invert and solarize changes valid accuracy by {changes}."] if pairs else [])
 
 # %% ../../nbs/35_results.page.ipynb #a0fcc5d1
+_no_control_words = "There is no random search of the same size beside it, so this doesn't show that guiding helped."
+_unequal_words = "The guided ones are more and came later, so this doesn't show that guiding helped; a random control of the same size may."
+_one_draw_words = "A search and its control are one draw each: with other proposals both might have ended elsewhere. New seeds of training say which of " \
+    "the two best points is better, not how often such a search wins."
+
+def _controlled(
+    f:Facts # The study
+)->list[dict]: # Entries of `searches` in `study.json`
+    "The searches that have a random control"
+    return [s for s in f.study["searches"] if s.get("control")]
+
 def search_words(
     f:Facts # The study
 )->list[str]: # Sentences
@@ -341,8 +365,8 @@ def search_words(
         f"The trials spread {spread}."]
     both = [(b["guided_best"]-b["random_best"], b["search"]) for b in done]
     gains = listed(f"{points(gain)} for {said(n)}" for gain,n in both if pd.notna(gain))
-    if gains: words.append(f"Best guided trial against best random one: {gains}. There is no random search of the same size beside it, so this "
-        "doesn't show that guiding helped.")
+    if gains: words.append(f"Best guided trial against best random one: {gains}. {_unequal_words if _controlled(f) else _no_control_words}")
+    if _controlled(f): words.append(_one_draw_words)
     failed = sum(b["failed"] for b in done)
     return words+([f"{count(failed, 'trial')} failed and counted as chance level."] if failed else [])
 
@@ -358,6 +382,150 @@ def final_words(
     longer = listed(f"{points(r['valid_acc']-best[r['name']])} for {said(r['name'])}" for r in runs if pd.notna(best.get(r["name"])))
     words = [_ranking(runs), f"Guessing would give {pct(f.chance)}; {which} clearly above it."]
     return words+([f"Against the best trial of the same search the longer training gives {longer}."] if longer else [])+[_overfitted(f, "final")]
+
+# %% ../../nbs/35_results.page.ipynb #6679cb67
+def spread_words(
+    accs:list[float] # Accuracies, one a seed
+)->str: # For example `47.1 ± 0.4 %`
+    "Mean and standard deviation"
+    if len(accs)<2: return pct(accs[0]) if len(accs) else "–"
+    return f"{100*np.mean(accs):.1f} ± {100*np.std(accs, ddof=1):.1f}{_nbsp}%"
+
+def interval_words(
+    a:list[float], # Accuracies of one point, one a seed
+    b:list[float] # Of another
+)->str: # For example `+0.9 points, 95 % interval +0.2 to +1.6`
+    "A difference and how sure it is"
+    difference, *ends = welch(a, b)
+    low, high = (f"{100*o:+.1f}".replace("-", "−") for o in ends)
+    return points(difference)+("" if np.isnan(ends[0]) else f", 95{_nbsp}% interval {low} to {high}")
+
+def verdict(
+    a:list[float], # Accuracies of a search's winner, one a new seed
+    b:list[float] # Of its control's winner
+)->str: # One sentence
+    "Did the search help? Only what the interval allows to say"
+    _, low, high = welch(a, b)
+    if np.isnan(low): return "These seeds are too few, or too much alike, to tell whether the search helped."
+    if low>0: return "The search helped."
+    if high<0: return "The search did worse than random points."
+    return "That is no difference that these seeds can show: the search may have helped or not."
+
+# %% ../../nbs/35_results.page.ipynb #9e056644
+def _ranked(
+    f:Facts, # The study
+    name:str, # Search
+    which:str="search" # Or its `control`
+)->list[dict]: # Trials that ran to their end, different points, best first
+    "The winner, the runner-up and so on"
+    done = sorted((t for t in f.journals[name, which][1] if t["status"]=="done"), key=lambda t: -t["valid_acc"])
+    return list({repr(sorted(t["point"].items())): t for t in reversed(done)}.values())[::-1]
+
+def _repeated(
+    f:Facts, # The study
+    name:str, # Search
+    of:str # `winner`, `runner-up` or `control`
+)->list[float]: # Accuracies, one a new seed
+    "How a best point did when it was trained again"
+    df = f.tables["repeats"]
+    return df.loc[(df["search"]==name)&(df["of"]==of), "valid_acc"].dropna().tolist()
+
+def _seeds_words(
+    *accs:list[float] # Accuracies, one a new seed
+)->str: # For example `5 new seeds`
+    "How many seeds"
+    counts = list(dict.fromkeys(map(len, accs)))
+    return f"{listed(map(str, counts))} new {'seed' if counts==[1] else 'seeds'}"
+
+def _point_words(
+    point:dict # A trial's
+)->str: # For example `batch size 64, learning rate 10⁻³`
+    "A point in print"
+    def value(v): return sci(v) if isinstance(v, (int, float)) and not isinstance(v, bool) else str(v)
+    return ", ".join(f"{DIMENSIONS.get(k, k)} {value(v)}" for k,v in point.items())
+
+def winner_words(
+    f:Facts, # The study
+    name:str # Search
+)->str: # One sentence
+    "A search's best point"
+    best, total = _ranked(f, name), len(f.journals[name, "search"][1])
+    if not best: return f"None of {count(total, 'trial')} ran to its end."
+    return f"Trial {best[0]['number']+1} of {total} is the best, with {pct(best[0]['valid_acc'])} valid accuracy: {_point_words(best[0]['point'])}."
+
+def control_words(
+    f:Facts, # The study
+    name:str # Search
+)->str: # Sentences, "" for a search without a surrogate
+    "Did Bayesian optimisation help?"
+    s = next(s for s in f.study["searches"] if s["name"]==name)
+    (header,trials), made = f.journals[name, "search"], f.journals[name, "control"][1]
+    if header.get("strategy", "gp")!="gp": return ""
+    if not s.get("control"): return "No control was run: whether the search beat random points can't be said."
+    best, other, total = _ranked(f, name), _ranked(f, name, "control"), s["control"]["trials"]
+    if len(made)<total: return f"The random control has made {len(made)} of {total} trials: whether the search beat random points can't be said yet."
+    if not best or not other: return "Without a trial that ran to its end on both sides, search and control can't be compared."
+    if best[0]["point"]==other[0]["point"]: return f"The random control has the same winner, trial {other[0]['number']+1}: the search found nothing better " \
+        "than random points did."
+    return _compared(f, name, best[0]["valid_acc"], other[0]["valid_acc"])
+
+def _compared(
+    f:Facts, # The study
+    name:str, # Search
+    best:float, # Valid accuracy that its winner was chosen for
+    other:float # The same of its control's
+)->str: # Sentences
+    "Winner against control's winner"
+    a, b = _repeated(f, name, "winner"), _repeated(f, name, "control")
+    chosen = f"The winner was chosen for {pct(best)}, that of the random control of the same size for {pct(other)}"
+    if not a or not b: return f"{chosen}; one training each proves nothing."
+    return f"{chosen}. Trained with {_seeds_words(a, b)} they reach {spread_words(a)} and {spread_words(b)}, a difference of {interval_words(a, b)}. " \
+        f"{verdict(a, b)}"
+
+def runner_up_words(
+    f:Facts, # The study
+    name:str # Search
+)->str: # One sentence, "" where there is no second point
+    "Can the winner be told from the runner-up?"
+    ranked, a, b = _ranked(f, name), _repeated(f, name, "winner"), _repeated(f, name, "runner-up")
+    if len(ranked)<2: return ""
+    gap, second = ranked[0]["valid_acc"]-ranked[1]["valid_acc"], f"trial {ranked[1]['number']+1}"
+    if not a or not b: return f"The runner-up, {second}, is {points(gap, sign=False)} behind, one training each: that doesn't tell them apart."
+    _, low, high = welch(a, b)
+    told = "winner and runner-up can't be told apart" if not (low>0 or high<0) else "the winner is the better of the two" if low>0 else \
+        "the runner-up is the better of the two"
+    return f"The runner-up, {second}, reaches {spread_words(b)} with {_seeds_words(b)} ({interval_words(a, b)} for the winner): {told}."
+
+def halving_words(
+    f:Facts, # The study
+    name:str # Search
+)->str: # Sentences, "" for a search that stops nothing
+    "What stopping bad trials saved"
+    header,trials = f.journals[name, "search"]
+    df = f.tables["trials"].query("search==@name")
+    b = f.tables["table1_search"].set_index("search").loc[name]
+    if not header.get("rungs") and not b["stopped"]: return ""
+    total = df.loc[df["status"]!="failed", "planned_epochs"].sum()
+    verb = "was" if b["stopped"]==1 else "were"
+    return f"Of {count(len(trials), 'trial')} {b['stopped']} {verb} stopped early, which saved {b['saved_epochs']} of {count(int(total), 'epoch')}. Trials " \
+        "are compared at equal epochs only, and a stopped one can't win."
+
+def ask_words(
+    f:Facts, # The study
+    name:str # Search
+)->str: # One sentence, "" where no time is known
+    "What the surrogate itself cost"
+    b = f.tables["table1_search"].set_index("search").loc[name]
+    if pd.isna(b["ask_mean"]): return ""
+    return f"The surrogate took {b['ask_mean']:.2g}{_nbsp}s a guided trial ({b['ask_max']:.2g}{_nbsp}s at most)."
+
+def one_search_words(
+    f:Facts, # The study
+    name:str # Search
+)->list[str]: # Paragraphs
+    "All that is said of one search"
+    first, second = (winner_words, control_words, runner_up_words), (halving_words, ask_words)
+    return [p for part in (first, second) if (p := " ".join(w for o in part if (w := o(f, name))))]
 
 # %% ../../nbs/35_results.page.ipynb #126d1c91
 def _vote_against_member(
@@ -526,7 +694,74 @@ def search_figures(
     caption = "Each search's trials in order."+(" The published best is the report's, from CINIC-10 in full." if published else "")
     alt = "One panel a search: valid accuracy of each trial and the best so far. Best: " \
         +", ".join(f"{pretty(b['search'])} {pct(b['valid_acc'])}" for b in _rows(best))+"."
-    return [_figure("trials", "Trials of the searches", caption, alt, draw if len(trials) else None, "middle", missing="no trial is finished")]
+    overview = _figure("trials", "Trials of the searches", caption, alt, draw if len(trials) else None, "middle", missing="no trial is finished")
+    return [overview]+([_importance_figure(f)] if len(f.tables["importance"]) else [])
+
+def _importance_figure(
+    f:Facts # The study, with surrogates
+)->dict: # As `_figure`
+    "Which dimensions matter to the surrogates"
+    df = f.tables["importance"]
+    top = df.loc[df.groupby("search", sort=False)["total"].idxmax()]
+    alt = "Bar charts of how much each dimension matters. Most: "+", ".join(f"{DIMENSIONS.get(d['dimension'], d['dimension'])} for {pretty(d['search'])} "
+        f"({d['total']:.2f})" for d in _rows(top))+"."
+    caption = "Sobol's indices of each search's surrogate: a dimension's share of how much accuracy varies over the space, by itself (dark) and together " \
+        "with the others (number). A surrogate of few trials is a sketch."
+    return _figure("importance", "What matters to the surrogate", caption, alt, lambda: plot_importance(df, f.colours), "middle")
+
+def _of_search(
+    f:Facts, # The study
+    table:str, # Its name
+    search:str # Its name
+)->pd.DataFrame: # Rows of a table
+    "What a table says of one search"
+    df = f.tables[table]
+    return df[df["search"]==search]
+
+def convergence_figure(
+    f:Facts, # The study
+    name:str # Search
+)->dict: # As `_figure`
+    "Best so far of a search and its control, and the best points with new seeds"
+    df, repeats = _of_search(f, "convergence", name), _of_search(f, "repeats", name)
+    def draw(): return plot_convergence(df, repeats, new_axes()[0], f.colours).figure
+    ends = df.dropna().groupby("which", sort=False)["best_so_far"].last()
+    again = {of: spread_words(d.tolist()) for of,d in repeats.dropna(subset="valid_acc").groupby("of", sort=False)["valid_acc"]}
+    alt = "Line chart of the best valid accuracy so far by trial. At the end: "+", ".join(f"{w} {pct(v)}" for w,v in ends.items())+"."
+    if again: alt += " With new seeds: "+", ".join(f"{of} {w}" for of,w in again.items())+"."
+    caption = "Dashed: random points, the first ones shared. "*("control" in ends)
+    if again: caption += "Right: the best points trained again, a dot for each new seed, with mean ± standard deviation; dotted, what they were chosen for."
+    return _figure(f"convergence_{_slug(name)}", f"{pretty(name)}: best so far", caption, alt, draw if len(ends) else None, missing="no trial is finished")
+
+def _peaks(
+    df:pd.DataFrame # One search's rows of `dependence_table`
+)->str: # One sentence, for an alt text
+    "Where the surrogate expects most, in the dimensions along which it expects a difference of half a point or more"
+    by = df.groupby("dimension", sort=False)["valid_acc"]
+    best = df.loc[[i for i,span in zip(by.idxmax(), by.max()-by.min()) if span>.005]] if len(df) else df
+    def value(d): return sci(d["value"]) if d["scale"]!="choices" else d["value"]
+    if best.empty: return "It is the same everywhere."
+    return "It is highest at "+listed(f"{DIMENSIONS.get(d['dimension'], d['dimension'])} {value(d)}" for d in _rows(best))+"."
+
+def dependence_figure(
+    f:Facts, # The study
+    name:str # Search
+)->dict: # As `_figure`
+    "What a search's surrogate makes of each dimension"
+    df, trials = _of_search(f, "dependence", name), _of_search(f, "trials", name)
+    def draw(): return plot_dependence(df, trials, f.colours)
+    alt = f"A panel a dimension with trials and the surrogate's expectation. {_peaks(df)}"
+    caption = "Line: what the surrogate expects, on average over the other dimensions."+" A failed trial counts as guessing."*("failed" in set(trials["status"]))
+    return _figure(f"dependence_{_slug(name)}", f"{pretty(name)}: along each dimension", caption, alt, draw if len(df) else None,
+        missing="a surrogate needs four trials")
+
+def search_parts(
+    f:Facts # The study
+)->list[dict]: # `id`, `title`, `words`, `figures`
+    "What is said and drawn of each search that has begun"
+    names = [s["name"] for s in f.study["searches"] if f.journals[s["name"], "search"][1]]
+    return [dict(id=f"search-{_slug(n)}", title=pretty(n), words=one_search_words(f, n), figures=[convergence_figure(f, n), dependence_figure(f, n)])
+        for n in names]
 
 def final_figures(
     f:Facts # The study
@@ -567,12 +802,6 @@ def brief_figure(
     return _figure("predictors", "Test accuracy of the predictors", "With 95 % intervals.", alt, draw, "middle")
 
 # %% ../../nbs/35_results.page.ipynb #3c33fa07
-def _slug(
-    name:str # Any text
-)->str: # Lower-case letters, digits, hyphens and underscores
-    "A name for ids and files"
-    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name.lower()) or "x"
-
 def _published(
     run:dict # A row of `runs_table`
 )->str: # For example `≈ 53.0 %`
@@ -597,8 +826,6 @@ def group_table(
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0), key=lambda i: runs[i]["valid_acc"], default=None)
     return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
 
-_point_names = dict(bs="batch size", lr="learning rate", wd="L2", dropout="dropout", mom="momentum", beta1="beta1", beta2="beta2")
-
 def search_table(
     f:Facts # The study
 )->dict: # As `_table`
@@ -607,7 +834,7 @@ def search_table(
     for b in _rows(f.tables["table1_search"]):
         rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), _nth(b["number"], b["planned"])))
         if pd.notna(b["published"]): rows.append(("", "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), "? of 14"))
-    columns = [("search", "name"), ("source", "text"), *((_point_names[k], "num") for k in POINT), ("valid", "num"), ("trial", "num")]
+    columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in POINT), ("valid", "num"), ("trial", "num")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
 
 def predictor_table(
@@ -660,12 +887,13 @@ def _experiment(
     setup:list[str], # Sentences; empty ones are left out
     results:list[str], # Sentences
     figures:list[dict], # As `_figure`
-    tables:list # As `_table`; None is left out
+    tables:list, # As `_table`; None is left out
+    parts:tuple|list=() # As `search_parts`
 )->dict: # For the page
     "One experiment of the page"
     title,section,question = _titles.get(key, (key, "", f"How do the runs of “{key}” compare?"))
     return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
-        figures=figures, tables=[t for t in tables if t])
+        figures=figures, tables=[t for t in tables if t], parts=parts)
 
 def _softmax_words(
     f:Facts # The study
@@ -676,16 +904,48 @@ def _softmax_words(
     literal = "CustomCNN ends in a softmax whose output is trained with cross-entropy, as the report literally says."
     return literal if any(ends) else "CustomCNN gives logits; the report's softmax is part of the loss."
 
+def _mix_words(
+    header:dict # A journal's
+)->str: # For example `3 random and 4 guided`
+    "Which kinds of trials a search has"
+    if header.get("strategy", "gp")!="gp": return f"all {header['strategy']}"
+    counts = {"from the plan": len(header.get("start") or ()), "random": header.get("random", 0), "guided": header.get("guided", 0)}
+    return listed(f"{n} {kind}" for kind,n in counts.items() if n)
+
 def _search_setup(
     f:Facts # The study
-)->str: # Sentences
+)->list[str]: # Paragraphs
     "How the searches were made"
-    best, trials = f.tables["table1_search"], f.tables["trials"]
-    kinds = trials.groupby(["kind", "search"], sort=False).size().groupby("kind", sort=False).max()
+    best = f.tables["table1_search"]
+    mixes = dict.fromkeys(_mix_words(h) for (_,w),(h,_) in f.journals.items() if h and w=="search")
     each = " or ".join(str(n) for n in sorted(set(best["planned"])))
-    mix = f" ({listed(f'{n} {k}' for k,n in kinds.items())})" if len(kinds) else ""
+    mix = f" ({', or '.join(mixes)})" if mixes else ""
     names, epochs = listed(said(n) for n in best["search"]), " or ".join(map(str, _trial_epochs(f)))
-    return f"{count(len(best), 'search', 'searches')}: {names}, {each} trials each{mix}, every trial a training of {epochs} epochs. {_guided_words}"
+    made = f"{count(len(best), 'search', 'searches')}: {names}, {each} trials each{mix}, every trial a training of {epochs} epochs. {_guided_words}"
+    return [made, " ".join(w for o in (_halving_setup, _control_setup, _repeats_setup) if (w := o(f)))]
+
+def _halving_setup(
+    f:Facts # The study
+)->str: # Sentences, "" where nothing is stopped
+    "At which epochs bad trials are stopped"
+    rungs = {name: h for (name,which),(h,_) in f.journals.items() if which=="search" and h.get("rungs")}
+    return " ".join(f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} only the best one in "
+        f"{h['factor']:g} goes on." for n,h in rungs.items())
+
+def _control_setup(
+    f:Facts # The study
+)->str: # One sentence, "" without controls
+    "Which searches have a control"
+    names = listed(said(s["name"]) for s in _controlled(f))
+    return f"Beside {names} a control of the same size takes random points throughout; both share their first trials." if names else ""
+
+def _repeats_setup(
+    f:Facts # The study
+)->str: # One sentence, "" without repeats
+    "Which best points are trained again"
+    again = {n: listed(said(s["name"]) for s in f.study["searches"] if s.get("repeats")==n) for n in {s.get("repeats") for s in f.study["searches"]} if n}
+    return " ".join(f"The best points of {names} are trained again with {count(n, 'new seed')}; the accuracy a point was chosen for is left out, being "
+        "too high on average." for n,names in sorted(again.items()))
 
 def _final_setup(
     f:Facts # The study
@@ -717,12 +977,13 @@ def experiments(
 )->list[dict]: # As `_experiment`
     "All experiments that the study has"
     made = {}
-    def add(key, setup, results, figures, tables): made[key] = _experiment(key, setup, results+missing_words(f, key), figures, tables)
+    def add(key, setup, results, *rest): made[key] = _experiment(key, setup, results+missing_words(f, key), *rest)
     if f.runs("architectures"): add("architectures", [setup_words(f.done("architectures")), _softmax_words(f)], architecture_words(f),
         architecture_figures(f), [group_table(f, "architectures")])
     if f.runs("augmentation"): add("augmentation", [setup_words(f.done("augmentation")), _policy_words], augmentation_words(f),
         augmentation_figures(f), [group_table(f, "augmentation")])
-    if f.study["searches"]: add("search", [_search_setup(f)], search_words(f), search_figures(f), [search_table(f)])
+    if f.study["searches"]: add("search", _search_setup(f), search_words(f), search_figures(f), [search_table(f)],
+        search_parts(f))
     if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
     if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f), [predictor_table(f), class_table_words(f)])
     return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]
@@ -751,11 +1012,18 @@ def key_numbers(
     rest = listed(f"{p[k]} {k}" for k in ("skipped", "failed", "left") if p[k]) or "none skipped or failed"
     return out+[_key("trainings done", f"{p['done']} of {f.trainings}", f"{rest}; {duration(f.study.get('seconds'))}")]
 
+def _help_summary(
+    f:Facts # The study
+)->list[str]: # Sentences
+    "Of each search with repeats on both sides, whether it helped"
+    both = [(s["name"], _repeated(f, s["name"], "winner"), _repeated(f, s["name"], "control")) for s in _controlled(f)]
+    return [f"{said(n)} against random points, {_seeds_words(a, b)}: {interval_words(a, b)}. {verdict(a, b)}" for n,a,b in both if a and b]
+
 def summary_words(
     f:Facts # The study
 )->list[tuple[str,str]]: # What it is about, and sentences
     "The study in a few sentences"
-    parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1],
+    parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1]+_help_summary(f),
         "Final networks.": final_words(f)[:1], "Ensembling.": ensemble_words(f)[:2]}
     said = [(k, " ".join(v)) for k,v in parts.items() if not v[0].startswith("Nothing")]
     return said or [("", "Nothing is finished yet.")]
@@ -770,9 +1038,20 @@ def gaps_table(
         if b["status"]!="done": rows.append(("search", pretty(b["search"]), b["status"], f"{b['reason']}; {made}" if b["reason"] else made))
     for t in _rows(f.tables["trials"]):
         if t["status"]=="failed": rows.append(("search", f"{pretty(t['search'])}, trial {t['number']+1}", "failed", t["cause"] or "–"))
+    rows += [("search", _part_words(p["part"]), "left", f"{count(p['left'], 'training')} left") for p in _rows(f.progress)
+        if p["kind"] in ("control", "repeats") and p["left"]]
+    rows += [("search", f"{pretty(r['search'])}, {r['of']} with seed {r['seed']}", "failed", r["reason"]) for r in _rows(f.tables["repeats"])
+        if pd.isna(r["valid_acc"]) and r["reason"]]
     rows += [("ensemble", pretty(p["predictor"]), p["status"], p["reason"] or "–") for p in f.preds if p["kind"]!="run" and "preds" not in p]
     columns = [("part", "text"), ("name", "name"), ("status", "text"), ("reason", "long")]
     return _table("table-missing", "What isn't there", "A failed trial counts as chance level for its search.", columns, rows) if rows else None
+
+def _part_words(
+    part:str # Of `progress_table`
+)->str: # For example `ResNet-18 Adam (control)`
+    "A part of the study in a sentence"
+    name,_,what = part.partition("~")
+    return f"{said(name)} ({what})" if what in ("control", "repeats") else said(part)
 
 def unfinished_words(
     f:Facts # The study
@@ -780,7 +1059,7 @@ def unfinished_words(
     "What is left to do"
     left = [r for r in _rows(f.progress) if r["left"]]
     if not left: return ""
-    parts = listed(f"{r['left']} of {said(r['part'])}" for r in left)
+    parts = listed(f"{r['left']} of {_part_words(r['part'])}" for r in left)
     return f"{count(sum(r['left'] for r in left))} of {count(f.trainings, 'training')} are left: {parts}."
 
 # %% ../../nbs/35_results.page.ipynb #4ffa37f9
@@ -804,7 +1083,8 @@ def cautions(
     data = f.study["data"]
     n, skipped = data["counts"].get("test", 0), [str(o) for o in data.get("skipped") or []]
     low,high = interval(.5, n)
-    words = ["One seed a training: another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
+    seeds = "One seed a training, but for the repeats of searches: " if len(f.tables["repeats"]) else "One seed a training: "
+    words = [f"{seeds}another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
         f"With {count(n, 'test image')} an accuracy near 50 % is known to about ±{50*(high-low):.1f} points.",
         "Epochs, trials and settings were chosen on valid images; test images were only scored. The valid accuracy of a chosen epoch or trial is "
         "therefore a little too high.", *_leaks(f)]
@@ -835,12 +1115,31 @@ def traces(
         pct(r["test_acc"]), duration(r["seconds"]), _whole(r["images_per_s"])) for r in f.runs()]
     names = [("run", "name"), ("group", "text"), ("run id", "code"), ("status", "text")]
     columns = names+[(k, "num") for k in ("seed", "epochs", "valid", "test", "time", "images/s")]
-    point = [k for k in POINT if f.tables["trials"][k].notna().any()]
-    trials = [(f"{pretty(t['search'])} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(sci(t[k]) for k in point), pct(t["valid_acc"]),
-        duration(t["seconds"])) for t in _rows(f.tables["trials"])]
-    kinds = [("trial", "name"), ("kind", "text"), *names[2:], *((_point_names[k], "num") for k in point), ("valid", "num"), ("time", "num")]
     out = [_table("table-runs", "Runs", "A run that two groups share is one training.", columns, runs)]
-    return out+([_table("table-trials", "Trials", "", kinds, trials)] if trials else [])
+    return out+[t for t in (_trials_trace(f), _repeats_trace(f)) if t]
+
+def _trials_trace(
+    f:Facts # The study
+)->dict|None: # As `_table`
+    "Every trial by its run id, those of controls that are their own among them"
+    known = set(f.tables["trials"]["run_id"])
+    both = [(t, "") for t in _rows(f.tables["trials"])]+[(t, " control") for t in _rows(f.tables["controls"]) if t["run_id"] not in known]
+    point = [k for k in POINT if f.tables["trials"][k].notna().any()]
+    rows = [(f"{pretty(t['search'])}{which} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(sci(t[k]) for k in point),
+        pct(t["valid_acc"]), f"{_whole(t['epochs'])} of {_whole(t['planned_epochs'])}", duration(t["seconds"])) for t,which in both]
+    columns = [("trial", "name"), ("kind", "text"), ("run id", "code"), ("status", "text"), *((DIMENSIONS.get(k, k), "num") for k in point)]
+    columns += [("valid", "num"), ("epochs", "num"), ("time", "num")]
+    caption = "A stopped trial has the best accuracy of its few epochs." if (f.tables["trials"]["status"]=="stopped").any() else ""
+    return _table("table-trials", "Trials", caption, columns, rows) if rows else None
+
+def _repeats_trace(
+    f:Facts # The study
+)->dict|None: # As `_table`
+    "Every training of a best point with a new seed"
+    rows = [(f"{pretty(r['search'])}{' control' if r['of']=='control' else ''} {r['number']+1}", r["of"], _whole(r["seed"]), r["run_id"] or "–",
+        pct(r["valid_acc"]), r["reason"] or "–") for r in _rows(f.tables["repeats"])]
+    columns = [("trial", "name"), ("as", "text"), ("seed", "num"), ("run id", "code"), ("valid", "num"), ("reason", "long")]
+    return _table("table-repeats", "Repeats", "Best points of searches, trained with new seeds.", columns, rows) if rows else None
 
 def _as_text(
     value # Of `env` in `study.json`
@@ -884,6 +1183,8 @@ def page_html(
         scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f), summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f),
         cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f), footer=_footer)
 
+_when_known = ("controls", "convergence", "repeats", "dependence", "importance") # Tables that not every study has
+
 def write_page(
     out:Path, # A study's folder
     on_event:Callable=noop # Hears of `progress` after each figure
@@ -891,10 +1192,12 @@ def write_page(
     "Write a study's page, `figures/*.png`, `tables/*.csv` and their `SHA256SUMS`, finished or not"
     f = facts(out)
     parts,brief = experiments(f),brief_figure(f)
-    drawn = _drawn([*([brief] if brief else []), *(d for e in parts for d in e["figures"])], on_event)
+    drawn = _drawn([*([brief] if brief else []), *(d for e in parts for o in (e, *e["parts"]) for d in o["figures"])], on_event)
     made = {f"figures/{d['name']}.png": d["bytes"] for d in drawn.values() if d["uri"]}
-    made |= {f"tables/{name}.csv": df.to_csv(index=False, lineterminator="\n").encode() for name,df in f.tables.items()}
-    parts = [{**e, "figures": [drawn[d["name"]] for d in e["figures"]]} for e in parts]
+    made |= {f"tables/{name}.csv": df.to_csv(index=False, lineterminator="\n").encode() for name,df in f.tables.items()
+        if len(df) or name not in _when_known}
+    def filled(o): return {**o, "figures": [drawn[d["name"]] for d in o["figures"]]}
+    parts = [{**filled(e), "parts": [filled(o) for o in e["parts"]]} for e in parts]
     made["report.html"] = page_html(f, parts, drawn[brief["name"]] if brief else None).encode()
     for name,data in made.items(): write_bytes(f.out/name, data)
     write_text(f.out/"SHA256SUMS", "".join(f"{sha256(data)}  {name}\n" for name,data in made.items()))

@@ -420,7 +420,8 @@ def plot_convergence(
     ax, name = _axes(ax), str(df["search"].iloc[0]) if len(df) else ""
     colour, looks = _colour_of(name, colours), dict(search=dict(zorder=3), control=dict(color=_control_colour, linestyle="--", linewidth=1.4))
     for which,d in df.groupby("which", sort=False):
-        ax.step(d["number"].to_numpy(float)+1, d["best_so_far"].to_numpy(float), where="post", label={"control": "random control"}.get(which, which),
+        x, best = d["number"].to_numpy(float)+1, d["best_so_far"].to_numpy(float)
+        ax.step([*x, x[-1]+.3], [*best, best[-1]], where="post", label={"control": "random control"}.get(which, which),
             **{"color": colour, **looks[which]})
     n = max(1, int(df["number"].max())+1 if len(df) else 1)
     ticks = [int(t) for t in MaxNLocator(integer=True, nbins=6, min_n_ticks=1).tick_values(1, n) if 1<=t<=n]

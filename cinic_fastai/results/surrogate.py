@@ -60,11 +60,23 @@ def _all_levels(
 
 def _predicted(
     result, # From `surrogate`
-    xs:list # Points in skopt's coordinates
+    xs:np.ndarray # Points as `result.space.transform` gives them
 )->np.ndarray: # Accuracy at each
     "What the surrogate expects"
     from threadpoolctl import threadpool_limits
-    with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(result.space.transform(xs))
+    with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
+
+def _dependence(
+    result, # From `surrogate`
+    i:int, # Number of the dimension
+    levels:list, # Its values wanted, in skopt's coordinates
+    others:np.ndarray # Points as `result.space.transform` gives them
+)->np.ndarray: # Accuracy at each value
+    "Partial dependence: points with one dimension set to each value, averaged"
+    ends = np.cumsum([0, *(d.transformed_size for d in result.space.dimensions)]) # a choice takes several columns
+    xs = np.repeat(others[None], len(levels), axis=0)
+    xs[:,:,ends[i]:ends[i+1]] = np.reshape(result.space.dimensions[i].transform(levels), (len(levels), 1, -1))
+    return _predicted(result, xs.reshape(-1, xs.shape[-1])).reshape(len(levels), -1).mean(1)
 
 _dependence_columns = ["search", "dimension", "scale", "value", "valid_acc"]
 
@@ -77,11 +89,11 @@ def dependence_table(
 )->pd.DataFrame: # `search`, `dimension`, `scale` (as in a plan), `value`, `valid_acc`
     "What the surrogate makes of each dimension by itself"
     if result is None: return pd.DataFrame(columns=_dependence_columns)
-    others,rows = result.space.rvs(samples, random_state=0),[]
+    others,rows = result.space.transform(result.space.rvs(samples, random_state=0)),[]
     for i,(name,dim) in enumerate(spec.items()):
-        for x in _all_levels(dim, n):
-            acc = _predicted(result, [[*o[:i], x, *o[i+1:]] for o in others]).mean()
-            rows.append((search, name, dim_kind(dim)[0], _shown(dim, x), float(acc)))
+        levels = _all_levels(dim, n)
+        accs = _dependence(result, i, levels, others)
+        rows += [(search, name, dim_kind(dim)[0], _shown(dim, x), acc) for x,acc in zip(levels, accs)]
     return pd.DataFrame(rows, columns=_dependence_columns, dtype=object).astype({"valid_acc": float}) # a batch size stays whole
 
 def _shown(
@@ -120,7 +132,7 @@ def importance_table(
 )->pd.DataFrame: # `dimension`, `first`, `total`, in [0, 1]
     "How much each dimension matters to the surrogate"
     if result is None: return pd.DataFrame(columns=["dimension", "first", "total"])
-    return sobol_table(lambda xs: _predicted(result, xs), spec)
+    return sobol_table(lambda xs: _predicted(result, result.space.transform(xs)), spec)
 
 # %% ../../nbs/34_results.surrogate.ipynb #40619440
 def _learnt(
