@@ -686,6 +686,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._darker': ( 'results.plots.html#_darker',
                                                                                     'cinic_fastai/results/plots.py'),
+                                            'cinic_fastai.results.plots._decades': ( 'results.plots.html#_decades',
+                                                                                     'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._dots': ( 'results.plots.html#_dots',
                                                                                   'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._draw_repeats': ( 'results.plots.html#_draw_repeats',

@@ -522,6 +522,16 @@ def _one_dependence(
     ax.margins(y=.12)
     _scaled_axis(ax, scale, values)
 
+def _decades(
+    lo:float, # Ends of a log axis
+    hi:float
+)->tuple[list[float],list[str]]: # Ticks and their labels, in plain text
+    "Powers of ten, five at most; the ends where there are fewer than two"
+    first, last = int(np.ceil(np.log10(lo)-1e-9)), int(np.floor(np.log10(hi)+1e-9))
+    if last<=first: return [lo, hi], [f"{lo:.2g}", f"{hi:.2g}"]
+    powers = list(range(first, last+1, -(-(last-first+1)//5)))
+    return [10.**p for p in powers], ["10"+str(p).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")) for p in powers]
+
 def _scaled_axis(
     ax:Axes, # Drawn on
     scale:str, # Kind of the dimension
@@ -533,7 +543,8 @@ def _scaled_axis(
     if scale=="choices":
         ax.set_xticks(range(len(values)), [textwrap.shorten(str(v), 12, placeholder="...") for v in values])
         ax.set_xlim(-.5, len(values)-.5)
-    if scale=="log": ax.xaxis.set_minor_locator(NullLocator())
+    if scale=="log": ax.set_xticks(*_decades(float(values[0]), float(values[-1])))
+    if scale in ("log", "log2"): ax.xaxis.set_minor_locator(NullLocator())
     if scale in ("real", "int"): ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=scale=="int"))
 
 # %% ../../nbs/33_results.plots.ipynb #4ec8a9a2
