@@ -167,7 +167,7 @@ def test_an_unfinished_study_says_what_is_left(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, state="unfinished")))
     text = page.text()
     assert "26 of 59 trainings are left: 3 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)." in text
-    assert "has made 0 of 7 trials: whether the search beat random points can't be said yet" in text
+    assert "its random control 0 of 7 trials: whether the search beat random points can't be said yet" in text
     assert "No weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES)
     assert 0<len(page.all("img"))<len(page.all("figure"))

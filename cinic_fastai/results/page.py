@@ -412,6 +412,15 @@ def verdict(
     return "That is no difference that these seeds can show: the search may have helped or not."
 
 # %% ../../nbs/35_results.page.ipynb #9e056644
+def _of_search(
+    f:Facts, # The study
+    table:str, # Its name
+    search:str # Its name
+)->pd.DataFrame: # Rows of a table
+    "What a table says of one search"
+    df = f.tables[table]
+    return df[df["search"]==search]
+
 def _ranked(
     f:Facts, # The study
     name:str, # Search
@@ -419,7 +428,9 @@ def _ranked(
 )->list[dict]: # Trials that ran to their end, different points, best first
     "The winner, the runner-up and so on"
     done = sorted((t for t in f.journals[name, which][1] if t["status"]=="done"), key=lambda t: -t["valid_acc"])
-    return list({repr(sorted(t["point"].items())): t for t in reversed(done)}.values())[::-1]
+    first = {}
+    for t in done: first.setdefault(repr(sorted(t["point"].items())), t)
+    return list(first.values())
 
 def _repeated(
     f:Facts, # The study
@@ -427,8 +438,8 @@ def _repeated(
     of:str # `winner`, `runner-up` or `control`
 )->list[float]: # Accuracies, one a new seed
     "How a best point did when it was trained again"
-    df = f.tables["repeats"]
-    return df.loc[(df["search"]==name)&(df["of"]==of), "valid_acc"].dropna().tolist()
+    df = _of_search(f, "repeats", name)
+    return df.loc[df["of"]==of, "valid_acc"].dropna().tolist()
 
 def _seeds_words(
     *accs:list[float] # Accuracies, one a new seed
@@ -459,11 +470,12 @@ def control_words(
 )->str: # Sentences, "" for a search without a surrogate
     "Did Bayesian optimisation help?"
     s = next(s for s in f.study["searches"] if s["name"]==name)
-    (header,trials), made = f.journals[name, "search"], f.journals[name, "control"][1]
+    (header,trials), others = f.journals[name, "search"], f.journals[name, "control"][1]
     if header.get("strategy", "gp")!="gp": return ""
     if not s.get("control"): return "No control was run: whether the search beat random points can't be said."
     best, other, total = _ranked(f, name), _ranked(f, name, "control"), s["control"]["trials"]
-    if len(made)<total: return f"The random control has made {len(made)} of {total} trials: whether the search beat random points can't be said yet."
+    if min(len(trials), len(others))<total: return f"The search has made {len(trials)} and its random control {len(others)} of {total} trials: whether " \
+        "the search beat random points can't be said yet."
     if not best or not other: return "Without a trial that ran to its end on both sides, search and control can't be compared."
     if best[0]["point"]==other[0]["point"]: return f"The random control has the same winner, trial {other[0]['number']+1}: the search found nothing better " \
         "than random points did."
@@ -489,7 +501,8 @@ def runner_up_words(
     "Can the winner be told from the runner-up?"
     ranked, a, b = _ranked(f, name), _repeated(f, name, "winner"), _repeated(f, name, "runner-up")
     if len(ranked)<2: return ""
-    gap, second = ranked[0]["valid_acc"]-ranked[1]["valid_acc"], f"trial {ranked[1]['number']+1}"
+    number = _of_search(f, "repeats", name).query("of=='runner-up'")["number"].tolist() or [ranked[1]["number"]]
+    gap, second = ranked[0]["valid_acc"]-ranked[1]["valid_acc"], f"trial {number[0]+1}"
     if not a or not b: return f"The runner-up, {second}, is {points(gap, sign=False)} behind, one training each: that doesn't tell them apart."
     _, low, high = welch(a, b)
     told = "winner and runner-up can't be told apart" if not (low>0 or high<0) else "the winner is the better of the two" if low>0 else \
@@ -502,7 +515,7 @@ def halving_words(
 )->str: # Sentences, "" for a search that stops nothing
     "What stopping bad trials saved"
     header,trials = f.journals[name, "search"]
-    df = f.tables["trials"].query("search==@name")
+    df = _of_search(f, "trials", name)
     b = f.tables["table1_search"].set_index("search").loc[name]
     if not header.get("rungs") and not b["stopped"]: return ""
     total = df.loc[df["status"]!="failed", "planned_epochs"].sum()
@@ -524,8 +537,8 @@ def one_search_words(
     name:str # Search
 )->list[str]: # Paragraphs
     "All that is said of one search"
-    first, second = (winner_words, control_words, runner_up_words), (halving_words, ask_words)
-    return [p for part in (first, second) if (p := " ".join(w for o in part if (w := o(f, name))))]
+    parts = (winner_words,), (control_words, runner_up_words), (halving_words, ask_words)
+    return [p for part in parts if (p := " ".join(w for o in part if (w := o(f, name))))]
 
 # %% ../../nbs/35_results.page.ipynb #126d1c91
 def _vote_against_member(
@@ -708,15 +721,6 @@ def _importance_figure(
     caption = "Sobol's indices of each search's surrogate: a dimension's share of how much accuracy varies over the space, by itself (dark) and together " \
         "with the others (number). A surrogate of few trials is a sketch."
     return _figure("importance", "What matters to the surrogate", caption, alt, lambda: plot_importance(df, f.colours), "middle")
-
-def _of_search(
-    f:Facts, # The study
-    table:str, # Its name
-    search:str # Its name
-)->pd.DataFrame: # Rows of a table
-    "What a table says of one search"
-    df = f.tables[table]
-    return df[df["search"]==search]
 
 def convergence_figure(
     f:Facts, # The study
@@ -930,7 +934,7 @@ def _halving_setup(
     "At which epochs bad trials are stopped"
     rungs = {name: h for (name,which),(h,_) in f.journals.items() if which=="search" and h.get("rungs")}
     return " ".join(f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} only the best one in "
-        f"{h['factor']:g} goes on." for n,h in rungs.items())
+        f"{h.get('factor', 3):g} goes on." for n,h in rungs.items())
 
 def _control_setup(
     f:Facts # The study

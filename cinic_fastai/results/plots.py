@@ -463,7 +463,7 @@ def _draw_repeats(
         _mean_bar(ax, x+.24*step, accs, .09*step, c)
     old = [int(t) for t in ax.get_xticks()]
     ax.set_xticks([*old, *places.values()], [*map(str, old), *(_of_names[o] for o in names)])
-    for label in ax.get_xticklabels()[len(old):]: label.set(fontsize=7.5, linespacing=.95, va="top")
+    for label in ax.get_xticklabels()[len(old):]: label.set(fontsize=8, linespacing=.95, va="top")
     ax.set_xlim(.6, n+step*(len(names)+.45))
     ax.set_xlabel("trial", x=(n/2-.1)/(n+step*(len(names)+.45)-.6))
     ax.text(n+.4*step, 1.01, f"{repeats['seed'].nunique()} new seeds", transform=ax.get_xaxis_transform(), fontsize=8, color="#555555", va="bottom")
@@ -493,6 +493,7 @@ def plot_dependence(
     for i,(ax,name) in enumerate(zip(axs, names)):
         _one_dependence(ax, df[df["dimension"]==name], trials, _colour_of(search, colours))
         ax.set(title=DIMENSIONS.get(name, name), ylabel="valid accuracy" if i%cols==0 else "")
+    axs[0].figure.get_layout_engine().set(wspace=.05)
     best = [Line2D([], [], label="best", **_best_look)]*bool((trials["status"]=="done").any())
     _legend(axs[0].figure, _mark_key(trials)+best+[Line2D([], [], color="#555555", linewidth=2.4, alpha=.6, label="surrogate")])
     return axs[0].figure
