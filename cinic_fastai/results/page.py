@@ -933,8 +933,8 @@ def _halving_setup(
 )->str: # Sentences, "" where nothing is stopped
     "At which epochs bad trials are stopped"
     rungs = {name: h for (name,which),(h,_) in f.journals.items() if which=="search" and h.get("rungs")}
-    return " ".join(f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} only the best one in "
-        f"{h.get('factor', 3):g} goes on." for n,h in rungs.items())
+    return " ".join(f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} one goes on only if "
+        f"it is among the best of {h.get('factor', 3):g} so far." for n,h in rungs.items())
 
 def _control_setup(
     f:Facts # The study

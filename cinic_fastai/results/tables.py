@@ -404,15 +404,14 @@ def _control_row(
     return dict(part=f"{search['name']}~control", kind="control", **counts|{"left": left})
 
 def _repeats_row(
-    search:dict # An entry of `searches` in `study.json`, with repeats
+    search:dict, # An entry of `searches` in `study.json`, with repeats
+    trials:int # Planned ones
 )->dict: # A row of `progress_table`
-    "Trainings of the best points with new seeds; where the control's winner is the search's own, it needs none of its own"
-    made = {r["run_id"] or i: r for i,r in enumerate(search.get("repeated") or [])}.values()
+    "Trainings of the winner, the runner-up and the control's winner with new seeds"
+    made = search.get("repeated") or []
     counts = _counts("done" if pd.notna(r["valid_acc"]) else "failed" if r.get("reason") else "left" for r in made)
-    best, control = search.get("best") or {}, search.get("control") or {}
-    points = 2+bool(control)-bool(best and best.get("point")==(control.get("best") or {}).get("point"))
-    left = counts["left"]+max(0, search["repeats"]*points-len(made))
-    return dict(part=f"{search['name']}~repeats", kind="repeats", **counts|{"left": left})
+    if not made: counts["left"] = search["repeats"]*(min(2, trials)+bool(search.get("control")))
+    return dict(part=f"{search['name']}~repeats", kind="repeats", **counts)
 
 def progress_table(
     out:Path # A study's folder
@@ -423,7 +422,7 @@ def progress_table(
     rows = [dict(part=g, kind="group", **_counts(r["status"] for r in first if r["group"]==g)) for g in dict.fromkeys(runs["group"])]
     for s,b in zip(study["searches"], best_table(out).to_dict("records")):
         own = dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
-        rows += [own]+([_control_row(study, s, out)] if s.get("control") else [])+([_repeats_row(s)] if s.get("repeats") else [])
+        rows += [own]+([_control_row(study, s, out)] if s.get("control") else [])+([_repeats_row(s, b["planned"])] if s.get("repeats") else [])
     return pd.DataFrame(rows, columns=_progress_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #1e16c420
