@@ -18,4 +18,5 @@ from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
+from cinic_fastai.study.work import *
 from cinic_fastai.study.conduct import *

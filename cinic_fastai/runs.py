@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_config', 'phases', 'scaled', 'declared', 'run_id', 'prob_error', 'RunStore']
+           'parse_config', 'phases', 'scaled', 'fallen', 'declared', 'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math
@@ -134,6 +134,14 @@ def scaled(
     "Shorten or lengthen a run, each phase by itself"
     n = {frozen: max(1, round(n*scale)) for frozen,n,_ in phases(cfg)}
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
+
+# %% ../nbs/02_runs.ipynb #f9cd08b2
+def fallen(
+    accs:list[float], # Valid accuracy by epoch
+    bars:dict[int,float] # Least accuracy after so many epochs
+)->int: # Epochs after which the best so far lay below a bar, 0 where it never did
+    "Where a training should have ended"
+    return next((n for n in sorted(bars) if n<=len(accs) and max(accs[:n])<bars[n]), 0)
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
 RESULT_VERSION = 2

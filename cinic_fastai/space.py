@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPACE_KINDS', 'dim_kind', 'is_number', 'dim_error', 'space_errors', 'dim_ends', 'make_space', 'spec_of', 'to_point',
-           'trial_point']
+           'outside', 'coordinates', 'trial_point']
 
 # %% ../nbs/03_space.ipynb #ae4d7d27
 import math
@@ -130,12 +130,24 @@ def _inside(
     if kind=="log2": return value.bit_count()==1 and held[0]<=value.bit_length()-1<=held[1]
     return held[0]<=value<=held[1]
 
+def outside(
+    spec:dict, # A dimension by name
+    point:dict # Values by name
+)->list[str]: # Names of values that are missing, unknown or not on their dimension
+    "What of a point lies outside of a space"
+    return [k for k,dim in spec.items() if k not in point or not _inside(dim, point[k])]+[k for k in point if k not in spec]
+
+def coordinates(
+    spec:dict, # A dimension by name
+    point:dict # Values by name, inside the space
+)->list: # skopt's coordinates, plain
+    "A point as coordinates"
+    return [point[k].bit_length()-1 if dim_kind(dim)[0]=="log2" else point[k] for k,dim in spec.items()]
+
 def trial_point(
     spec:dict, # A dimension by name
     trial:dict # From a journal
 )->list: # skopt's coordinates, plain
     "A trial's point as coordinates; `StoreError` where it lies outside of the space"
-    point = trial["point"]
-    bad = [k for k,dim in spec.items() if k not in point or not _inside(dim, point[k])]+[k for k in point if k not in spec]
-    if bad: raise StoreError(f"Trial {trial['number']} lies outside of the space ({', '.join(bad)} of {point})")
-    return [point[k].bit_length()-1 if dim_kind(dim)[0]=="log2" else point[k] for k,dim in spec.items()]
+    if bad := outside(spec, trial["point"]): raise StoreError(f"Trial {trial['number']} lies outside of the space ({', '.join(bad)} of {trial['point']})")
+    return coordinates(spec, trial["point"])

@@ -34,6 +34,7 @@ class Pack:
         self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
         self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
         self._images = self._files = self._origins = None
+        self.limited = 0 # As given to `limit`
         self.resident = {} # Device -> pixels kept there, filled by the loaders and shared by packs of fewer rows
 
     @property
@@ -79,7 +80,9 @@ class Pack:
         k, least = n//len(self.classes), len(self.classes)
         if n==0: return self
         if k<1: raise DataError(f"A limit of {n} is less than one image for each of {least} classes. Take {least} or more, or 0 for all.")
-        return self._using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
+        out = self._using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
+        out.limited = min(n, self.limited) if self.limited else n
+        return out
 
     def _using(self,
         rows:dict # split -> row numbers

@@ -934,7 +934,7 @@ def _halving_setup(
     "At which epochs bad trials are stopped"
     rungs = {name: h for (name,which),(h,_) in f.journals.items() if which=="search" and h.get("rungs")}
     return " ".join(f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} one goes on only if "
-        f"it is among the best of {h.get('factor', 3):g} so far." for n,h in rungs.items())
+        f"it is among the best 1 in {h.get('factor', 3):g} so far." for n,h in rungs.items())
 
 def _control_setup(
     f:Facts # The study

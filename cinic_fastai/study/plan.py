@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'Plan', 'grid_counts', 'n_points', 'n_trials',
-           'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_search', 'plan_run',
-           'trial_config', 'final_config', 'run_config', 'with_options', 'trainings', 'plan_problems']
+           'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text',
+           'read_plan', 'plan_search', 'plan_run', 'trial_config', 'final_config', 'run_config', 'with_options',
+           'trainings', 'plan_problems']
 
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import math, re, tomllib
@@ -15,7 +16,7 @@ from pathlib import Path
 from ..core import PUBLISHED_POINTS, PlanError, nearest
 from ..results.ensemble import VOTES
 from ..runs import RunConfig, config_errors, config_fields, make_config, scaled
-from ..space import dim_ends, dim_error, dim_kind, is_number, space_errors
+from ..space import dim_ends, dim_error, dim_kind, is_number, outside, space_errors
 
 # %% ../../nbs/40_study.plan.ipynb #cb77c57c
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class PlanSearch:
     guided:int = 10 # Trials at points that the strategy proposes from what it has seen
     batch:int = 1 # Points proposed at a time
     strategy:str = "gp" # `gp`, `random` or `grid`
+    start:tuple = () # Points to begin with, besides the random ones
+    rungs:tuple = () # Epochs after which trials may be stopped
+    factor:int = 3 # One in so many trials passes a rung
+    control:bool = False # Is a random search of the same budget made, too?
+    repeats:int = 0 # New seeds for winner, runner-up and the control's winner
     seed:int = 42 # Of the proposals
 
 @dataclass(frozen=True)
@@ -108,14 +114,20 @@ def n_trials(
     search:PlanSearch # One search
 )->int: # Trials it makes
     "The number of trials of a planned search"
-    return n_points(search.space, search.random, search.guided, search.strategy)
+    return len(search.start)+n_points(search.space, search.random, search.guided, search.strategy)
+
+def n_repeats(
+    search:PlanSearch # One search
+)->int: # Trainings
+    "Repeats of the winner and the runner-up, and of the control's winner, where they are different points"
+    return search.repeats*(min(2, n_trials(search))+search.control)
 
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
 KNOWN_NETWORKS = ("custom_cnn", "resnet18", "resnet18.tv_in1k")
 _keys = dict(study=dict(name=str, title=str, seed=int), run={"name": str, "group": str, "from": str},
-    search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str), ensemble=dict(name=str, method=str, members=list))
+    search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list))
 _needed = dict(study=("name",), run=("name",), search=("name", "space"), ensemble=("name", "method", "members"))
-_type_names = {str: "text in quotes", int: "a whole number", dict: "a table", list: "a list"}
+_type_names = {str: "text in quotes", int: "a whole number", dict: "a table", list: "a list", bool: "true or false"}
 
 def _fields(
     table:dict # A table of a plan
@@ -248,7 +260,10 @@ def _search_errors(
     "Check one search"
     own,space = _fields(search),search.get("space")
     out = _key_errors("search", search)+_settings_errors(own, _defaults(d))+_seed_errors(search)+_budget_errors(search)
+    epochs = {**_defaults(d), **own}.get("epochs", RunConfig.epochs)
+    if "rungs" in search and type(epochs) is int: out += _rung_errors(search["rungs"], epochs)
     if not isinstance(space, dict): return out
+    if isinstance(search.get("start"), list) and not space_errors(space): out += start_errors(space, search["start"])
     out += space_errors(space)+[f"space.{k}: {k} = {own[k]!r} is fixed in the same table" for k in space if k in own]
     sound = {k:v for k,v in space.items() if not dim_error(v)}
     out += [f"space.{k}: {e}" for k,v in sound.items() for e in _field_errors(k, v, {**_defaults(d), **own})]
@@ -258,14 +273,43 @@ def _budget_errors(
     search:dict # A [[search]]
 )->list[str]: # What is wrong with its strategy and its numbers of trials
     "Check how a search looks for points"
-    d = dict(random=4, guided=10, batch=1, strategy="gp")|{k:v for k,v in search.items() if type(v) is _keys["search"].get(k)}
-    out = [f"{k} = {d[k]} is below 0" for k in ("random", "guided") if d[k]<0]
-    strategy = d["strategy"]
-    if strategy not in STRATEGIES: out.append(f"Unknown strategy '{strategy}'{nearest(strategy, STRATEGIES)}. Known: {', '.join(STRATEGIES)}")
-    if strategy=="gp" and d["random"]==0: out.append("random = 0: strategy 'gp' needs at least one random point to start from")
-    if d["random"]+d["guided"]==0: out.append("random + guided = 0: a search needs at least one trial")
-    if d["batch"]!=1: out.append(f"batch = {d['batch']}: proposing several points at a time is not there yet, take batch = 1")
+    d = dict(random=4, guided=10, batch=1, strategy="gp", start=[], factor=3, repeats=0, control=False)|{k:v for k,v in search.items() if type(v) is _keys["search"].get(k)}
+    out = budget_errors(d["random"], d["guided"], d["strategy"], d["batch"], len(d["start"]))
+    if d["factor"]<2: out.append(f"factor = {d['factor']} is below 2")
+    if d["repeats"]<0: out.append(f"repeats = {d['repeats']} is below 0")
+    if d["control"] and d["strategy"]!="gp": out.append(f"control = true: a random search is the control of strategy 'gp', not of '{d['strategy']}'")
     return out
+
+def budget_errors(
+    random:int, # Random trials
+    guided:int, # Guided trials
+    strategy:str, # One of `STRATEGIES`
+    batch:int=1, # Points at a time
+    start:int=0 # Points to begin with
+)->list[str]: # What is wrong with them
+    "Check a search's strategy and its numbers of trials"
+    out = [f"{k} = {n} is below {least}" for k,n,least in (("random", random, 0), ("guided", guided, 0), ("batch", batch, 1)) if n<least]
+    if strategy not in STRATEGIES: out.append(f"Unknown strategy '{strategy}'{nearest(strategy, STRATEGIES)}. Known: {', '.join(STRATEGIES)}")
+    if strategy=="gp" and random+start==0: out.append("random = 0: strategy 'gp' needs at least one random point to start from")
+    if random+guided==0: out.append("random + guided = 0: a search needs at least one trial")
+    return out
+
+def start_errors(
+    space:dict, # A dimension by name, well-formed
+    start:list # Points to begin with
+)->list[str]: # What is wrong with them
+    "Check points against the space"
+    bad = {i: outside(space, o) if isinstance(o, dict) else list(space) for i,o in enumerate(start, 1)}
+    return [f"start: point {i} lies outside of the space ({', '.join(names)})" for i,names in bad.items() if names]
+
+def _rung_errors(
+    rungs:list, # Epochs
+    epochs:int # Of a trial
+)->list[str]: # What is wrong with them
+    "Rungs rise, and the last one lies before the end"
+    sound = isinstance(rungs, (list, tuple)) and all(type(o) is int for o in rungs) and list(rungs)==sorted(set(rungs)) and all(0<o<epochs for o in rungs)
+    return [] if sound else [f"rungs = {rungs!r}: expected rising whole numbers of epochs, from 1 to {epochs-1}"]
+
 
 # %% ../../nbs/40_study.plan.ipynb #b90cf70e
 def _run_names(
@@ -340,7 +384,7 @@ def _build(
     seed = study.get("seed", 42)
     runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", "")) for t in _tables(d, "run")]
     searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"], seed=t.get("seed", seed),
-        **{k: t[k] for k in ("random", "guided", "batch", "strategy") if k in t}) for t in _tables(d, "search")]
+        **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
     votes = [PlanEnsemble(t["name"], t["method"], tuple(t["members"])) for t in _tables(d, "ensemble")]
     return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text)
 
@@ -468,7 +512,15 @@ def _scaled(
         return {**own, "epochs": cfg.epochs, **({"frozen_epochs": cfg.frozen_epochs} if "frozen_epochs" in own else {})}
     def base(run): return plan_search(plan, run.source).settings if run.source else {}
     return replace(plan, runs=tuple(replace(o, settings=short(o.settings, base(o))) for o in plan.runs),
-        searches=tuple(replace(o, settings=short(o.settings)) for o in plan.searches))
+        searches=tuple(replace(o, settings=short(o.settings), rungs=_short_rungs(o, scale)) for o in plan.searches))
+
+def _short_rungs(
+    search:PlanSearch, # A search
+    scale:float # Factor on epochs
+)->tuple: # Rungs, those that have fallen together or behind the last epoch left out
+    "Scale rungs as epochs are"
+    epochs = scaled(make_config(search.settings), scale).epochs
+    return tuple(sorted({n for o in search.rungs if (n := max(1, round(o*scale)))<epochs}))
 
 def _option_errors(
     plan:Plan, # A plan
@@ -502,7 +554,7 @@ def with_options(
 def _training(
     name:str, # Of the run or trial
     group:str, # Of the run, or the search's name
-    kind:str, # `run`, `trial` or `final`
+    kind:str, # `run`, `trial`, `repeat` or `final`
     settings:dict, # Fields of `RunConfig` known so far
     open:tuple=() # Fields that a search decides
 )->dict: # One row of `trainings`
@@ -520,9 +572,10 @@ def _run_trainings(
 def _trial_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
-    "Trials of all searches"
-    return [((s.name, i), _training(f"{s.name} {i+1}", s.name, "trial", s.settings, tuple(s.space)))
-        for s in plan.searches for i in range(n_trials(s))]
+    "Trials of all searches, those of controls that the search doesn't share, and repeats with other seeds"
+    def row(s, name, kind): return (s.name, name),_training(f"{s.name} {name}", s.name, kind, s.settings, tuple(s.space))
+    return [row(s, name, kind) for s in plan.searches for name,kind in [*((f"{i+1}", "trial") for i in range(n_trials(s))),
+        *((f"control {n_trials(s)-s.guided+i+1}", "trial") for i in range(s.guided*s.control)), *((f"repeat {i+1}", "repeat") for i in range(n_repeats(s)))]]
 
 def _final_trainings(
     plan:Plan # A plan
@@ -536,7 +589,7 @@ def _final_trainings(
 
 def trainings(
     plan:Plan # A plan, options put in
-)->list[dict]: # `name`, `group`, `kind` (`run`, `trial` or `final`), `model`, `policy`, `opt`, `bs`, `epochs`, ..., `settings`, `also`
+)->list[dict]: # `name`, `group`, `kind` (`run`, `trial`, `repeat` or `final`), `model`, `policy`, `opt`, `bs`, `epochs`, ..., `settings`, `also`
     "All trainings of a plan in order, equal ones once; `also` names the other runs that take the result"
     rows = {}
     for key,row in _run_trainings(plan)+_trial_trainings(plan)+_final_trainings(plan):

@@ -24,7 +24,7 @@ from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
 from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, phases, run_id
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, phases, run_id
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
@@ -219,16 +219,19 @@ def fit_run(
     weights:Path|None=None, # File with pretrained weights
     on_event=noop, # Receives `epoch`, `batch` and `note` events
     stop=None, # Gives the number of a signal that asks for an end, or 0; None listens for SIGINT and SIGTERM
-    save_every:float=60. # Seconds between checkpoints
-)->dict: # What `done.json` holds
+    save_every:float=60., # Seconds between checkpoints
+    bars:dict|None=None # Least valid accuracy after so many epochs; where the best so far lies below, the training ends and nothing is stored
+)->dict: # What `done.json` holds; with `stopped`, the number of epochs, where a bar ended it, and then with `accs` by epoch
     "Train one run, unless its result is there already; what is damaged of it is made again"
     rid = run_id(cfg, pack.digest)
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=stoppable(on_event, stop)):
         _refuse_other_config(cfg, store, rid)
-        if store.is_sound(rid, full): return store.done(rid)
+        if store.is_sound(rid, full):
+            n = fallen(store.history(rid).valid_acc.tolist(), bars or {})
+            return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
         if weights is not None and cfg.weights and sha256(Path(weights))!=cfg.weights:
             raise WeightsError(f"{weights} is not the file this run was declared with (SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
-        return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every)
+        return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {})
 
 def _refuse_other_config(cfg, store, rid):
     "Refuse a folder that holds another run; a `config.json` that is damaged will be written again"
@@ -236,14 +239,17 @@ def _refuse_other_config(cfg, store, rid):
     except (FileNotFoundError, StoreError): return
     refuse_other(store.folder(rid), dataclasses.asdict(there), dataclasses.asdict(cfg))
 
-def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every):
+def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars):
     "Train `cfg` from its last checkpoint and store the result"
     folder,progress = store.folder(rid),kept_training(store, rid, cfg, full, on_event)
     seed_everything(cfg.seed)
     learn = make_learner(make_dls(pack, cfg), cfg, weights=weights)
     write_json(folder/"config.json", dataclasses.asdict(cfg))
     if progress is None or "env.json" in store.damage(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
-    progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every)
+    progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every, bars)
+    if progress.epoch<cfg.epochs:
+        delete_checkpoint(folder/"last.safetensors")
+        return _stopped(progress.history)
     if progress.best: learn.model.load_state_dict(progress.best)
     store.write_history(rid, progress.history)
     done = _summary(cfg, learn, progress)|dict(full=full)
@@ -272,6 +278,11 @@ def kept_training(
     for why in damage.values(): on_event("note", text=f"{why} It is made again{' from the stored weights' if kept else ' by training'}.")
     return Progress(epoch=cfg.epochs, history=store.history(rid).to_dict("records"), best=load_tensors(f)[0]) if kept else None
 
+def _stopped(history):
+    "What is told of a training that a bar ended"
+    accs = [h["valid_acc"] for h in history]
+    return dict(stopped=len(accs), accs=accs, valid_acc=max(accs), best_epoch=int(np.argmax(accs)), seconds=sum(h["seconds"] for h in history))
+
 def _summary(cfg, learn, progress):
     "What a finished training comes to, at the epoch whose weights are kept"
     best = progress.best_epoch(cfg.select)
@@ -295,8 +306,9 @@ def train_epochs(
     checkpoint:Path, # Where the state is saved
     on_event=noop, # As for `fit_run`
     stop=lambda: 0, # As for `fit_run`
-    save_every:float=60. # As for `fit_run`
-)->Progress: # With the whole history and the best weights
+    save_every:float=60., # As for `fit_run`
+    bars:dict={} # As for `fit_run`
+)->Progress: # With the whole history and the best weights, or up to the bar that ended it
     "All epochs of a run, from its last checkpoint on"
     learn.create_opt()
     sums = EpochSums()
@@ -309,7 +321,7 @@ def train_epochs(
     steward = Steward(cfg, progress, save, stop, on_event, save_every)
     fastais = [cb for cb in learn.cbs if cb.name in ("progress", "recorder")] # ours stand in for them
     with learn.removed_cbs(fastais), learn.added_cbs([sums, steward]):
-        while progress.epoch<cfg.epochs:
+        while progress.epoch<cfg.epochs and not fallen([h["valid_acc"] for h in progress.history], bars):
             one_epoch(cfg, learn, sums, progress)
             if steward.signum: raise Interrupted(f"Stopped in epoch {progress.epoch+1} of {cfg.epochs}; everything so far is saved. Run the same command again to continue.", steward.signum)
             seconds,progress.seconds,began = progress.seconds+time.monotonic()-began,0.,time.monotonic()

@@ -1,0 +1,142 @@
+"Trainings side by side: on this machine, on clusters, with workers that are lost; the results are always the same."
+import os, signal, subprocess, sys, time
+import psutil, pytest
+from conftest import ENV, cinic
+from test_study import results
+from cinic_fastai.files import read_json, read_lines
+
+PLAN = """
+[study]
+name = "side"
+seed = 1
+[defaults]
+model = "custom_cnn"
+bs = 16
+lr = 1e-2
+epochs = 3
+[[run]]
+group = "architectures"
+name = "custom_cnn"
+[[run]]
+group = "augmentation"
+name = "none"
+[[search]]
+name = "checked"
+random = 2
+guided = 1
+control = true
+repeats = 1
+epochs = 2
+space = { bs = {log2=[3,4]}, lr = {log=[1e-3,3e-2]}, label_smoothing = [0,0.2] }
+[[search]]
+name = "halved"
+bs = 4
+random = 2
+guided = 2
+batch = 2
+rungs = [2]
+start = [{lr=0.02, mom=0.9}]
+space = { lr = {log=[1e-4,2e-2]}, mom = [0,0.95] }
+[[run]]
+group = "final"
+name = "a"
+from = "search:checked"
+[[run]]
+group = "final"
+name = "b"
+from = "search:halved"
+[[ensemble]]
+name = "soft"
+method = "soft"
+members = ["a", "b"]
+"""
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    f = tmp_path_factory.mktemp("side")/"side.toml"
+    f.write_text(PLAN, encoding="utf-8")
+    return f
+
+@pytest.fixture(scope="module")
+def alone(plan, images, tmp_path_factory):
+    "The study, one training after the other"
+    out = tmp_path_factory.mktemp("alone")/"out"
+    done = cinic("study", plan, "--data", images, "--out", out)
+    assert done.returncode==0, done.stderr
+    return out
+
+def journal(out, name): return [{k: v for k,v in o.items() if k not in ("seconds", "ask_seconds")} for o in read_lines(out/"searches"/f"{name}.jsonl")[0]]
+def same(out, other):
+    "Weights, probabilities, tables, journals and repeats"
+    assert results(out)==results(other)
+    for name in ("checked", "checked~control", "halved"): assert journal(out, name)==journal(other, name)
+    for a,b in zip(read_json(out/"study.json")["searches"], read_json(other/"study.json")["searches"]): assert a==b
+
+def test_what_the_searches_leave(alone):
+    checked,halved = read_json(alone/"study.json")["searches"]
+    assert [o["point"] for o in journal(alone, "checked")[1:3]]==[o["point"] for o in journal(alone, "checked~control")[1:3]] # the same start
+    assert checked["control"]["best"] and {o["of"] for o in checked["repeated"]}>={"winner", "runner-up"} and all(o["seed"]==2 and o["valid_acc"]>0 for o in checked["repeated"])
+    assert halved["control"] is None and halved["repeated"]==[]
+    header,*trials = journal(alone, "halved")
+    assert header["batch"]==2 and header["rungs"]==[2] and trials[0]["point"]==dict(lr=.02, mom=.9) and len(trials)==5
+    stopped = [o for o in trials if o["status"]=="stopped"]
+    assert stopped and all(len(o["accs"])==2 for o in stopped) and all(len(o["accs"])==3 for o in trials if o["status"]=="done")
+    assert halved["best"]["number"] not in [o["number"] for o in stopped]
+    shown = cinic("status", alone).stdout
+    assert "checked~control trials" in shown and "checked repeats" in shown and "stopped" in shown
+
+def workers(p):
+    "Processes that train, of those that a study has started"
+    def trains(o):
+        try: return "loky" in " ".join(o.cmdline()) and "resource_tracker" not in " ".join(o.cmdline())
+        except psutil.Error: return False
+    return [o for o in psutil.Process(p.pid).children(recursive=True) if trains(o)]
+
+def begun(out): return list(out.glob("runs/*/env.json"))
+
+@pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
+def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
+    "Killed once while it trains and once later, whatever it does"
+    out = tmp_path/"out"
+    p = subprocess.Popen([sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2", "--save-every", "0"],
+        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for n in (1, 5):
+        while p.poll() is None and len(begun(out))<n: time.sleep(.005)
+        for o in workers(p)[:n]: o.kill() # one, then both
+    said,_ = p.communicate(timeout=300)
+    assert p.returncode==0 and "A worker was lost" in said and "Traceback" not in said, said
+    same(out, alone)
+
+@pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
+def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
+    "As from a terminal: the whole group gets the signal; a second one kills at once"
+    out = tmp_path/"out"
+    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2"]
+    for presses,code in ((1, 130), (2, 130)):
+        p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        before = len(begun(out))
+        while p.poll() is None and len(begun(out))<=before: time.sleep(.005)
+        helpers = workers(p)
+        for _ in range(presses):
+            os.killpg(p.pid, signal.SIGINT)
+            time.sleep(.2)
+        _,err = p.communicate(timeout=60)
+        assert p.returncode==code and "Traceback" not in err, err
+        assert presses==2 or "Run the same command again" in err
+        assert not psutil.wait_procs(helpers, timeout=20)[1] # nobody is left
+    assert cinic(*command[3:]).returncode==0
+    same(out, alone)
+
+def test_a_backend_that_cant_be_had(plan, images, tmp_path):
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--backend", "dusk")
+    assert r.returncode==2 and "did you mean 'dask'" in r.stderr
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--address", "tcp://nowhere:1")
+    assert r.returncode==2 and "--backend dask" in r.stderr
+
+@pytest.mark.slow # in `make test` it is the study whose workers are killed that comes to the same
+@pytest.mark.parametrize("backend,module", [("loky", "joblib"), ("dask", "distributed"), ("ray", "ray")])
+def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, module):
+    pytest.importorskip(module)
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend)
+    assert r.returncode==0 and "Traceback" not in r.stderr, r.stderr
+    same(tmp_path/"out", alone)
