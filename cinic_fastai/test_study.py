@@ -30,6 +30,10 @@ _runs = [ # group, name, declared fields, valid accuracy to end near
 _members = ["custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
 _env = dict(python="3.11", torch="2.15.0", fastai="2.8.12", device="cpu", machine="none, the numbers are made up")
 _searches = [("custom_cnn-sgd", .33), ("custom_cnn-adam", .40), ("resnet18-sgd", .46), ("resnet18-adam", .48)]
+_extras = { # What some searches have besides random and guided trials
+    "custom_cnn-adam": dict(rungs=[1], factor=3), # bad trials are stopped after an epoch
+    "resnet18-sgd": dict(start=1), # of the random trials one is a point of the plan
+    "resnet18-adam": dict(control=True, repeats=5)} # random search beside it, the best points trained with five more seeds
 
 def _history(
     name:str, # Names the randomness
@@ -91,6 +95,54 @@ def _write_run(
         **{k: history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")}))
     return rid, history
 
+def _space(
+    name:str # Search, for example `resnet18-adam`
+)->dict: # A dimension by name
+    "What a search looks through"
+    model, opt = name.rsplit("-", 1)
+    space = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
+    space |= {"beta1": [0,.99], "beta2": [0,.99]} if opt=="adam" else {"mom": [0,.99]}
+    return space|({"dropout": [0,.2]} if model=="custom_cnn" else {})
+
+def _made_trial(
+    number:int, # Of the trial
+    name:str, # Search
+    top:float, # Accuracy to come near
+    kind:str, # `start`, `random`, `guided` or `control`
+    base:dict, # Fixed settings
+    data:dict, # The study's `data`
+    seed:int # Of the study
+)->dict: # As in a journal
+    "A trial: best near a learning rate of 0.001 and batches of 64, where guided ones lie more often; the second one fails"
+    r, space, failed = rng("example", "a trial", name, kind=="control", number, seed), _space(name), number==1
+    lr, bs = (r.normal(-3, .35), r.integers(5, 9)) if kind=="guided" else (r.uniform(-4, -2), r.integers(5, 10))
+    point = dict(bs=int(2**bs), lr=float(10**np.clip(lr, -4, -2)), wd=float(10**r.uniform(-5, -2)))
+    point |= {k: float(r.uniform(*dim)) for k,dim in space.items() if k not in point}
+    if kind=="start": point |= dict(bs=128, lr=1e-3)
+    if failed: point["lr"] = 9.3e-3 # too much for any network
+    acc = max(.1, top-.09*(np.log10(point["lr"])+3)**2-.015*abs(np.log2(point["bs"])-6)-abs(r.normal(0, .008)))
+    return dict(number=number, point=point, run_id=run_id(make_config({**base, **point}), data["digest"]),
+        accs=[] if failed else [acc*.6, acc*.9, acc], valid_acc=1/len(data["classes"]) if failed else acc, best_epoch=2,
+        seconds=float(r.uniform(4, 9)), status="failed" if failed else "done", cause="The training loss became nan in epoch 1." if failed else "",
+        ask_seconds=float(r.uniform(.18, .3)) if kind=="guided" else 2e-4)
+
+def _stopped(
+    trials:list[dict], # Of a search
+    rungs:list[int], # Epochs after which bad trials are stopped; none when empty
+)->list[dict]: # Some of them stopped at the first rung
+    "Successive halving: who is below the median at the rung goes no further"
+    if not rungs: return trials
+    n, reached = rungs[0], [t["accs"][rungs[0]-1] for t in trials if t["accs"]]
+    def cut(t): return {**t, "accs": t["accs"][:n], "valid_acc": max(t["accs"][:n]), "best_epoch": n-1, "status": "stopped"}
+    return [cut(t) if t["accs"] and t["accs"][n-1]<np.median(reached) else t for t in trials]
+
+def _best(
+    trials:list[dict] # Of a search
+)->dict|None: # `number`, `point`, `valid_acc`, `run_id`
+    "The winner as `study.json` has it"
+    done = sorted((t for t in trials if t["status"]=="done"), key=lambda t: -t["valid_acc"])
+    return {k: done[0][k] for k in ("number", "point", "valid_acc", "run_id")} if done else None
+
 def _write_search(
     path:Path, # Journal
     name:str, # Search, for example `resnet18-adam`
@@ -98,28 +150,41 @@ def _write_search(
     n:tuple[int,int], # Random and guided trials
     done:int, # Trials to write
     data:dict, # The study's `data`
-    seed:int # Of the study
-)->dict: # `best` as `study.json` has it
-    "Write a search's journal, its second trial failed"
+    seed:int, # Of the study
+    extras:dict|None # From `_extras`; None for a folder as they were before
+)->tuple[list[dict],list[dict]]: # Trials, and those of its control
+    "Write a search's journal and its control's"
     model, opt = name.rsplit("-", 1)
-    r = rng("example", "search", name, seed)
-    space = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
-    space |= {"beta1": [0,.99], "beta2": [0,.99]} if opt=="adam" else {"mom": [0,.99]}
-    if model=="custom_cnn": space["dropout"] = [0,.2]
-    base = dict(model=model, opt=opt, policy="advanced", epochs=3)
-    header = dict(search=name, space=space, strategy="gp", random=n[0], guided=n[1], batch=1, seed=seed, data=data["digest"], base=base)
-    trials = []
-    for i in range(done):
-        point = dict(bs=int(2**r.integers(5, 10)), lr=float(10**r.uniform(-4, -2)), wd=float(10**r.uniform(-5, -2)))
-        point |= {k: float(r.uniform(*space[k])) for k in ("beta1", "beta2", "mom", "dropout") if k in space}
-        acc = max(.1, top-abs(r.normal(0, .05 if i>=n[0] else .1)))
-        accs, failed = [acc*.6, acc*.9, acc], i==1
-        trials.append(dict(number=i, point=point, run_id=run_id(make_config({**base, **point}), data["digest"]), accs=[] if failed else accs,
-            valid_acc=1/len(data["classes"]) if failed else acc, best_epoch=2, seconds=float(r.uniform(4, 9)), status="failed" if failed else "done",
-            cause="The training loss became nan in epoch 1." if failed else ""))
+    old, extras = extras is None, extras or {}
+    base, start = dict(model=model, opt=opt, policy="advanced", epochs=3), extras.get("start", 0)
+    def made(kind, numbers): return [_made_trial(i, name, top, "start" if i<start else kind, base, data, seed) for i in numbers]
+    trials = _stopped([*made("random", range(min(done, n[0]))), *made("guided", range(n[0], done))], extras.get("rungs"))
+    if old: trials = [{k: v for k,v in t.items() if k!="ask_seconds"} for t in trials]
+    header = dict(search=name, space=_space(name), strategy="gp", random=n[0]-start, guided=n[1], batch=1, seed=seed, data=data["digest"], base=base)
+    header |= {k: extras[k] for k in ("rungs", "factor") if k in extras}|({"start": [t["point"] for t in trials[:start]]} if start else {})
     write_text(path, "".join(map(line_of, [header]+trials)))
-    best = max((t for t in trials if t["status"]=="done"), key=lambda t: t["valid_acc"], default=None)
-    return best and {k: best[k] for k in ("number", "point", "valid_acc", "run_id")}
+    if not extras.get("control") or done<sum(n): return trials,[]
+    control = trials[:n[0]]+made("control", range(n[0], done))
+    write_text(path.with_stem(f"{name}~control"), "".join(map(line_of, [{**header, "strategy": "random"}]+control)))
+    return trials,control
+
+def _repeats(
+    name:str, # Search
+    trials:list[dict], # Its own
+    control:list[dict], # Its control's
+    n:int, # New seeds
+    data:dict, # The study's `data`
+    seed:int # Of the study
+)->list[dict]: # As in `study.json`
+    "The best points trained again: a little worse than when they were chosen"
+    model, opt = name.rsplit("-", 1)
+    ranked = sorted((t for t in trials if t["status"]=="done"), key=lambda t: -t["valid_acc"])
+    best = {"winner": ranked[:1], "runner-up": ranked[1:2], "control": [t for t in control if _best(control)["run_id"]==t["run_id"]][:1]}
+    def one(of, t, s):
+        cfg, acc = make_config(dict(model=model, opt=opt, policy="advanced", epochs=3, seed=s)|t["point"]), t["valid_acc"]
+        acc -= .008+rng("example", "repeat", name, of, s, seed).normal(0, .004)
+        return {"of": of, "number": t["number"], "seed": s, "run_id": run_id(cfg, data["digest"]), "valid_acc": acc, "reason": ""}
+    return [one(of, t, 43+i) for of,ts in best.items() for t in ts for i in range(n)]
 
 # %% ../nbs/61_test_study.ipynb #5a17424c
 def _picture(
@@ -161,30 +226,35 @@ def example_study(
     images:int=1000, # In each split
     epochs:int=6, # Of a run, twice as many of final ones
     trials:tuple=(3,4), # Random and guided trials of a search
-    origins:bool=True # Have the images origins, as CINIC-10's do?
+    origins:bool=True, # Have the images origins, as CINIC-10's do?
+    extras:bool=True # Have searches a control, repeats, stopped trials and start points, which older folders don't know?
 )->Path: # The study's folder
     "A made-up study's folder for trying tables, plots and the page; nothing in it was trained"
     dest = Path(dest)
     store, classes = RunStore(dest/"runs"), [str(c) for c in classes]
     data = dict(name="example", digest="made-up", classes=classes, counts=dict(train=images, valid=images, test=images), size=32, skipped=[],
         demo=False, origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
-    searches = [_one_search(dest, name, top, trials, state, data, seed) for name,top in _searches]
+    searches = [_one_search(dest, name, top, trials, state, data, seed, extras) for name,top in _searches]
     runs = [_one_run(store, *o, state, data, seed, epochs) for o in _runs]
     left = dict(status="done", reason="") if state=="done" else dict(status="left", reason="")
     ensembles = [dict(name=m, method=m, members=_members, **left) for m in ("soft", "hard")]
     write_json(dest/"study.json", dict(name="example", title="A made-up study", command="cinic study example --data example --scale 0.1",
-        plan=_plan(epochs, trials), options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data,
+        plan=_plan(epochs, trials, extras), options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data,
         runs=runs, searches=searches, ensembles=ensembles, env=_env, started="2024-01-01T12:00:00", seconds=612.5))
     if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed))
     return dest
 
-def _one_search(dest, name, top, trials, state, data, seed):
+def _one_search(dest, name, top, trials, state, data, seed, extras):
     "A search's journal and its entry in `study.json`"
-    model,opt = name.rsplit("-", 1)
+    (model,opt), more = name.rsplit("-", 1), _extras.get(name, {}) if extras else None
     cut = state=="unfinished" and name=="resnet18-adam"
     done = 0 if state=="fresh" else trials[0] if cut else sum(trials)
-    best = _write_search(dest/"searches"/f"{name}.jsonl", name, top, trials, done, data, seed) if done else None
-    return dict(name=name, model=model, opt=opt, status="left" if cut or not done else "done", best=None if cut else best)
+    made,control = _write_search(dest/"searches"/f"{name}.jsonl", name, top, trials, done, data, seed, more) if done else ([],[])
+    entry = dict(name=name, model=model, opt=opt, status="left" if cut or not done else "done", best=None if cut else _best(made))
+    if not extras: return entry
+    n = more.get("repeats", 0)
+    return entry|dict(trials=sum(trials), control=dict(trials=sum(trials), best=_best(control)) if more.get("control") else None, repeats=n,
+        repeated=_repeats(name, made, control, n, data, seed) if control else [])
 
 def _one_run(store, group, name, fields, top, state, data, seed, epochs):
     "A run and its entry in `study.json`"
@@ -204,11 +274,12 @@ def _epochs(group, epochs):
     "Final runs are longer"
     return 2*epochs if group=="final" else epochs
 
-def _plan(epochs, trials):
+def _plan(epochs, trials, extras):
     "The plan as parsed TOML, its epochs before `scale`"
     def unscaled(f): return {k: 10*v if k=="frozen_epochs" else v for k,v in f.items()}
     run = [dict(group=g, name=n, epochs=10*_epochs(g, epochs), **unscaled(f), **({"from": f"search:{n}"} if g=="final" else {})) for g,n,f,_ in _runs]
-    search = [dict(name=n, model=n.rsplit("-", 1)[0], opt=n.rsplit("-", 1)[1], policy="advanced", epochs=30, random=trials[0], guided=trials[1])
-        for n,_ in _searches]
+    def more(n): return {k: v for k,v in _extras.get(n, {}).items() if extras and k!="start"}
+    search = [dict(name=n, model=n.rsplit("-", 1)[0], opt=n.rsplit("-", 1)[1], policy="advanced", epochs=30, random=trials[0], guided=trials[1],
+        **more(n)) for n,_ in _searches]
     ensemble = [dict(name=m, method=m, members=_members) for m in ("soft", "hard")]
     return dict(study=dict(name="example", seed=42), run=run, search=search, ensemble=ensemble)

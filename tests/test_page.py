@@ -2,13 +2,17 @@
 import base64
 from html.parser import HTMLParser
 import pytest
-from cinic_fastai.files import read_json, write_json
+from cinic_fastai.files import line_of, read_json, write_json, write_text
 from cinic_fastai.results.page import write_page
+from cinic_fastai.results.tables import read_journal
 from cinic_fastai.test_study import example_study
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",
     "fig10_accuracy_alternative", "fig11_loss_alternative", "fig12_accuracy_final", "fig13_loss_final", "fig14_test_accuracy", "gap", "trials"]
+SEARCHES = ["custom_cnn-sgd", "custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
+LEARNT = ["importance", *(f"{kind}_{name}" for name in SEARCHES for kind in ("convergence", "dependence"))]
 TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap"]
+NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance"]
 LOADS = {"src", "srcset", "href", "action", "data", "poster", "background", "formaction", "xlink:href"}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -40,13 +44,13 @@ def done(tmp_path_factory):
 
 def test_every_figure_and_table_is_there(done):
     page = read(done/"report.html")
-    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES)
-    assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES)
+    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES+LEARNT)
+    assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES+NEW_TABLES)
     figures = {a["id"] for a in page.all("figure")}
-    assert figures>=set(FIGURES)
+    assert figures>=set(FIGURES+LEARNT)
     assert len(page.all("img"))==len(figures)
     assert {a["id"] for a in page.all("table")}>={"size", "table1", "table2", "classes", "table-architectures", "table-augmentation",
-        "table-final", "table-runs", "table-trials", "table-environment"}
+        "table-final", "table-runs", "table-trials", "table-repeats", "table-environment"}
 
 def test_pictures_are_inside_and_say_what_they_show(done):
     for img in read(done/"report.html").all("img"):
@@ -96,6 +100,54 @@ def test_every_run_can_be_traced(done):
     assert all(r["run_id"] in text for r in study["runs"]) and all(s["best"]["run_id"] in text for s in study["searches"])
     assert study["command"] in text and "fastai" in text
 
+def test_the_page_says_whether_a_search_helped(done):
+    text = read(done/"report.html").text()
+    for words in ("The search helped.", "5 new seeds", "No control was run: whether the search beat random points can't be said.",
+            "which saved 6 of 18 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each"): assert words in text, words
+    assert text.count("are one draw each")==1
+
+def with_repeats(out, change):
+    "The page's text after the repeats of the search with a control were changed"
+    study = read_json(out/"study.json")
+    for r in study["searches"][3]["repeated"]: r.update(change(r))
+    write_json(out/"study.json", study)
+    return read(write_page(out)).text()
+
+def test_other_seeds_may_say_otherwise(tmp_path):
+    out = example_study(tmp_path, images=50)
+    alike = dict(zip(range(43, 48), (.45, .46, .47, .44, .455)))
+    assert "no difference that these seeds can show" in with_repeats(out, lambda r: dict(valid_acc=alike[r["seed"]]))
+    text = with_repeats(out, lambda r: dict(valid_acc=alike[r["seed"]]-.1*(r["of"]=="winner")))
+    assert "did worse than random points" in text and "The search helped" not in text
+    text = with_repeats(out, lambda r: dict(valid_acc=None, reason="The training loss became nan in epoch 1."))
+    assert "one training each proves nothing" in text and "winner with seed 43" in text
+
+def test_a_stopped_trial_is_never_the_best(tmp_path):
+    out = example_study(tmp_path, images=50)
+    journal = out/"searches"/"custom_cnn-adam.jsonl"
+    header,trials = read_journal(journal)
+    next(t for t in trials if t["status"]=="stopped").update(accs=[.987], valid_acc=.987)
+    write_text(journal, "".join(map(line_of, [header,*trials])))
+    page = read(write_page(out))
+    assert page.text().count("98.7 %")==1 # in the table of all trials
+    assert not [a["alt"] for a in page.all("img") if "98.7" in a["alt"].replace("\u00a0", " ")]
+
+def test_a_folder_from_before(tmp_path):
+    "No controls, no repeats, no stopped trials, no start points, no surrogate's seconds"
+    page = read(write_page(example_study(tmp_path, images=50, extras=False)))
+    assert {a["id"] for a in page.all("figure")}>=set(FIGURES+LEARNT) and page.stack==[]
+    assert "There is no random search of the same size beside it" in page.text() and "The surrogate took" not in page.text()
+    assert {p.stem for p in (tmp_path/"tables").iterdir()}==set(TABLES+["convergence", "dependence", "importance"])
+
+def test_a_journal_without_its_space(tmp_path):
+    "Nothing is learnt from it, everything else is there"
+    out = example_study(tmp_path, images=50)
+    for f in (out/"searches").iterdir():
+        header,trials = read_journal(f)
+        write_text(f, "".join(map(line_of, [{k: v for k,v in header.items() if k!="space"}, *trials])))
+    page = read(write_page(out))
+    assert "a surrogate needs four trials" in page.text() and {a["id"] for a in page.all("figure")}>=set(FIGURES) and page.stack==[]
+
 def test_leaks_are_said(done, tmp_path):
     text = read(done/"report.html").text()
     assert "weights may have seen larger versions of test images" in text and "10,000 of its training images" in text
@@ -114,7 +166,8 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path):
 def test_an_unfinished_study_says_what_is_left(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, state="unfinished")))
     text = page.text()
-    assert "7 of 40 trainings are left: 3 of “final” and 4 of ResNet-18 Adam." in text
+    assert "26 of 59 trainings are left: 3 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)." in text
+    assert "its random control 0 of 7 trials: whether the search beat random points can't be said yet" in text
     assert "No weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES)
     assert 0<len(page.all("img"))<len(page.all("figure"))

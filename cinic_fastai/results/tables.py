@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'POINT', 'TOTAL', 'read_study',
-           'study_store', 'planned', 'runs_table', 'history_table', 'gap_table', 'read_journal', 'trials_table',
-           'best_table', 'predictions', 'predictors_table', 'class_table', 'progress_table', 'all_tables']
+           'study_store', 'planned', 'runs_table', 'history_table', 'gap_table', 'read_journal', 'journal_of',
+           'trials_table', 'convergence_table', 'repeats_table', 'best_table', 'predictions', 'predictors_table',
+           'class_table', 'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import json
@@ -104,9 +105,9 @@ def _fields_of(
     "Columns that hold values of one type"
     return {k for k,f in config_fields.items() if f.type is kind}|set(others)
 
-_whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "planned")
+_whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "stopped", "planned", "saved_epochs", "epochs_so_far")
 _flags = _fields_of(bool, "frozen", "mixed")
-_text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "predictor", "members", "class")
+_text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "which", "of", "predictor", "members", "class")
 
 def runs_table(
     out:Path # A study's folder
@@ -151,16 +152,25 @@ def read_journal(
 # %% ../../nbs/32_results.tables.ipynb #587a3f8f
 POINT = ["bs", "lr", "wd", "dropout", "mom", "beta1", "beta2"]
 _trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "best_so_far", "best_epoch", "epochs",
-    "seconds", *POINT]
+    "planned_epochs", "seconds", "ask_seconds", *POINT]
+
+def journal_of(
+    out:Path, # A study's folder
+    search:str, # Its name
+    which:str="search" # `search`, or `control` for the random search beside it
+)->Path: # Perhaps there is none
+    "Where a search's journal is"
+    return Path(out)/"searches"/f"{search}{'~control' if which=='control' else ''}.jsonl"
 
 def _kind(
     header:dict, # A journal's
     number:int # Of a trial
-)->str: # `random`, `guided`, or the name of another strategy
+)->str: # `start`, `random`, `guided`, or the name of another strategy
     "How a trial's point was found"
-    strategy = header.get("strategy", "gp")
+    start, strategy = len(header.get("start") or ()), header.get("strategy", "gp")
+    if number<start: return "start"
     if strategy!="gp": return strategy
-    return "random" if number<header.get("random", 0) else "guided"
+    return "random" if number<start+header.get("random", 0) else "guided"
 
 def _trial_rows(
     search:dict, # An entry of `searches` in `study.json`
@@ -168,27 +178,52 @@ def _trial_rows(
     trials:list[dict] # The journal's
 )->list[dict]: # Values by column
     "One search's trials with the best accuracy so far"
-    rows, best = [], np.nan
+    rows, best, base = [], np.nan, header.get("base") or {}
     for t in trials:
-        acc = t["valid_acc"] if t["status"]=="done" else np.nan
-        best = np.fmax(best, acc)
+        acc = t.get("valid_acc") if t["status"] in ("done", "stopped") else np.nan
+        if t["status"]=="done": best = np.fmax(best, acc)
         row = dict(search=search["name"], model=search["model"], opt=search["opt"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
-        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds")}
-        rows.append(row|{"epochs": len(t.get("accs") or ()) or None, **t["point"]})
+        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds", "ask_seconds")}
+        row["planned_epochs"] = {**base, **t["point"]}.get("epochs", config_fields["epochs"].default)
+        rows.append({**t["point"], **row, "epochs": len(t.get("accs") or ()) or None})
     return rows
 
 def trials_table(
-    out:Path # A study's folder
+    out:Path, # A study's folder
+    which:str="search" # Trials of the searches, or those of each one's `control`
 )->pd.DataFrame: # A row a trial
     "Every trial of every search"
     searches = read_study(out)["searches"]
-    rows = [r for s in searches for r in _trial_rows(s, *read_journal(Path(out)/"searches"/f"{s['name']}.jsonl"))]
+    rows = [r for s in searches for r in _trial_rows(s, *read_journal(journal_of(out, s["name"], which)))]
     others = [k for k in config_fields if k not in _trial_columns and any(k in r for r in rows)]
     return _tidy(rows, _trial_columns+others)
 
+# %% ../../nbs/32_results.tables.ipynb #e80e3493
+_convergence_columns = ["search", "which", "number", "best_so_far", "epochs_so_far"]
+
+def convergence_table(
+    out:Path # A study's folder
+)->pd.DataFrame: # A row a trial of a search or of its control
+    "The best accuracy so far, by trial and by epochs trained"
+    both = pd.concat([trials_table(out, w).assign(which=w) for w in ("search", "control")], ignore_index=True)
+    both["epochs_so_far"] = both["epochs"].fillna(0).groupby([both["search"], both["which"]]).cumsum()
+    order = list(dict.fromkeys(both["search"]))
+    both = both.sort_values("search", key=lambda s: s.map(order.index), kind="stable")
+    return _tidy(both[_convergence_columns].to_dict("records"), _convergence_columns)
+
+# %% ../../nbs/32_results.tables.ipynb #2da0701e
+_repeat_columns = ["search", "of", "number", "seed", "run_id", "valid_acc", "reason"]
+
+def repeats_table(
+    out:Path # A study's folder
+)->pd.DataFrame: # A row a training with a new seed, `of` the `winner`, the `runner-up` or the `control`'s winner
+    "The best points of searches, trained again"
+    rows = [{**r, "search": s["name"]} for s in read_study(out)["searches"] for r in s.get("repeated") or []]
+    return _tidy(rows, _repeat_columns)
+
 # %% ../../nbs/32_results.tables.ipynb #279e5ea6
-_best_columns = ["search", "model", "opt", "status", "reason", "trials", "failed", "planned", "number", "run_id", *POINT, "valid_acc", "valid_median",
-    "valid_min", "random_best", "guided_best", "published", *(f"published_{k}" for k in POINT)]
+_best_columns = ["search", "model", "opt", "status", "reason", "trials", "failed", "stopped", "planned", "number", "run_id", *POINT, "valid_acc", "valid_median",
+    "valid_min", "random_best", "guided_best", "saved_epochs", "ask_mean", "ask_max", "published", *(f"published_{k}" for k in POINT)]
 
 def _n_planned(
     study:dict, # Content of `study.json`
@@ -197,9 +232,17 @@ def _n_planned(
 )->int: # Trials
     "How many trials a search is to have"
     if "trials" in search: return search["trials"]
-    if header: return header.get("random", 0)+header.get("guided", 0)
+    if header: return len(header.get("start") or ())+header.get("random", 0)+header.get("guided", 0)
     plan = next((o for o in (study.get("plan") or {}).get("search", []) if o.get("name")==search["name"]), {})
     return sum(study["options"].get("trials") or (plan.get(k, FULL_STUDY[k]) for k in ("random", "guided")))
+
+def _effort(
+    trials:pd.DataFrame # One search's, from `trials_table`
+)->dict: # Values by column
+    "What became of a search's trials, the epochs that stopping saved, and the surrogate's seconds a guided trial"
+    stopped, asked = trials[trials["status"]=="stopped"], trials.loc[trials["kind"]=="guided", "ask_seconds"]
+    saved = (stopped["planned_epochs"]-stopped["epochs"]).sum()
+    return dict(failed=int((trials["status"]=="failed").sum()), stopped=len(stopped), saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
 
 def _best_row(
     study:dict, # Content of `study.json`
@@ -211,8 +254,8 @@ def _best_row(
     name, done = search["name"], trials[trials["status"]=="done"]
     status = "left" if search["status"]=="running" else search["status"]
     row = dict(search=name, model=search["model"], opt=search["opt"], status=status, reason=search.get("reason") or "", trials=len(trials),
-        failed=len(trials)-len(done), planned=max(len(trials), _n_planned(study, search, header)), published=PUBLISHED_BEST.get(name))
-    row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()}
+        planned=max(len(trials), _n_planned(study, search, header)), published=PUBLISHED_BEST.get(name))
+    row |= _effort(trials)|{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()}
     if done.empty: return row
     best, acc = done.loc[done["valid_acc"].idxmax()], done["valid_acc"]
     kinds = {f"{k}_best": acc[done["kind"]==k].max() for k in ("random", "guided")}
@@ -223,7 +266,7 @@ def best_table(
 )->pd.DataFrame: # A row a search
     "Best point and accuracy of each search, ours and the published ones"
     study, trials = read_study(out), trials_table(out)
-    headers = {s["name"]: read_journal(Path(out)/"searches"/f"{s['name']}.jsonl")[0] for s in study["searches"]}
+    headers = {s["name"]: read_journal(journal_of(out, s["name"]))[0] for s in study["searches"]}
     return _tidy([_best_row(study, s, trials[trials["search"]==s["name"]], headers[s["name"]]) for s in study["searches"]], _best_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #439eeaa5
@@ -338,16 +381,49 @@ def _training(
     if own and "from" not in own: return to_json({"model": "resnet18", "policy": "none", **planned(study, run)}, indent=None)
     return run["run_id"] or f"{run['group']}/{run['name']}"
 
+def _n_shared(
+    study:dict, # Content of `study.json`
+    search:dict, # An entry of its `searches`
+    header:dict # Its journal's, or {}
+)->int: # Trials
+    "How many trials a search has in common with its control: those that need no surrogate"
+    if header: return len(header.get("start") or ())+header.get("random", 0)
+    plan = next((o for o in (study.get("plan") or {}).get("search", []) if o.get("name")==search["name"]), {})
+    return len(plan.get("start") or ())+(study["options"].get("trials") or [plan.get("random", FULL_STUDY["random"])])[0]
+
+def _control_row(
+    study:dict, # Content of `study.json`
+    search:dict, # An entry of its `searches`, with a control
+    out:Path # The study's folder
+)->dict: # A row of `progress_table`
+    "A control's own trainings: what it shares with its search is counted there"
+    shared = _n_shared(study, search, read_journal(journal_of(out, search["name"]))[0])
+    own = read_journal(journal_of(out, search["name"], "control"))[1][shared:]
+    counts = _counts("failed" if t["status"]=="failed" else "done" for t in own)
+    left = max(0, search["control"]["trials"]-shared-len(own))
+    return dict(part=f"{search['name']}~control", kind="control", **counts|{"left": left})
+
+def _repeats_row(
+    search:dict, # An entry of `searches` in `study.json`, with repeats
+    trials:int # Planned ones
+)->dict: # A row of `progress_table`
+    "Trainings of the winner, the runner-up and the control's winner with new seeds"
+    made = search.get("repeated") or []
+    counts = _counts("done" if pd.notna(r["valid_acc"]) else "failed" if r.get("reason") else "left" for r in made)
+    if not made: counts["left"] = search["repeats"]*(min(2, trials)+bool(search.get("control")))
+    return dict(part=f"{search['name']}~repeats", kind="repeats", **counts)
+
 def progress_table(
     out:Path # A study's folder
-)->pd.DataFrame: # A row a group of runs and a search
+)->pd.DataFrame: # A row a group of runs, a search, its control, its repeats
     "How many trainings are done, skipped, failed and left"
     study, runs = read_study(out), runs_table(out)
     first = {_training(study, r): r for r in reversed(runs.to_dict("records"))}.values()
-    groups = [dict(part=g, kind="group", **_counts(r["status"] for r in first if r["group"]==g)) for g in dict.fromkeys(runs["group"])]
-    searches = [dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
-        for b in best_table(out).to_dict("records")]
-    return pd.DataFrame(groups+searches, columns=_progress_columns)
+    rows = [dict(part=g, kind="group", **_counts(r["status"] for r in first if r["group"]==g)) for g in dict.fromkeys(runs["group"])]
+    for s,b in zip(study["searches"], best_table(out).to_dict("records")):
+        own = dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
+        rows += [own]+([_control_row(study, s, out)] if s.get("control") else [])+([_repeats_row(s, b["planned"])] if s.get("repeats") else [])
+    return pd.DataFrame(rows, columns=_progress_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #1e16c420
 def all_tables(
@@ -357,4 +433,5 @@ def all_tables(
     "Every table of a study"
     preds = predictions(out) if preds is None else preds
     return dict(table1_search=best_table(out), table2_predictors=predictors_table(out, preds), runs=runs_table(out), histories=history_table(out),
-        trials=trials_table(out), classes=class_table(out, preds), gap=gap_table(out))
+        trials=trials_table(out), classes=class_table(out, preds), gap=gap_table(out), controls=trials_table(out, "control"),
+        convergence=convergence_table(out), repeats=repeats_table(out))
