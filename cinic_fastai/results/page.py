@@ -343,7 +343,7 @@ def augmentation_words(
 
 # %% ../../nbs/35_results.page.ipynb #a0fcc5d1
 _no_control_words = "There is no random search of the same size beside it, so this doesn't show that guiding helped."
-_unequal_words = "The guided ones are more and came later, so this doesn't show that guiding helped; a random control of the same size may."
+_unequal_words = "Guided trials build on the random ones before them, so this doesn't show that guiding helped; a random control of the same size may."
 _one_draw_words = "A search and its control are one draw each: with other proposals both might have ended elsewhere. New seeds of training say which of " \
     "the two best points is better, not how often such a search wins."
 
@@ -362,7 +362,7 @@ def search_words(
     top = max(done, key=lambda b: b["valid_acc"])
     spread = listed(f"from {pct(b['valid_min'])} to {pct(b['valid_acc'])} ({said(b['search'])}, median {pct(b['valid_median'])})" for b in done)
     words = [f"The best trial of all is number {top['number']+1} of {said(top['search'])}: {pct(top['valid_acc'])} valid accuracy.",
-        f"The trials spread {spread}."]
+        f"The trials{' that ran to their end' if any(b['stopped'] for b in done) else ''} spread {spread}."]
     both = [(b["guided_best"]-b["random_best"], b["search"]) for b in done]
     gains = listed(f"{points(gain)} for {said(n)}" for gain,n in both if pd.notna(gain))
     if gains: words.append(f"Best guided trial against best random one: {gains}. {_unequal_words if _controlled(f) else _no_control_words}")

@@ -385,15 +385,15 @@ def plot_searches(
 
 def _panels(
     n:int, # Panels
-    width:float, # Inches of the figure with two columns
-    height:float, # Inches of a panel
+    width:float, # Inches of the figure
+    height:float, # Inches of a panel, half as much again where there is one alone
     extra:float=.6, # Inches for the legend
     **kw # For `Figure.subplots`
 )->tuple[np.ndarray,int]: # Axes, those that are left over hidden, and the number of columns
     "Small multiples in one column or two"
     cols = min(2, max(n, 1))
     rows = -(-n//cols) or 1
-    axs = new_axes(width if cols==2 else .6*width, height*rows+extra, rows, cols, **kw)
+    axs = new_axes(width, height*rows*(1 if cols==2 else 1.5)+extra, rows, cols, **kw)
     for ax in axs[n:]: ax.set_visible(False)
     return axs,cols
 
@@ -452,7 +452,7 @@ def _draw_repeats(
     colour:str # Of the search
 ):
     "A column of dots for each point that was trained again"
-    names, step = [o for o in _of_names if o in set(repeats["of"])], max(n, 4)/5.5
+    names, step = [o for o in _of_names if o in set(repeats["of"])], max(n, 4)/4.8
     places = {of: n+step*(i+.9) for i,of in enumerate(names)}
     ax.axvline(n+.3*step, color="#BBBBBB", linewidth=.7)
     for of,x in places.items():
@@ -511,7 +511,7 @@ def _one_dependence(
     values = list(df["value"])
     place = {str(v): i for i,v in enumerate(values)}
     def at(vs): return [place.get(str(v), np.nan) for v in vs] if scale=="choices" else [float(v) for v in vs]
-    few = dict(marker="_", markersize=16, linestyle="") if scale=="choices" else dict(marker="")
+    few = dict(marker="_", markersize=18, markeredgewidth=2.4, linestyle="") if scale=="choices" else dict(marker="")
     ax.plot(at(values), df["valid_acc"].to_numpy(float), color=colour, alpha=.55, linewidth=2.4, **few)
     xs = at(trials[name]) if name in trials else [np.nan]*len(trials)
     _dots(ax, xs, trials, colour)
