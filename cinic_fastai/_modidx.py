@@ -796,8 +796,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'cinic_fastai/results/tables.py'),
                                              'cinic_fastai.results.tables._n_planned': ( 'results.tables.html#_n_planned',
                                                                                          'cinic_fastai/results/tables.py'),
-                                             'cinic_fastai.results.tables._n_shared': ( 'results.tables.html#_n_shared',
-                                                                                        'cinic_fastai/results/tables.py'),
                                              'cinic_fastai.results.tables._predictor_row': ( 'results.tables.html#_predictor_row',
                                                                                              'cinic_fastai/results/tables.py'),
                                              'cinic_fastai.results.tables._predictor_runs': ( 'results.tables.html#_predictor_runs',

@@ -253,7 +253,7 @@ def _one_search(dest, name, top, trials, state, data, seed, extras):
     entry = dict(name=name, model=model, opt=opt, status="left" if cut or not done else "done", best=None if cut else _best(made))
     if not extras: return entry
     n = more.get("repeats", 0)
-    return entry|dict(trials=sum(trials), control=dict(trials=sum(trials), best=_best(control)) if more.get("control") else None, repeats=n,
+    return entry|dict(trials=sum(trials), control=dict(trials=sum(trials), shared=trials[0]+len(more.get("start", ())), best=_best(control)) if more.get("control") else None, repeats=n,
         repeated=_repeats(name, made, control, n, data, seed) if control else [])
 
 def _one_run(store, group, name, fields, top, state, data, seed, epochs):

@@ -381,26 +381,15 @@ def _training(
     if own and "from" not in own: return to_json({"model": "resnet18", "policy": "none", **planned(study, run)}, indent=None)
     return run["run_id"] or f"{run['group']}/{run['name']}"
 
-def _n_shared(
-    study:dict, # Content of `study.json`
-    search:dict, # An entry of its `searches`
-    header:dict # Its journal's, or {}
-)->int: # Trials
-    "How many trials a search has in common with its control: those that need no surrogate"
-    if header: return len(header.get("start") or ())+header.get("random", 0)
-    plan = next((o for o in (study.get("plan") or {}).get("search", []) if o.get("name")==search["name"]), {})
-    return len(plan.get("start") or ())+(study["options"].get("trials") or [plan.get("random", FULL_STUDY["random"])])[0]
-
 def _control_row(
-    study:dict, # Content of `study.json`
-    search:dict, # An entry of its `searches`, with a control
+    search:dict, # An entry of `searches` in `study.json`, with a control
     out:Path # The study's folder
 )->dict: # A row of `progress_table`
     "A control's own trainings: what it shares with its search is counted there"
-    shared = _n_shared(study, search, read_journal(journal_of(out, search["name"]))[0])
-    own = read_journal(journal_of(out, search["name"], "control"))[1][shared:]
+    control = search["control"]
+    own = read_journal(journal_of(out, search["name"], "control"))[1][control["shared"]:]
     counts = _counts("failed" if t["status"]=="failed" else "done" for t in own)
-    left = max(0, search["control"]["trials"]-shared-len(own))
+    left = control["trials"]-control["shared"]-len(own)
     return dict(part=f"{search['name']}~control", kind="control", **counts|{"left": left})
 
 def _repeats_row(
@@ -422,7 +411,7 @@ def progress_table(
     rows = [dict(part=g, kind="group", **_counts(r["status"] for r in first if r["group"]==g)) for g in dict.fromkeys(runs["group"])]
     for s,b in zip(study["searches"], best_table(out).to_dict("records")):
         own = dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
-        rows += [own]+([_control_row(study, s, out)] if s.get("control") else [])+([_repeats_row(s, b["planned"])] if s.get("repeats") else [])
+        rows += [own]+([_control_row(s, out)] if s.get("control") else [])+([_repeats_row(s, b["planned"])] if s.get("repeats") else [])
     return pd.DataFrame(rows, columns=_progress_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #1e16c420

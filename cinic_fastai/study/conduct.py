@@ -44,7 +44,7 @@ def new_record(
     return dict(name=plan.name, title=plan.title, command=command, plan=tomllib.loads(plan.text), options=options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
-            control=dict(trials=n_trials(s), best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
+            control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
         ensembles=[dict(name=e.name, method=e.method, members=list(e.members), status="left", reason="") for e in plan.ensembles],
         env={}, started=dt.datetime.now().astimezone().isoformat(timespec="seconds"), seconds=0.)
 
@@ -613,16 +613,16 @@ def search_rows(out, s):
     "Trials of a search and its control, and repeats, counted by status"
     control = s.get("control")
     rows = _trial_rows(out, s["name"], s["trials"], s["status"]=="running")
-    if control: rows += _trial_rows(out, control_name(s["name"]), control["trials"], s["status"]=="running")
+    if control: rows += _trial_rows(out, control_name(s["name"]), control["trials"], s["status"]=="running", control["shared"])
     repeated = s.get("repeated") or []
     n = dict(done=sum(r["valid_acc"] is not None for r in repeated), failed=sum(bool(r["reason"]) for r in repeated))
     if not repeated and s.get("repeats"): n["left"] = s["repeats"]*(min(2, s["trials"])+bool(control))
     why = "; ".join(f"{r['of']}, seed {r['seed']}: {r['reason']}" for r in repeated if r["reason"])
     return rows+[dict(what=f"{s['name']} repeats", status=k, reason=why if k=="failed" else "", trainings=v) for k,v in n.items() if v]
 
-def _trial_rows(out, name, total, running):
-    "Trials of one journal, counted by status"
-    trials = read_journal(f)[1] if (f := journal_path(out, name)).exists() else []
+def _trial_rows(out, name, total, running, shared=0):
+    "Trials of one journal, counted by status; those shared with another one are counted there"
+    trials,total = (read_journal(f)[1] if (f := journal_path(out, name)).exists() else [])[shared:],total-shared
     n = {k: sum(t["status"]==k for t in trials) for k in ("done", "stopped", "failed")}
     n["running" if running else "left"] = total-len(trials)
     return [dict(what=f"{name} trials", status=k, reason=trial_failures(trials) if k=="failed" else "", trainings=v) for k,v in n.items() if v]
