@@ -7,6 +7,7 @@ from skopt.space import Categorical, Integer, Real
 from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of
+from cinic_fastai.runs import fallen
 from cinic_fastai.study.plan import read_plan
 from cinic_fastai.study.search import best_trial, read_journal, search
 
@@ -53,17 +54,26 @@ def test_small_and_discrete_spaces(spec, dims, tmp_path):
 
 SPACE = read_plan("report").searches[3].space
 
-def test_interrupted_before_every_single_trial(tmp_path):
-    "One trial a session, as if someone pressed Ctrl-C before each"
-    whole = search(SPACE, objective, tmp_path/"whole.jsonl", 3, 3, seed=5)
-    for n in range(7):
-        def once(number, point):
+def by_epochs(number, point, bars=None):
+    "A trial of four epochs, which a bar may stop"
+    accs = [accuracy(point)*(1-.5**n) for n in (1, 2, 3, 4)]
+    n = fallen(accs, bars or {})
+    return dict(valid_acc=max(accs[:n or 4]), accs=accs[:n or 4], status="stopped" if n else "done")
+
+@pytest.mark.parametrize("kw", [{}, dict(batch=3, rungs=[1, 2], factor=2, start=[dict(bs=64, lr=1e-3, wd=1e-4, beta1=.9, beta2=.9)])])
+def test_interrupted_before_every_single_trial(tmp_path, kw):
+    "One trial a session, as if someone pressed Ctrl-C before each; in the middle of a batch, too"
+    whole = search(SPACE, by_epochs, tmp_path/"whole.jsonl", 3, 3, seed=5, **kw)
+    assert len(whole)==6+len(kw.get("start", ())) and (not kw or {o["status"] for o in whole}=={"done", "stopped"})
+    for n in range(len(whole)+1):
+        def once(number, point, **bars):
             if number>n: raise KeyboardInterrupt
             assert number==n # what is in the journal isn't tried again
-            return objective(number, point)
-        try: trials = search(SPACE, once, tmp_path/"cut.jsonl", 3, 3, seed=5)
+            return by_epochs(number, point, **bars)
+        try: trials = search(SPACE, once, tmp_path/"cut.jsonl", 3, 3, seed=5, **kw)
         except KeyboardInterrupt: assert len(read_journal(tmp_path/"cut.jsonl")[1])==n+1
     assert same(trials)==same(whole)==same(read_journal(tmp_path/"cut.jsonl")[1])
+    assert best_trial(whole)["valid_acc"]==max(o["valid_acc"] for o in whole if o["status"]=="done")
 
 SESSION = """
 import sys, time
@@ -91,9 +101,10 @@ def test_killed_and_continued_from_a_copy(tmp_path):
     shutil.copytree(here.parent, there)
     assert same(search(SPACE, objective, there/"j.jsonl", 3, 3, seed=5))==same(whole)
 
-def test_a_hundred_trials(tmp_path):
+@pytest.mark.parametrize("strategy", ["random", pytest.param("gp", marks=pytest.mark.slow)])
+def test_a_hundred_trials(tmp_path, strategy):
     "A long journal, continued in the middle"
-    kw = dict(random=40, guided=60, strategy="random")
+    kw = dict(random=40, guided=60, strategy=strategy)
     trials = search(SPACE, objective, tmp_path/"j.jsonl", **kw)
     f = tmp_path/"half.jsonl"
     f.write_bytes(b"".join((tmp_path/"j.jsonl").read_bytes().splitlines(keepends=True)[:51])+b'{"number": 50, "poi')
