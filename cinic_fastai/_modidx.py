@@ -895,6 +895,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'cinic_fastai.space.trial_point': ('space.html#trial_point', 'cinic_fastai/space.py')},
             'cinic_fastai.study.conduct': { 'cinic_fastai.study.conduct.Clock': ( 'study.conduct.html#clock',
                                                                                   'cinic_fastai/study/conduct.py'),
+                                            'cinic_fastai.study.conduct.Clock.end': ( 'study.conduct.html#clock.end',
+                                                                                      'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.Clock.left': ( 'study.conduct.html#clock.left',
                                                                                        'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.Clock.pace': ( 'study.conduct.html#clock.pace',

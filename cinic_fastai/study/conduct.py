@@ -95,6 +95,13 @@ class Clock:
     )->float: # In [0, 1]
         "Part of the work that is done"
         return min(1., (self.done+current)/self.total) if self.total else 1.
+    def end(self,
+        name:str, # Of a training, perhaps one that never began
+        now:float # As `time.monotonic` has it
+    ):
+        "A training in another process has ended"
+        expected,began = self.running.pop(name, (0., now))
+        self.took += (now-began)*bool(expected)
     def under_way(self,
         now:float # As `time.monotonic` has it
     )->float: # Estimated seconds
@@ -211,16 +218,13 @@ def train_one(
     with c.alone(rid):
         if c.store.is_sound(rid, full) and not (bars and fallen(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
-        expected,began = estimate(cfg, c.record["data"]["counts"], c.speed),time.monotonic()
+        expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
         try: done = (elsewhere if c.workers else here)(c, cfg, name, expected, full=full, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
-        finally:
-            with c.guard:
-                c.clock.done += expected
-                c.clock.took += (time.monotonic()-began)*bool(expected)
+        finally: c.clock.done += expected
         ended = f"stopped after {done['stopped']} of {cfg.epochs} epochs" if "stopped" in done else f"{cfg.epochs} epochs"
         c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}, {done['seconds']:.1f} s, run {rid}")
         c.on_event("end", name=name, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
@@ -239,7 +243,9 @@ def here(
         if kind=="note": c.log(f"{name}: {info['text']}")
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
-    return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
+    began = time.monotonic()
+    try: return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
+    finally: c.clock.took += (time.monotonic()-began)*bool(expected)
 
 def elsewhere(
     c:Conductor, # The study
@@ -252,11 +258,12 @@ def elsewhere(
     def tell(text):
         c.log(f"{name}: {text}")
         c.on_event("note", text=f"{name}: {text}", name=name)
-    def call(task):
+    def begin():
         if c.halted or c.stop(): raise Interrupted("Stopped before this run began.")
         c.clock.running[name] = expected,time.monotonic()
-        try: return c.workers(task)
-        finally: c.clock.running.pop(name, None)
+    def call(task):
+        try: return c.workers(task, begin)
+        finally: c.clock.end(name, time.monotonic())
     got = insist(call, make_task(cfg, c.pack, c.store, c.stop_file, c.threads, **kw), on_loss=tell)
     for text in got["notes"]: tell(text)
     return outcome(got)

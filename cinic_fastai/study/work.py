@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BACKENDS', 'make_task', 'train_task', 'outcome', 'RunError', 'LostWorker', 'check_backend', 'open_workers', 'insist']
 
-# %% ../../nbs/42_study.work.ipynb #11b3a0d4
+# %% ../../nbs/42_study.work.ipynb #e2bbc8d9
 import os, queue, threading, time, traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from ..core import CinicError, ConfigError, Interrupted, StoreError, check_choic
 from ..data.pack import Pack, open_pack
 from ..runs import RunConfig, RunStore
 
-# %% ../../nbs/42_study.work.ipynb #fb377c50
+# %% ../../nbs/42_study.work.ipynb #e91c4634
 def make_task(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -92,7 +92,7 @@ class RunError(Exception):
         super().__init__(msg)
         self.trace = trace
 
-# %% ../../nbs/42_study.work.ipynb #1fb3a63e
+# %% ../../nbs/42_study.work.ipynb #384b1f6f
 BACKENDS = ("loky", "dask", "ray")
 
 class LostWorker(Exception): "The process that trained a run is gone"
@@ -110,15 +110,17 @@ def open_workers(
     backend:str="loky", # One of `BACKENDS`
     jobs:int=0, # Runs at a time; 0 for as many as a cluster has cores, or 1 on this machine
     address:str="" # Of a running cluster of dask or ray; "" for a local one
-)->Iterator[tuple[Callable,int]]: # `call(task)`, which waits for the result and raises `LostWorker`, and the runs at a time
-    "Start or join workers; they end with the block, a cluster that was joined goes on"
+)->Iterator[tuple[Callable,int]]: # `call(task, begin)`, and the runs at a time
+    "Start or join workers; `call` waits for a place, calls `begin`, waits for the result and raises `LostWorker`; a cluster that was joined outlives the block"
     check_backend(backend, address)
     with dict(loky=_loky, dask=_dask, ray=_ray)[backend](jobs, address) as (call,jobs):
         places = queue.SimpleQueue()
         for i in range(jobs): places.put(i)
-        def in_place(task):
+        def in_place(task, begin=lambda: None):
             slot = places.get()
-            try: return call({**task, "slot": slot})
+            try:
+                begin()
+                return call({**task, "slot": slot})
             finally: places.put(slot)
         yield in_place,jobs
 
@@ -175,7 +177,7 @@ def _extra(name, module, *wanted):
     except ImportError: raise ConfigError(f"--backend {name} needs the package {module}: pip install 'cinic_fastai[{name}]'.") from None
     return [getattr(m, o) if o else m for o in wanted]
 
-# %% ../../nbs/42_study.work.ipynb #0e3d4f44
+# %% ../../nbs/42_study.work.ipynb #212837c0
 def insist(
     call:Callable, # From `open_workers`
     task:dict, # From `make_task`
