@@ -11,7 +11,7 @@ import dataclasses, math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
-from .core import (OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, ConfigError, StoreError, nearest)
+from .core import (FLIPS, OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, StoreError, nearest)
 from .files import read_json, read_npz, sha256, to_json, write_json, write_text
 
 # %% ../nbs/02_runs.ipynb #9dcb7d8b
@@ -25,19 +25,28 @@ class RunConfig:
     size:int = 0 # Side the network sees, images are resized; 0 for the images' own
     softmax:bool = False # End in a softmax and train cross-entropy on it, as the report literally says?
     dropout:float = 0. # Probability, in [0, 1)
+    width:float = 1. # Factor on `speednet`'s channels
+    whiten:bool = True # Begin `speednet` with a whitening of patches instead of random filters?
+    dirac:bool = True # Begin `speednet`'s other filters as identities?
     policy:str = "none" # Augmentation
     interp:str = "bilinear" # Interpolation of geometric augmentation, `bilinear` or `nearest`
     mix_alpha:float = 1. # Beta(alpha, alpha) of MixUp and CutMix
     mix_per:str = "image" # Draw method and weight per `image` or per `batch`
+    flip:str = "none" # Mirror images, besides the policy: `random`, or `alternating` from epoch to epoch
+    shift:int = 0 # Shift images by up to so many pixels, the border reflected, besides the policy
+    tta:str = "none" # Average stored probabilities over mirrored (`flip`) and shifted views (`flip-shift`)
     label_smoothing:float = 0. # In [0, 1)
     bs:int = 128 # Batch size
     opt:str = "sgd" # `sgd`, `adam` or `rmsprop`
     lr:float = 1e-3 # Learning rate; the highest one under one-cycle
     mom:float = .9 # Momentum of SGD and RMSprop, in [0, 1)
+    nesterov:bool = False # Nesterov's momentum, for SGD?
     beta1:float = .9 # Adam's, in [0, 1)
     beta2:float = .999 # Adam's, in [0, 1)
     wd:float = 0. # L2 coefficient, coupled: added to the gradient
-    schedule:str = "constant" # `constant` or `one-cycle`
+    schedule:str = "constant" # `constant`, `one-cycle` or `triangle`
+    bias_lr:float = 1. # Factor on the rate of normalisation layers' biases
+    average:float = 0. # Weight averaging by lookahead: how much of the average is kept every five steps, towards the end; 0 for none
     epochs:int = 50 # In all, frozen ones included
     frozen_epochs:int = 0 # First epochs with a frozen body
     frozen_lr:float = 1e-4 # Learning rate of the frozen epochs
@@ -48,11 +57,11 @@ class RunConfig:
     seed:int = 42 # Of everything random
 
 # %% ../nbs/02_runs.ipynb #e4f841ae
-_choices = dict(stem=STEMS, policy=POLICIES, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
+_choices = dict(stem=STEMS, policy=POLICIES, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
     precision=PRECISIONS, select=("best", "last"), train_on=("train", "train+valid"))
-_at_least = dict(size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
-_unit = ("dropout", "label_smoothing", "mom", "beta1", "beta2")
-_positive = ("lr", "frozen_lr", "mix_alpha")
+_at_least = dict(shift=0, size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
+_unit = ("dropout", "average", "label_smoothing", "mom", "beta1", "beta2")
+_positive = ("width", "bias_lr", "lr", "frozen_lr", "mix_alpha")
 config_fields = {f.name: f for f in fields(RunConfig)}
 
 def _type_error(

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['CROP_TRIES', 'CROP_DRAWS', 'rotation_matrices', 'flip_matrices', 'crop_matrices', 'compose', 'edge_share', 'warp',
            'invert', 'solarize', 'crop_boxes', 'ImagePolicy', 'image_policy', 'mixes', 'reflected', 'flip_shift',
-           'FlipShift']
+           'FlipShift', 'Chain', 'augmentation', 'views']
 
 # %% ../../nbs/12_data.augment.ipynb #037768f6
+from collections.abc import Callable
 from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import POLICIES, check_choice, row_uniform
+from ..core import FLIPS, POLICIES, VIEWS, check_choice, row_uniform
 
 # %% ../../nbs/12_data.augment.ipynb #7f265cee
 def rotation_matrices(
@@ -264,6 +265,7 @@ class FlipShift:
     name:str = "flip-shift" # Names its stream of random numbers
     pixels:int = 2 # Furthest shift, in each direction
     flip_p:float = .5 # Probability of a horizontal flip
+    alternate:bool = False # Mirror every image in every second epoch, beginning by chance?
 
     def params(self,
         rows:np.ndarray, # Row numbers `(bs,)`
@@ -273,7 +275,8 @@ class FlipShift:
         "What happens to each image"
         u = row_uniform(rows, 3, "augment", self.name, seed, epoch)
         down,right = (np.floor(u[:,1:]*(2*self.pixels+1)).astype(np.int64)-self.pixels).T
-        return dict(flip=u[:,0]<self.flip_p, down=down, right=right)
+        first = row_uniform(rows, 1, "augment", self.name, seed)[:,0]<.5
+        return dict(flip=first^(epoch%2==1) if self.alternate else u[:,0]<self.flip_p, down=down, right=right)
 
     def __call__(self,
         xb:Tensor, # Images `(bs,3,h,w)`; not changed
@@ -283,3 +286,35 @@ class FlipShift:
     )->Tensor: # Same type and shape
         "Transform a batch"
         return flip_shift(xb, **self.params(rows, epoch, seed))
+
+@dataclass(frozen=True)
+class Chain:
+    "One transform after the other"
+    parts:tuple # Each `part(xb, rows, epoch, seed)`
+    def __call__(self, xb, rows, epoch, seed):
+        for part in self.parts: xb = part(xb, rows, epoch, seed)
+        return xb
+
+def augmentation(
+    policy:str="none", # Any policy's name
+    interp:str="bilinear", # Of geometric transforms
+    flip:str="none", # `none`, `random` or `alternating`
+    shift:int=0 # Furthest shift by whole pixels, in each direction
+)->Callable|None: # None where images stay as they are
+    "What a run does to single images: mirroring and shifts, then its policy"
+    check_choice("flip", flip, FLIPS)
+    move = FlipShift(pixels=shift, flip_p=.5*(flip!="none"), alternate=flip=="alternating") if flip!="none" or shift else None
+    parts = tuple(o for o in (move, image_policy(policy, interp)) if o is not None)
+    return parts[0] if len(parts)==1 else Chain(parts) if parts else None
+
+# %% ../../nbs/12_data.augment.ipynb #b0e40e05
+def views(
+    xb:Tensor, # Images `(bs,3,h,w)`
+    how:str="flip" # `none`, `flip` or `flip-shift`
+)->list[tuple[float,Tensor]]: # (weight, images), the weights add up to 1
+    "What to average a prediction over: mirror images, and with `flip-shift` also views moved by one pixel up left and down right"
+    check_choice("tta", how, VIEWS)
+    if how=="none": return [(1., xb)]
+    pad,(h,w) = F.pad(xb, [1]*4, mode="reflect"),xb.shape[2:]
+    moved = [(1., xb)] if how=="flip" else [(.5, xb), (.25, pad[:,:,:h,:w]), (.25, pad[:,:,2:,2:])]
+    return [(k/2, o) for k,x in moved for o in (x, x.flip(3))]

@@ -6,13 +6,14 @@
 __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'make_dls', 'in_memory_order', 'with_grads', 'FusedSGD', 'FusedAdam',
            'torch_opt', 'opt_func', 'native_bf16', 'resolve_precision', 'autocast', 'Bf16', 'DeviceMean',
            'DeviceSmooth', 'LightProgress', 'PlainTensors', 'listens', 'LeanLearner', 'thread_share', 'use_threads',
-           'keep_memory', 'compiled', 'image_size', 'seeded_model', 'make_learner']
+           'keep_memory', 'compiled', 'image_size', 'seeded_model', 'whitened', 'Lookahead', 'lookahead_keep',
+           'make_learner']
 
 # %% ../../nbs/21_train.learner.ipynb #6268223f
 import contextlib, ctypes, dataclasses, os, shutil, time
 from functools import cache, partial
 from pathlib import Path
-import joblib, torch
+import joblib, numpy as np, torch
 import fastai.callback.schedule # gives every `Learner` its `fit_one_cycle` and `lr_find`
 from fastai.callback.core import Callback, event
 from fastai.callback.progress import ProgressCallback
@@ -24,12 +25,12 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from ..core import ConfigError, derive_seed
-from ..data.augment import image_policy, mixes
+from ..data.augment import augmentation, mixes
 from ..data.loaders import pack_dls
 from ..data.mix import Mix, SoftLoss, mixed_accuracy
 from ..data.pack import Pack
 from ..runs import RunConfig, make_config
-from .models import make_model, split_params
+from .models import SpeedNet, make_model, split_params
 
 # %% ../../nbs/21_train.learner.ipynb #f5991ca5
 def make_dls(
@@ -38,7 +39,7 @@ def make_dls(
     device=None # A torch device; fastai's default where None
 )->DataLoaders: # Whole batches from the pack, augmented as the policy says
     "The `DataLoaders` of one run; mixing, the other half of a policy, belongs to the `Learner`"
-    return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=image_policy(cfg.policy, cfg.interp), seed=cfg.seed, train_on=cfg.train_on, size=cfg.size, device=device)
+    return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift), seed=cfg.seed, train_on=cfg.train_on, size=cfg.size, device=device)
 
 # %% ../../nbs/21_train.learner.ipynb #f02df2a6
 def in_memory_order(
@@ -61,6 +62,13 @@ def with_grads(
 
 class FusedSGD(torch.optim.SGD):
     "torch's fused SGD on contiguous views"
+    def __init__(self,
+        params, # Parameters, or groups; of three groups the middle one holds biases
+        bias_lr:float=1., # Factor on the rate of biases, whose L2 is divided by it
+        **kw # As for `torch.optim.SGD`
+    ):
+        super().__init__(params, **kw)
+        for i,g in enumerate(self.param_groups): g["factor"] = bias_lr if len(self.param_groups)==3 and i==1 else 1.
     @torch.no_grad()
     def step(self, closure=None):
         "Update all parameters that have gradients"
@@ -69,7 +77,7 @@ class FusedSGD(torch.optim.SGD):
             for p in g["params"]:
                 if has_mom and p.grad is not None and self.state[p].get("momentum_buffer") is None: self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             ps,params,grads,*bufs = with_grads(g, self.state, *["momentum_buffer"]*has_mom)
-            sgd(params, grads, bufs[0] if bufs else [None]*len(ps), fused=True, weight_decay=g["weight_decay"], momentum=g["momentum"], lr=g["lr"],
+            sgd(params, grads, bufs[0] if bufs else [None]*len(ps), fused=True, weight_decay=g["weight_decay"]/g["factor"], momentum=g["momentum"], lr=g["lr"]*g["factor"],
                 dampening=g["dampening"], nesterov=g["nesterov"], maximize=g["maximize"])
 
 class FusedAdam(torch.optim.Adam):
@@ -89,7 +97,7 @@ def torch_opt(
     cfg:RunConfig # `opt`, `mom`, `beta1`, `beta2`, `wd`
 )->partial: # A torch optimiser waiting for its parameters
     "The torch optimiser of a configuration"
-    if cfg.opt=="sgd": return partial(FusedSGD, momentum=cfg.mom, weight_decay=cfg.wd, fused=True)
+    if cfg.opt=="sgd": return partial(FusedSGD, bias_lr=cfg.bias_lr, momentum=cfg.mom, weight_decay=cfg.wd, nesterov=cfg.nesterov, fused=True)
     if cfg.opt=="adam": return partial(FusedAdam, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=True)
     return partial(torch.optim.RMSprop, momentum=cfg.mom, weight_decay=cfg.wd)
 
@@ -114,7 +122,7 @@ def resolve_precision(
 )->str: # "float32" or "bf16"
     "What `auto` means here"
     if cfg.precision!="auto": return cfg.precision
-    suits = device.type=="cuda" or cfg.model.startswith(("custom_cnn", "resnet"))
+    suits = device.type=="cuda" or cfg.model.startswith(("custom_cnn", "speednet", "resnet"))
     return "bf16" if suits and (native_bf16(device) if native is None else native) else "float32"
 
 def autocast(
@@ -266,8 +274,49 @@ def seeded_model(
     "The network of a configuration: same seed, same weights; torch's global generator is left as it was"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("init", cfg.seed))
-        model = make_model(cfg.model, n_out=n_out, pretrained=cfg.pretrained, weights=weights, stem=cfg.stem, dropout=cfg.dropout, softmax=cfg.softmax, size=size)
+        model = make_model(cfg.model, n_out=n_out, pretrained=cfg.pretrained, weights=weights, stem=cfg.stem, dropout=cfg.dropout, softmax=cfg.softmax, size=size, width=cfg.width, dirac=cfg.dirac)
     return model.to(memory_format=torch.channels_last)
+
+def whitened(
+    model:torch.nn.Module, # Any network; only SpeedNet is changed
+    dls:DataLoaders, # Ours
+    images:int=5000 # How many training images are looked at
+)->torch.nn.Module: # The same
+    "Take SpeedNet's first filters from the training images, before augmentation"
+    if not isinstance(model, SpeedNet): return model
+    pack,rows = dls.train.pack,dls.train.rows[:images]
+    x = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2).float()/255
+    model.whiten((x-torch.from_numpy(pack.mean)[:,None,None])/torch.from_numpy(pack.std)[:,None,None])
+    return model
+
+class Lookahead(Callback):
+    "Every few steps draw the weights towards their running average, ever more strongly, and end on it, <https://arxiv.org/abs/1907.08610>"
+    order = 65
+    def __init__(self,
+        keep:float=.95, # How much of the average is kept a step at the end of the training
+        every:int=5, # Steps
+        total:int=0 # Steps of the whole training; 0 for those of one `fit`
+    ):
+        self.keep,self.every,self.total,self.step,self.average = keep,every,total,0,None
+    def before_fit(self):
+        self.total = self.total or self.learn.n_epoch*len(self.dls.train)
+        if self.average is None: self.average = {k: v.clone() for k,v in self._weights().items()}
+    def after_batch(self):
+        if not self.training: return
+        self.step += 1
+        if self.step==self.total: self._draw(1.)
+        elif self.step%self.every==0: self._draw(lookahead_keep(self.keep, self.step/self.total, self.every))
+    def _weights(self): return {k: v for k,v in self.model.state_dict().items() if v.is_floating_point()}
+    def _draw(self, keep):
+        for k,v in self._weights().items(): v.copy_(self.average[k].lerp_(v, 1-keep))
+
+def lookahead_keep(
+    keep:float, # At the end, a step
+    pos:float, # Part of the training done, in [0, 1]
+    every:int=5 # Steps since the last time
+)->float: # Part of the average that is kept
+    "How much the average counts, by the cube of what is done"
+    return keep**every*pos**3
 
 # %% ../../nbs/21_train.learner.ipynb #8eed9b94
 def make_learner(
@@ -279,7 +328,8 @@ def make_learner(
 )->Learner: # An ordinary fastai `Learner`
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
     cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
-    model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
+    model = whitened(seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights), dls) if net is None and cfg.whiten else \
+        seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
     device = torch.device(dls.device or "cpu")
     if device.type=="cpu": keep_memory()
     cbs = [Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed)] if mixes(cfg.policy) else []
@@ -287,7 +337,7 @@ def make_learner(
     if cfg.precision=="bf16" or net is None and resolve_precision(cfg, device)=="bf16": cbs.append(Bf16())
     if cfg.compile: compiled(model, device)
     loss = SoftLoss(label_smoothing=cfg.label_smoothing, softmax=cfg.softmax)
-    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=split_params if net is None else trainable_params, cbs=cbs, train_bn=False,
+    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=partial(split_params, biases=cfg.bias_lr!=1) if net is None else trainable_params, cbs=cbs, train_bn=False,
         metrics=DeviceMean(mixed_accuracy, "accuracy"))
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(None, "loss"),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())
