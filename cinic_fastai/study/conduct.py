@@ -24,7 +24,7 @@ from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
-from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config
+from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
 from .work import RunError, insist, make_task, open_workers, outcome
 
@@ -41,7 +41,7 @@ def new_record(
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
     about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
-    return dict(name=plan.name, title=plan.title, command=command, plan=tomllib.loads(plan.text), options=options, store=store, data=about,
+    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
             control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'Plan', 'grid_counts', 'n_points', 'n_trials',
-           'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text',
-           'read_plan', 'plan_search', 'plan_run', 'trial_config', 'final_config', 'run_config', 'with_options',
-           'trainings', 'plan_problems']
+           'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'with_seeds', 'parse_plan', 'plan_names',
+           'plan_text', 'read_plan', 'plan_search', 'plan_run', 'trial_config', 'final_config', 'run_config',
+           'with_options', 'trainings', 'plan_problems']
 
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import math, re, tomllib
@@ -124,7 +124,7 @@ def n_repeats(
 
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k")
-_keys = dict(study=dict(name=str, title=str, seed=int), run={"name": str, "group": str, "from": str},
+_keys = dict(study=dict(name=str, title=str, seed=int), run={"name": str, "group": str, "from": str, "seeds": list},
     search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list))
 _needed = dict(study=("name",), run=("name",), search=("name", "space"), ensemble=("name", "method", "members"))
 _type_names = {str: "text in quotes", int: "a whole number", dict: "a table", list: "a list", bool: "true or false"}
@@ -241,6 +241,7 @@ def _run_errors(
     "Check one run"
     base = _search_base(d, run)
     out = _key_errors("run", run)+_settings_errors(_fields(run), {**_defaults(d), **base})
+    if "seeds" in run: out.append(f"seeds = {run['seeds']!r}: expected a list of whole numbers, one or more")
     source,known = run.get("from"),[f"search:{o}" for o in _names(d, "search")]
     if not isinstance(source, str) or source in known: return out
     return out+[f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"]
@@ -388,6 +389,14 @@ def _build(
     votes = [PlanEnsemble(t["name"], t["method"], tuple(t["members"])) for t in _tables(d, "ensemble")]
     return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text)
 
+def with_seeds(
+    d:dict # A plan as `tomllib` parses it
+)->dict: # Each run with `seeds` as several runs, NAME-SEED
+    "Write runs out that are to be trained with several seeds; what isn't sound is left to the checks"
+    def sound(t): return isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("seeds"), list) and t["seeds"] and all(type(o) is int for o in t["seeds"])
+    def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": f"{t['name']}-{o}", "seed": o} for o in t["seeds"]] if sound(t) else [t]
+    return {**d, "run": [o for t in d["run"] for o in each(t)]} if isinstance(d.get("run"), list) else d
+
 def parse_plan(
     text:str, # TOML
     where:str="plan" # What the text is called in messages
@@ -395,6 +404,7 @@ def parse_plan(
     "Read a plan from text; `PlanError` lists everything wrong with it"
     try: d = tomllib.loads(text)
     except (ValueError, RecursionError) as e: raise PlanError(f"{where} is not TOML: {e}.") from None
+    d = with_seeds(d)
     errors = plan_errors(d)
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return _build(d, text)
