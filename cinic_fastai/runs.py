@@ -97,6 +97,8 @@ def config_errors(
     if any(bad.values()): return out
     full = {k: known.get(k, f.default) for k,f in config_fields.items()}
     if full["frozen_epochs"]>full["epochs"]: out.append(f"frozen_epochs = {full['frozen_epochs']} exceeds epochs = {full['epochs']}")
+    if full["opt"]!="sgd": out += [f"{k} = {full[k]} is for opt = 'sgd', not '{full['opt']}'" for k in ("bias_lr", "nesterov") if full[k]!=config_fields[k].default]
+    if full["nesterov"] and not full["mom"]: out.append("nesterov = true needs mom above 0")
     if full["weights"] and not full["pretrained"]: out.append("weights are given but pretrained is false")
     if full["train_on"]=="train+valid" and known.get("select")=="best": out.append("select = 'best' needs valid images: with train_on = 'train+valid' take select = 'last'")
     return out
