@@ -601,6 +601,7 @@ def plot_predictors(
         ax.annotate(f"{100*d['test_acc']:.1f} %", (d["test_acc"], i), xytext=(0,6), textcoords="offset points", ha="center", fontsize=8)
         if published: ax.plot([d["published"]], [i], "|", color="#333333", markersize=11, markeredgewidth=1.4, label="published" if i==0 else None)
     _clean(ax, "x", percent="x")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ax.set_yticks(range(len(df)), [pretty(n) for n in df["predictor"]])
     ax.set(xlabel="test accuracy", ylim=(len(df)-.5, -.7))
     if published and df["published"].notna().any(): ax.legend(frameon=False, loc="lower right", handletextpad=.2)
