@@ -29,7 +29,7 @@ from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
 from .metrics import confusion, ece, interval, most_confused, welch
-from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, palette, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
+from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
 from .surrogate import learnt_tables
@@ -84,7 +84,7 @@ def facts(
     study, preds = read_study(out), predictions(out)
     tables = all_tables(out, preds)|learnt_tables(out)
     journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
-    names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds)]
+    names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds), *tables["seeds"]["name"]]
     return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
@@ -647,7 +647,8 @@ def member_words(
     chosen = [w for d in table if (w := _chosen_words(d, by_name[d["predictor"]]["fitted"]))]
     apart = {d["members"]: f"Two members of {said(d['predictor'])} give different classes to {pct(d['disagreement'])} of the test images on average; on {pct(d['oracle'])} at "
         "least one member is right." for d in reversed(table)}
-    return chosen+[o for o in reversed(apart.values())]+[w for d in table if (w := _worth_words(f, d["predictor"]))]
+    best = sorted(table, key=lambda d: -d["test_acc"])[:1]
+    return chosen+[o for o in reversed(apart.values())]+[w for d in best if (w := _worth_words(f, d["predictor"]))]
 
 def _worth_words(
     f:Facts, # The study
@@ -793,17 +794,42 @@ def curve_figure(
     names:tuple=() # Runs, all when empty
 )->dict: # As `_figure`
     "Valid accuracy or loss by epoch"
-    df = curves_table(f.out, group, names)
+    df = _curves(f, group, names)
     def draw(): return plot_curves(df, measure, new_axes()[0], f.colours).figure
     alt = f"Line chart of valid {measure} by epoch. At the last epoch: {_last_values(df, measure)}."
-    return _figure(name, title, "", alt, draw if len(df) else None)
+    return _figure(name, title, _band_words(f, group), alt, draw if len(df) else None)
+
+def _settings(
+    f:Facts, # The study
+    group:str # Of runs
+)->dict[str,str]: # Name of its setting by run
+    "Runs that are one setting with several seeds"
+    return {m: d["name"] for d in _seeds_of(f, group) for m in d["members"].split(", ")}
+
+def _curves(
+    f:Facts, # The study
+    group:str, # Of runs
+    names:tuple=(), # Runs, all when empty
+    parts:tuple=("valid",) # `train`, `valid` or both
+)->pd.DataFrame: # From `curves_table`, or `over_seeds` where there are several
+    "A group's curves, one a setting"
+    df, settings = curves_table(f.out, group, names, parts), _settings(f, group)
+    return over_seeds(df, settings) if settings else df
+
+def _band_words(
+    f:Facts, # The study
+    group:str # Of runs
+)->str: # One sentence, "" where each setting has one seed
+    "What a band around a curve means"
+    names = listed(said(n) for n in dict.fromkeys(_settings(f, group).values()))
+    return f"Mean of {names} over seeds; the band reaches from the lowest to the highest." if names else ""
 
 # %% ../../nbs/35_results.page.ipynb #30770719
 def architecture_figures(
     f:Facts # The study
 )->list[dict]: # As `_figure`
     "Figure 3, and the gap between train and valid"
-    df = curves_table(f.out, "architectures", parts=("train", "valid"))
+    df = _curves(f, "architectures", parts=("train", "valid"))
     def draw():
         axs = new_axes(9.2, 3.3, cols=2)
         for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, f.colours)
@@ -811,7 +837,7 @@ def architecture_figures(
         return axs[0].figure
     alt = "Two line charts by epoch, accuracy and loss on training and valid images. At the last epoch valid accuracy is " \
         f"{_last_values(df, 'accuracy')}; valid loss {_last_values(df, 'loss')}."
-    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", "Dashed: training images. Solid: valid images.",
+    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", f"Dashed: training images. Solid: valid images. {_band_words(f, 'architectures')}".strip(),
         alt, draw if len(df) else None, "wide"), _gap_figure(f)]
 
 def _gap_figure(
@@ -1091,7 +1117,8 @@ def origin_table(
     df, names = _of_predictor(f, "class_origin", _top(f)), {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
     rows = [(names.get(d["origin"], d["origin"]), count(d["images"]), pct(d["accuracy"]), number(d["nll"]), number(d["ece"])) for d in _rows(df[df["class"]==TOTAL])]
     columns = [("origin", "text"), *((k, "num") for k in ("images", "accuracy", "NLL", "ECE"))]
-    return _table("origins", f"{pretty(_top(f))} by origin", "On test images. By class, and for the other predictors, in tables/class_origin.csv.", columns, rows, len(rows)-1) if origin_words(f) else None
+    return _table("origins", f"{pretty(_top(f))} by origin", "On test images. By class, and for the other predictors, in tables/class_origin.csv. The ECE of few images "
+        "is above 0 by chance alone.", columns, rows, len(rows)-1) if origin_words(f) else None
 
 def seed_table(
     f:Facts, # The study

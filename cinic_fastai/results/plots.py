@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_axes', 'spread', 'label_ends', 'curves_table',
-           'plot_curves', 'line_key', 'samples_table', 'mosaic', 'plot_photos', 'plot_mistakes', 'plot_classes',
-           'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance',
-           'plot_predictors', 'plot_reliability', 'plot_class_origin', 'plot_confusion', 'plot_disagreement']
+           'over_seeds', 'plot_curves', 'line_key', 'samples_table', 'mosaic', 'plot_photos', 'plot_mistakes',
+           'plot_classes', 'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence',
+           'plot_importance', 'plot_predictors', 'plot_reliability', 'plot_class_origin', 'plot_confusion',
+           'plot_disagreement']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
 import textwrap
@@ -151,9 +152,19 @@ def _curve(
     "One curve"
     return pd.DataFrame(dict(name=h["name"], part=part, epoch=h["epoch"]+1, accuracy=h[f"{part}_acc"], loss=h[f"{part}_loss"]))
 
+def over_seeds(
+    df:pd.DataFrame, # From `curves_table`
+    settings:dict[str,str] # Name of its setting by run; others stay as they are
+)->pd.DataFrame: # As `curves_table`, also `accuracy_low`, `accuracy_high`, `loss_low`, `loss_high`
+    "One curve a setting: the mean over its seeds, and the lowest and highest of them"
+    df = df.assign(name=df["name"].map(lambda n: settings.get(n, n)))
+    by = df.groupby(["name", "part", "epoch"], sort=False)
+    ends = {f"{k}_{e}": (k, f) for k in ("accuracy", "loss") for e,f in (("low", "min"), ("high", "max"))}
+    return by.agg(accuracy=("accuracy", "mean"), loss=("loss", "mean"), **ends).reset_index()
+
 @matplotlib.rc_context(STYLE)
 def plot_curves(
-    df:pd.DataFrame, # From `curves_table`
+    df:pd.DataFrame, # From `curves_table` or `over_seeds`
     measure:str="accuracy", # `accuracy` or `loss`
     ax:Axes|None=None, # Drawn on, a new figure's when None
     colours:dict|None=None # Colour by name, `palette`'s when None
@@ -164,6 +175,7 @@ def plot_curves(
         x, y = d["epoch"].to_numpy(float), d[measure].to_numpy(float)
         look = dict(linestyle="--", linewidth=1.2, markerfacecolor="white") if part=="train" else dict(linestyle="-")
         ax.plot(x, y, color=colours[name], marker="o" if len(d)<=20 else None, markersize=3.2, label=f"{name} {part}", **look)
+        if f"{measure}_low" in d: ax.fill_between(x, *(d[f"{measure}_{e}"].to_numpy(float) for e in ("low", "high")), color=colours[name], alpha=.18, linewidth=0)
         if part=="valid" or "valid" not in set(df["part"]): ends.append((x[-1], y[-1], pretty(name), colours[name]))
     _clean(ax, percent="y" if measure=="accuracy" else "")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))

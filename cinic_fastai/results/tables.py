@@ -11,7 +11,7 @@ __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLA
            'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
-import json
+import json, os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
@@ -319,6 +319,7 @@ def _valid_members(
     "What an ensemble chooses by; `StoreError` says why it can't"
     for name,m in zip(names, members):
         if isinstance(m["valid"], str): raise StoreError(f"Member '{name}' {m['valid']}.")
+        if not len(m["valid"]["targs"]): raise StoreError(f"Member '{name}' has seen no valid images, so nothing can be chosen by them.")
     return check_members([m["valid"] for m in members], names), members[0]["valid"]["targs"]
 
 def _voted(
@@ -610,9 +611,9 @@ _seed_columns = ["group", "name", "n", "seeds", "members", *_spread]
 def _shared_name(
     names:list[str] # Of runs, for example `net-1` and `net-2`
 )->str: # For example `net`
-    "What names have in common, without a number at the end"
-    start = next((names[0][:i] for i in range(len(names[0]), 0, -1) if all(n.startswith(names[0][:i]) for n in names)), "")
-    return start.rstrip("0123456789").rstrip("-_ .") or names[0]
+    "What names have in common, without the number of the seed at the end"
+    short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
+    return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or names[0]
 
 def _seed_row(
     runs:list[dict] # Rows of `runs_table` that differ only in their seed
