@@ -266,6 +266,7 @@ _phrases = [ # Fields, and the words for their value
     (("policy",), lambda c: "no augmentation" if c["policy"]=="none" else f"augmentation “{c['policy']}”"),
     (("stem",), lambda c: "the 3x3 stem" if c["stem"]=="small" else ""),
     (("size",), lambda c: f"images resized to {c['size']}" if c["size"] else ""),
+    (("train_on",), lambda c: "train and valid images to learn from" if c["train_on"]=="train+valid" else ""),
     (("seed",), lambda c: f"seed {c['seed']}")]
 
 def setup_words(
@@ -282,7 +283,22 @@ def setup_words(
 # %% ../../nbs/35_results.page.ipynb #d1c4119b
 _nothing = "Nothing to report yet: no run of this experiment is finished."
 
+def _saw_valid(
+    r:dict # A row of `runs_table`
+)->bool: # Then its valid accuracy says nothing
+    "Was a run trained on valid images, too?"
+    return r["train_on"]=="train+valid"
+
 def _ranking(
+    runs:list[dict] # Finished runs, best first
+)->str: # Sentences
+    "Runs by valid accuracy; those that were trained on valid images by test accuracy"
+    fair, rest = [r for r in runs if not _saw_valid(r)], sorted(filter(_saw_valid, runs), key=lambda r: -r["test_acc"])
+    tests = listed(f"{said(r['name'])} {pct(r['test_acc'])}" for r in rest)
+    after = f"Trained on valid images, too, so that nothing could be chosen, on test images: {tests}." if rest else ""
+    return " ".join(w for w in (_ranked_words(fair) if fair else "", after) if w)
+
+def _ranked_words(
     runs:list[dict] # Finished runs, best first
 )->str: # One sentence
     "Runs by valid accuracy"
@@ -303,11 +319,12 @@ def _overfitted(
     group:str # Of runs
 )->str: # One sentence
     "Which runs' valid loss went up again by more than 2 %"
-    words = []
-    for name,h in f.tables["histories"].query("group==@group").groupby("name", sort=False):
+    words, blind = [], {r["name"] for r in f.runs(group) if _saw_valid(r)}
+    for name,h in f.tables["histories"].query("group==@group and name not in @blind").groupby("name", sort=False):
         low, last = h["valid_loss"].min(), h["valid_loss"].iloc[-1]
         epoch = int((h["valid_loss"]==low).to_numpy().argmax())+1
         if last>1.02*low: words.append(f"{said(name)} ({low:.2f} in epoch {epoch}, {last:.2f} at the end)")
+    if blind and not any(r["name"] not in blind for r in f.done(group)): return ""
     if not words: return "No valid loss rises by more than 2 % after its lowest point."
     which = "this network overfits" if len(words)==1 else "these networks overfit"
     return f"Valid loss was lowest before the end and rose again for {listed(words)}: from there on {which}."
@@ -1031,14 +1048,15 @@ def group_table(
 )->dict: # As `_table`
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
-    cells = [(pretty(r["name"]), r["status"], pct(r["valid_acc"]), _nth(r["best_epoch"], r["epochs"]), pct(r["last_valid_acc"]), _published(r),
+    def valid(r, key): return f"({pct(r[key])})" if _saw_valid(r) and pd.notna(r[key]) else pct(r[key])
+    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(r),
         pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
     caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
-        "the end."
-    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0), key=lambda i: runs[i]["valid_acc"], default=None)
+        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))
+    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
 
 def search_table(
@@ -1249,7 +1267,7 @@ def _own_group(
     "A group of runs that the report doesn't have"
     runs = f.done(group)
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
-    results = [_ranking(runs), *seed_words(f, group), _overfitted(f, group)] if runs else [_nothing]
+    results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
     return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
 
 def experiments(
@@ -1370,6 +1388,8 @@ def cautions(
         f"With {count(n, 'test image')} an accuracy near 50 % is known to about ±{50*(high-low):.1f} points.",
         "Epochs, trials and settings were chosen on valid images; test images were only scored. The valid accuracy of a chosen epoch or trial is "
         "therefore a little too high.", *_leaks(f)]
+    both = listed(dict.fromkeys(said(r["name"]) for r in f.runs() if _saw_valid(r) and r["status"]=="done"))
+    if both: words.append(f"{both} {'was' if ' and ' not in both else 'were'} trained on valid images, too: the last weights are kept, nothing is chosen, and valid accuracy says nothing.")
     if skipped: words.append(f"{count(len(skipped), 'image')} could not be read and {'was' if len(skipped)==1 else 'were'} left out: "
         f"{', '.join(skipped[:5])}{', ...' if len(skipped)>5 else ''}.")
     if data.get("shared"): words.append(f"{data['shared']} On those, accuracy may be remembered rather than learned.")

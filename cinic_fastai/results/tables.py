@@ -621,7 +621,9 @@ def _seed_row(
     "One setting over its seeds"
     row = dict(group=runs[0]["group"], name=_shared_name([r["name"] for r in runs]), n=len(runs), seeds=", ".join(str(r["seed"]) for r in runs),
         members=", ".join(r["name"] for r in runs))
-    return row|dict(zip(_spread, [v for k in ("valid_acc", "test_acc") for v in mean_interval([r[k] for r in runs])]))
+    def ends(accs): return [*mean_interval(accs)[:2], *np.clip(mean_interval(accs)[2:], 0, 1)]
+    valid = [] if runs[0]["train_on"]=="train+valid" else [r["valid_acc"] for r in runs]
+    return row|dict(zip(_spread, ends(valid)+ends([r["test_acc"] for r in runs])))
 
 def seeds_table(
     out:Path # A study's folder
