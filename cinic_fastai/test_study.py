@@ -27,9 +27,12 @@ _runs = [ # group, name, declared fields, valid accuracy to end near
     ("final", "resnet18-sgd", dict(policy="advanced", opt="sgd"), .63),
     ("final", "resnet18-adam", dict(policy="advanced", opt="adam"), .64),
     ("final", "resnet18-pretrained-adam", dict(model="resnet18.tv_in1k", pretrained=True, policy="advanced", opt="adam"), .70)]
+_seed_runs = [("seeds", f"small-stem-{i+1}", dict(stem="small", policy="advanced", seed=42+i), top) for i,top in enumerate((.575, .59, .58))] # one setting, three seeds
 _members = ["custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
 _env = dict(python="3.11", torch="2.15.0", fastai="2.8.12", device="cpu", machine="none, the numbers are made up")
 _searches = [("custom_cnn-sgd", .33), ("custom_cnn-adam", .40), ("resnet18-sgd", .46), ("resnet18-adam", .48)]
+_votes = [dict(name="soft", method="soft"), dict(name="hard", method="hard")]
+_chosen_votes = [dict(name="greedy", method="greedy", temperature=True)] # fitted on valid images
 _extras = { # What some searches have besides random and guided trials
     "custom_cnn-adam": dict(rungs=[1], factor=3), # bad trials are stopped after an epoch
     "resnet18-sgd": dict(start=1), # of the random trials one is a point of the plan
@@ -58,15 +61,15 @@ def _probs(
     data:dict, # `classes`, `counts` and `origins` of the study
     seed:int # Of the study
 )->dict: # As a run stores them
-    "Probabilities that are right about `acc` of the time, worse for some classes than for others"
+    "Probabilities that are right about `acc` of the time, worse for some classes than for others, and for images from ImageNet"
     n, c, r = data["counts"][split], len(data["classes"]), rng("example", "probs", name, split, seed)
     targs = np.arange(n)%c
     hardness = rng("example", "classes").normal(0, .6, c)
     shared = rng("example", "images", split).normal(0, 1, (n,c))
-    pull = 3.4*acc-hardness[targs]
+    origins = np.where(np.arange(n)%9<2, "cifar", "imagenet") if data["origins"] else np.full(n, "")
+    pull = 3.4*acc-hardness[targs]+np.where(origins=="cifar", .35, -.1)
     logits = .7*shared+r.normal(0, .8, (n,c))+pull[:,None]*np.eye(c)[targs]
     probs = np.exp(1.5*logits)/np.exp(1.5*logits).sum(1, keepdims=True)
-    origins = np.where(np.arange(n)%9<2, "cifar", "imagenet") if data["origins"] else np.full(n, "")
     rows = np.arange(n)+10_000*(split=="test")
     return dict(probs=probs.astype(np.float32), targs=targs, rows=rows, classes=np.array(data["classes"]), origins=origins)
 
@@ -227,7 +230,7 @@ def example_study(
     epochs:int=6, # Of a run, twice as many of final ones
     trials:tuple=(3,4), # Random and guided trials of a search
     origins:bool=True, # Have the images origins, as CINIC-10's do?
-    extras:bool=True # Have searches a control, repeats, stopped trials and start points, which older folders don't know?
+    extras:bool=True # With what older folders don't know: controls, repeats, stopped trials, start points; a group of seeds; a chosen ensemble?
 )->Path: # The study's folder
     "A made-up study's folder for trying tables, plots and the page; nothing in it was trained"
     dest = Path(dest)
@@ -235,14 +238,22 @@ def example_study(
     data = dict(name="example", digest="made-up", classes=classes, counts=dict(train=images, valid=images, test=images), size=32, skipped=[],
         demo=False, origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
     searches = [_one_search(dest, name, top, trials, state, data, seed, extras) for name,top in _searches]
-    runs = [_one_run(store, *o, state, data, seed, epochs) for o in _runs]
+    runs = [_one_run(store, *o, state, data, seed, epochs) for o in _all_runs(extras)]
     left = dict(status="done", reason="") if state=="done" else dict(status="left", reason="")
-    ensembles = [dict(name=m, method=m, members=_members, **left) for m in ("soft", "hard")]
+    ensembles = [dict(v, members=_members, **left) for v in _all_votes(extras)]
     write_json(dest/"study.json", dict(name="example", title="A made-up study", command="cinic study example --data example --scale 0.1",
         plan=_plan(epochs, trials, extras), options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data,
         runs=runs, searches=searches, ensembles=ensembles, env=_env, started="2024-01-01T12:00:00", seconds=612.5))
-    if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed))
+    if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed)|({"cifar_test_rows": 10_000+np.arange(0, images, 9)} if origins and extras else {}))
     return dest
+
+def _all_runs(extras):
+    "The report's runs, and one setting with three seeds"
+    return [*_runs[:9], *_seed_runs*extras, *_runs[9:]]
+
+def _all_votes(extras):
+    "The report's ensembles, and one that chooses its members"
+    return _votes+_chosen_votes*extras
 
 def _one_search(dest, name, top, trials, state, data, seed, extras):
     "A search's journal and its entry in `study.json`"
@@ -277,9 +288,9 @@ def _epochs(group, epochs):
 def _plan(epochs, trials, extras):
     "The plan as parsed TOML, its epochs before `scale`"
     def unscaled(f): return {k: 10*v if k=="frozen_epochs" else v for k,v in f.items()}
-    run = [dict(group=g, name=n, epochs=10*_epochs(g, epochs), **unscaled(f), **({"from": f"search:{n}"} if g=="final" else {})) for g,n,f,_ in _runs]
+    run = [dict(group=g, name=n, epochs=10*_epochs(g, epochs), **unscaled(f), **({"from": f"search:{n}"} if g=="final" else {})) for g,n,f,_ in _all_runs(extras)]
     def more(n): return {k: v for k,v in _extras.get(n, {}).items() if extras and k!="start"}
     search = [dict(name=n, model=n.rsplit("-", 1)[0], opt=n.rsplit("-", 1)[1], policy="advanced", epochs=30, random=trials[0], guided=trials[1],
         **more(n)) for n,_ in _searches]
-    ensemble = [dict(name=m, method=m, members=_members) for m in ("soft", "hard")]
+    ensemble = [dict(v, members=_members) for v in _all_votes(extras)]
     return dict(study=dict(name="example", seed=42), run=run, search=search, ensemble=ensemble)

@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 import pytest
 from cinic_fastai.files import line_of, read_json, write_json, write_text
 from cinic_fastai.results.page import write_page
-from cinic_fastai.results.tables import read_journal
+from cinic_fastai.results.tables import ensembles_table, read_journal
 from cinic_fastai.test_study import example_study
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",
@@ -12,7 +12,9 @@ FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmenta
 SEARCHES = ["custom_cnn-sgd", "custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
 LEARNT = ["importance", *(f"{kind}_{name}" for name in SEARCHES for kind in ("convergence", "dependence"))]
 TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap"]
-NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance"]
+NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance", "seeds"]
+VOTED = ["ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion"]
+MAPS = ["reliability", "disagreement", "class_origin", "confusion"]
 LOADS = {"src", "srcset", "href", "action", "data", "poster", "background", "formaction", "xlink:href"}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -44,13 +46,13 @@ def done(tmp_path_factory):
 
 def test_every_figure_and_table_is_there(done):
     page = read(done/"report.html")
-    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES+LEARNT)
-    assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES+NEW_TABLES)
+    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES+LEARNT+MAPS)
+    assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES+NEW_TABLES+VOTED)
     figures = {a["id"] for a in page.all("figure")}
-    assert figures>=set(FIGURES+LEARNT)
+    assert figures>=set(FIGURES+LEARNT+MAPS)
     assert len(page.all("img"))==len(figures)
     assert {a["id"] for a in page.all("table")}>={"size", "table1", "table2", "classes", "table-architectures", "table-augmentation",
-        "table-final", "table-runs", "table-trials", "table-repeats", "table-environment"}
+        "table-final", "table-runs", "table-trials", "table-repeats", "table-environment", "ensembles", "leave-one-out", "origins", "seeds-seeds"}
 
 def test_pictures_are_inside_and_say_what_they_show(done):
     for img in read(done/"report.html").all("img"):
@@ -106,6 +108,40 @@ def test_the_page_says_whether_a_search_helped(done):
             "which saved 6 of 18 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each"): assert words in text, words
     assert text.count("are one draw each")==1
 
+def test_ensembles_stand_side_by_side(done):
+    text = read(done/"report.html").text()
+    for words in ("Ensembles side by side", "Greedy selection takes", "95 % interval +", "paired bootstrap", "McNemar", "Without one of the members", "before its temperature of",
+        "Members, weights and temperatures are chosen on valid images alone."): assert words in text, words
+
+def test_what_chooses_is_never_below_its_best_member_on_valid(tmp_path):
+    "Greedy selection by accuracy, weighted voting by likelihood, and temperatures change no class"
+    out = example_study(tmp_path, images=200)
+    study = read_json(out/"study.json")
+    ways = [dict(method=m, temperature=t, member_temperature=o) for m in ("soft", "greedy", "weighted") for t in (False, True) for o in (False, True)]
+    study["ensembles"] = [dict(study["ensembles"][0], name=f"{w['method']} {w['temperature']} {w['member_temperature']}", **w) for w in ways]
+    write_json(out/"study.json", study)
+    d = ensembles_table(out).set_index("predictor")
+    assert len(d)==12
+    for o in (False, True):
+        assert d.valid_acc[f"greedy {o} {o}"]>=d.best_valid_acc[f"greedy {o} {o}"] and d.valid_nll[f"weighted {o} {o}"]<=d.best_valid_nll[f"weighted {o} {o}"]
+        for m in ("soft", "greedy", "weighted"):
+            plain, cooled = d.loc[f"{m} False {o}"], d.loc[f"{m} True {o}"]
+            assert cooled.valid_acc==plain.valid_acc and cooled.test_acc==plain.test_acc and cooled.valid_nll<=plain.valid_nll
+    assert d.valid_acc["soft True False"]>=d.best_valid_acc["soft True False"] and d.ece["soft True False"]<d.ece["soft False False"]
+    assert read(write_page(out)).stack==[]
+
+def test_several_seeds_have_a_mean_and_a_spread(done):
+    page = read(done/"report.html")
+    assert "“small-stem” over 3 seeds:" in page.text() and "interval of the mean" in page.text() and "±" in page.text()
+    assert "but for the repeats of searches and “small-stem”" in page.text()
+
+def test_the_leak_is_said_beside_the_map(done, tmp_path):
+    html = (done/"report.html").read_text(encoding="utf-8")
+    caption = html[html.index('id="class_origin"'):].split("</figcaption>")[0]
+    assert "are training images of CIFAR-10" in caption and "CIFAR-10's test images alone" in read(done/"report.html").text()
+    page = read(write_page(example_study(tmp_path, images=50, origins=False)))
+    assert "class_origin" not in {a["id"] for a in page.all("figure")}
+
 def with_repeats(out, change):
     "The page's text after the repeats of the search with a control were changed"
     study = read_json(out/"study.json")
@@ -137,7 +173,7 @@ def test_a_folder_from_before(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, extras=False)))
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES+LEARNT) and page.stack==[]
     assert "There is no random search of the same size beside it" in page.text() and "The surrogate took" not in page.text()
-    assert {p.stem for p in (tmp_path/"tables").iterdir()}==set(TABLES+["convergence", "dependence", "importance"])
+    assert {p.stem for p in (tmp_path/"tables").iterdir()}==set(TABLES+VOTED+["convergence", "dependence", "importance"])
 
 def test_a_journal_without_its_space(tmp_path):
     "Nothing is learnt from it, everything else is there"
@@ -166,7 +202,7 @@ def test_the_same_folder_gives_the_same_bytes(tmp_path):
 def test_an_unfinished_study_says_what_is_left(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, state="unfinished")))
     text = page.text()
-    assert "26 of 59 trainings are left: 3 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)." in text
+    assert "26 of 62 trainings are left: 3 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)." in text
     assert "its random control 0 of 7 trials: whether the search beat random points can't be said yet" in text
     assert "No weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES)

@@ -6,10 +6,12 @@
 __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said', 'listed', 'size_rows', 'scale_notice',
            'setup_words', 'missing_words', 'architecture_words', 'augmentation_words', 'search_words', 'final_words',
            'spread_words', 'interval_words', 'verdict', 'winner_words', 'control_words', 'runner_up_words',
-           'halving_words', 'ask_words', 'one_search_words', 'ensemble_words', 'png', 'rendered', 'curve_figure',
-           'architecture_figures', 'augmentation_figures', 'search_figures', 'convergence_figure', 'dependence_figure',
-           'search_parts', 'final_figures', 'vote_figures', 'brief_figure', 'group_table', 'search_table',
-           'predictor_table', 'class_table_words', 'experiments', 'key_numbers', 'summary_words', 'gaps_table',
+           'halving_words', 'ask_words', 'one_search_words', 'ensemble_words', 'member_words', 'calibration_words',
+           'origin_words', 'seed_words', 'png', 'rendered', 'curve_figure', 'architecture_figures',
+           'augmentation_figures', 'search_figures', 'convergence_figure', 'dependence_figure', 'search_parts',
+           'final_figures', 'vote_figures', 'reliability_figure', 'disagreement_figure', 'brief_figure', 'group_table',
+           'search_table', 'predictor_table', 'class_table_words', 'ensembles_words', 'leave_one_out_words',
+           'origin_table', 'seed_table', 'vote_parts', 'experiments', 'key_numbers', 'summary_words', 'gaps_table',
            'unfinished_words', 'cautions', 'traces', 'environment_table', 'page_html', 'write_page']
 
 # %% ../../nbs/35_results.page.ipynb #410aec8f
@@ -26,11 +28,12 @@ from ..core import CINIC_CLASSES, SPLITS
 from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
-from .metrics import confusion, interval, mcnemar, most_confused, welch
-from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, palette, plot_classes, plot_convergence, plot_curves,
-    plot_dependence, plot_gap, plot_importance, plot_mistakes, plot_photos, plot_predictors, plot_searches, pretty, samples_table)
+from .metrics import confusion, ece, interval, most_confused, welch
+from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
+    plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
+    samples_table)
 from .surrogate import learnt_tables
-from cinic_fastai.results.tables import (FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
+from cinic_fastai.results.tables import (ALL, CIFAR_PARTS, FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
     read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
@@ -81,7 +84,7 @@ def facts(
     study, preds = read_study(out), predictions(out)
     tables = all_tables(out, preds)|learnt_tables(out)
     journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
-    names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds)]
+    names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds), *tables["seeds"]["name"]]
     return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
@@ -216,7 +219,8 @@ def size_rows(
         rows.append(_size_row("trials a search", trials, full["random"]+full["guided"], "trials", " in each search"))
         rows.append(_size_row("epochs a trial", _trial_epochs(f), full["trial_epochs"], "epochs", " in each trial"))
     rows.append(_size_row("trainings", [f.trainings], full["trainings"], "trainings"))
-    return rows+[dict(what="seeds", here=f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
+    most = f.tables["seeds"]["n"].max() if len(f.tables["seeds"]) else 1
+    return rows+[dict(what="seeds", here=f"1 to {most}" if most>1 else f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
 
 # %% ../../nbs/35_results.page.ipynb #69eeea6d
 _full_words = "The full study trains 68 networks on CINIC-10's 270,000 images: 50 epochs for networks and augmentations, 15 for each trial of a " \
@@ -262,6 +266,7 @@ _phrases = [ # Fields, and the words for their value
     (("policy",), lambda c: "no augmentation" if c["policy"]=="none" else f"augmentation “{c['policy']}”"),
     (("stem",), lambda c: "the 3x3 stem" if c["stem"]=="small" else ""),
     (("size",), lambda c: f"images resized to {c['size']}" if c["size"] else ""),
+    (("train_on",), lambda c: "train and valid images to learn from" if c["train_on"]=="train+valid" else ""),
     (("seed",), lambda c: f"seed {c['seed']}")]
 
 def setup_words(
@@ -278,7 +283,22 @@ def setup_words(
 # %% ../../nbs/35_results.page.ipynb #d1c4119b
 _nothing = "Nothing to report yet: no run of this experiment is finished."
 
+def _saw_valid(
+    r:dict # A row of `runs_table`
+)->bool: # Then its valid accuracy says nothing
+    "Was a run trained on valid images, too?"
+    return r["train_on"]=="train+valid"
+
 def _ranking(
+    runs:list[dict] # Finished runs, best first
+)->str: # Sentences
+    "Runs by valid accuracy; those that were trained on valid images by test accuracy"
+    fair, rest = [r for r in runs if not _saw_valid(r)], sorted(filter(_saw_valid, runs), key=lambda r: -r["test_acc"])
+    tests = listed(f"{said(r['name'])} {pct(r['test_acc'])}" for r in rest)
+    after = f"Trained on valid images, too, so that nothing could be chosen, on test images: {tests}." if rest else ""
+    return " ".join(w for w in (_ranked_words(fair) if fair else "", after) if w)
+
+def _ranked_words(
     runs:list[dict] # Finished runs, best first
 )->str: # One sentence
     "Runs by valid accuracy"
@@ -299,11 +319,12 @@ def _overfitted(
     group:str # Of runs
 )->str: # One sentence
     "Which runs' valid loss went up again by more than 2 %"
-    words = []
-    for name,h in f.tables["histories"].query("group==@group").groupby("name", sort=False):
+    words, blind = [], {r["name"] for r in f.runs(group) if _saw_valid(r)}
+    for name,h in f.tables["histories"].query("group==@group and name not in @blind").groupby("name", sort=False):
         low, last = h["valid_loss"].min(), h["valid_loss"].iloc[-1]
         epoch = int((h["valid_loss"]==low).to_numpy().argmax())+1
         if last>1.02*low: words.append(f"{said(name)} ({low:.2f} in epoch {epoch}, {last:.2f} at the end)")
+    if blind and not any(r["name"] not in blind for r in f.done(group)): return ""
     if not words: return "No valid loss rises by more than 2 % after its lowest point."
     which = "this network overfits" if len(words)==1 else "these networks overfit"
     return f"Valid loss was lowest before the end and rose again for {listed(words)}: from there on {which}."
@@ -541,21 +562,31 @@ def one_search_words(
     return [p for part in parts if (p := " ".join(w for o in part if (w := o(f, name))))]
 
 # %% ../../nbs/35_results.page.ipynb #126d1c91
+def _interval_of(
+    d:dict # A row of `ensembles` or `leave_one_out`
+)->str: # For example `95 % interval +0.2 to +1.4`
+    "Between which values a difference may lie"
+    low, high = (f"{100*d[k]:+.1f}".replace("-", "−") for k in ("low", "high"))
+    return f"95{_nbsp}% interval {low} to {high}"
+
+def _luck(
+    p:float # McNemar's
+)->str: # For example `p = 0.02`
+    "A probability in print"
+    return "p < 0.001" if p<.001 else f"p = {p:.2g}"
+
 def _vote_against_member(
-    f:Facts, # The study
-    p:dict # A finished vote, from `predictions`
-)->str: # One sentence
+    d:dict # A row of `ensembles`
+)->str: # A sentence, or two
     "How a vote differs from its best member"
-    acc = dict(zip(f.tables["table2_predictors"]["predictor"], f.tables["table2_predictors"]["test_acc"]))
-    member = max((m for m in f.preds if m["predictor"] in p["members"]), key=lambda m: acc[m["predictor"]])
-    only,other,prob = mcnemar(p["preds"], member["preds"], p["targs"])
-    vote, best = said(p["predictor"]), said(member["predictor"])
-    gain = acc[p["predictor"]]-acc[member["predictor"]]
+    vote, best, gain = said(d["predictor"]), said(d["best_member"]), d["difference"]
     side = "above" if gain>0 else "below" if gain<0 else "from"
-    luck = "below 0.001" if prob<.001 else f"{prob:.2g}"
-    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best}: the vote alone is right on " \
-        f"{count(only, 'image')}, {best} alone on {count(other)} (were both equally good, a difference like this would come up with probability " \
-        f"{luck})."
+    doubt = "" if d["low"]>0 or d["high"]<0 else " These images can't tell the two apart."
+    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_interval_of(d)}): the vote alone is right on " \
+        f"{count(d['only_ensemble'], 'image')}, {best} alone on {count(d['only_member'])} ({_luck(d['p'])}).{doubt}"
+
+_test_words = "The best member is the one that is best on the test images, which favours it. Intervals come from drawing the test images again (paired bootstrap); " \
+    "p is the probability of such a difference were both equally good (McNemar's exact test). Other seeds would move all of these numbers, too."
 
 def _tie_words(
     f:Facts, # The study
@@ -590,9 +621,143 @@ def ensemble_words(
     words = [f"{said(top['predictor'])} is the best predictor: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
         f"(95 % interval {pct(top['low'])} to {pct(top['high'])})."]
     votes = [p for p in f.preds if p["kind"]!="run" and "preds" in p]
-    words += [_vote_against_member(f, p) for p in votes]+[_tie_words(f, p) for p in votes if p["kind"]=="hard"]
+    against = [_vote_against_member(d) for d in _rows(f.tables["ensembles"])]
+    words += against+[_test_words]*bool(against)+[_tie_words(f, p) for p in votes if p["kind"]=="hard"]
     unformed = [f"{said(p['predictor'])} could not be formed: {p['reason']}." for p in f.preds if p["kind"]!="run" and "preds" not in p]
     return words+[_class_words(f, by_name[top["predictor"]])]+unformed
+
+# %% ../../nbs/35_results.page.ipynb #f322d39b
+def _of_predictor(
+    f:Facts, # The study
+    table:str, # Its name
+    name:str # Predictor
+)->pd.DataFrame: # Rows of a table
+    "What a table says of one predictor"
+    df = f.tables[table]
+    return df[df["predictor"]==name]
+
+def _top(
+    f:Facts # The study
+)->str: # "" without results
+    "The predictor with the highest test accuracy"
+    done = f.tables["table2_predictors"].query("test_acc.notna()")
+    return "" if done.empty else str(done["predictor"].iloc[0])
+
+def _chosen_words(
+    d:dict, # A row of `ensembles`
+    fitted # The `FittedEnsemble`
+)->str: # Sentences, "" where nothing was chosen
+    "Weights, temperatures, and what they are worth on the images by which they were chosen"
+    name, words = said(d["predictor"]), []
+    if d["method"] in ("greedy", "weighted"):
+        shares = sorted(zip(fitted.weights, d["members"].split(", ")), key=lambda o: -o[0])
+        words.append(f"{name} takes {listed(f'{100*w:.0f}{_nbsp}% {said(m)}' for w,m in shares if w)}; on the valid images by which it was chosen "
+            f"{pct(d['valid_acc'])} are right, of its best member {pct(d['best_valid_acc'])}.")
+    if any(t!=1 for t in fitted.member_temperatures): words.append(f"{name} gives its members temperatures of {d['member_temperatures']}.")
+    return " ".join(words)
+
+def member_words(
+    f:Facts # The study
+)->list[str]: # Paragraphs
+    "What ensembles chose, how much members differ, and what each is worth"
+    table, by_name = _rows(f.tables["ensembles"]), {p["predictor"]: p for p in f.preds}
+    chosen = [w for d in table if (w := _chosen_words(d, by_name[d["predictor"]]["fitted"]))]
+    apart = {d["members"]: f"Two members of {said(d['predictor'])} give different classes to {pct(d['disagreement'])} of the test images on average; on {pct(d['oracle'])} at "
+        "least one member is right." for d in reversed(table)}
+    best = sorted(table, key=lambda d: -d["test_acc"])[:1]
+    return chosen+[o for o in reversed(apart.values())]+[w for d in best if (w := _worth_words(f, d["predictor"]))]
+
+def _worth_words(
+    f:Facts, # The study
+    name:str # Ensemble
+)->str: # One sentence, "" for a single member
+    "Which member an ensemble would miss most, and least"
+    df = _of_predictor(f, "leave_one_out", name)
+    if df.empty: return ""
+    most, least = _rows(df.sort_values("difference", ascending=False, kind="stable"))[::max(1, len(df)-1)][:2] if len(df)>1 else (_rows(df)[0], None)
+    words = f"Without {said(most['without'])}, and fitted again, {said(name)} changes by {points(-most['difference'])} ({_interval_of({'low': -most['high'], 'high': -most['low']})})"
+    return words+(f", without {said(least['without'])} by {points(-least['difference'])}." if least else ".")
+
+def _too_sure(
+    df:pd.DataFrame # One predictor's rows of `calibration` at one stage
+)->str: # For example `2.3 points too sure`
+    "Mean confidence against accuracy"
+    d = df[df["count"]>0]
+    gap = float((d["count"].astype(float)*(d["confidence"]-d["accuracy"])).sum()/max(1, d["count"].sum()))
+    return f"{points(gap, sign=False)} too {'sure' if gap>0 else 'unsure'} on average"
+
+def calibration_words(
+    f:Facts # The study
+)->list[str]: # A paragraph, none without probabilities
+    "Do predictors know how sure they are?"
+    parts, votes = [], {d["predictor"]: d for d in _rows(f.tables["ensembles"])}
+    for name,df in f.tables["calibration"].groupby("predictor", sort=False):
+        p, stage = next(p for p in f.preds if p["predictor"]==name), "after" if "after" in set(df["stage"]) else "before"
+        was = f"; {votes[name]['ece_before']:.3f} before its temperature of {votes[name]['temperature']:.2f}" if stage=="after" else ""
+        parts.append(f"{ece(p['probs'], p['targs']):.3f} for {said(name)} ({_too_sure(df[df['stage']==stage])}{was})")
+    return [f"The expected calibration error on the test images is {listed(parts)}. Temperatures are fitted on valid images; they change no class."] if parts else []
+
+def origin_words(
+    f:Facts # The study
+)->list[str]: # A paragraph, none without origins
+    "How the best predictor does by origin"
+    df = _of_predictor(f, "class_origin", _top(f))
+    total = df[df["class"]==TOTAL].set_index("origin")["accuracy"]
+    if not {"cifar", "imagenet"}<=set(total.index): return []
+    wide = df[df["class"]!=TOTAL].pivot(index="class", columns="origin", values="accuracy")
+    gaps = (wide["cifar"]-wide["imagenet"]).dropna().sort_values(kind="stable")
+    words = f"{said(_top(f))} is right on {pct(total['cifar'])} of the test images from CIFAR and on {pct(total['imagenet'])} of those from ImageNet, a gap of " \
+        f"{points(total['cifar']-total['imagenet'])}"
+    if len(gaps)>1: words += f": {points(gaps.iloc[-1])} for {gaps.index[-1]}, {points(gaps.iloc[0])} for {gaps.index[0]}"
+    apart = f" On CIFAR-10's test images alone it reaches {pct(total[CIFAR_PARTS[0]])}, on its training images {pct(total[CIFAR_PARTS[1]])}." if set(CIFAR_PARTS)<=set(total.index) else ""
+    return [f"{words}.{apart}"]
+
+def _origin_reminder(
+    f:Facts # The study
+)->str: # Sentences, "" where nothing leaks
+    "A leak in short, beside the numbers it touches"
+    data = f.study["data"]
+    if not (data.get("origins") or {}).get("cifar"): return ""
+    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if _is_cinic(data) else ""
+    pre = any(r["pretrained"]==True and r["status"]=="done" for r in f.runs())
+    return " ".join(o for o in (seen, "Weights pretrained on ImageNet may have seen larger versions of its images."*pre) if o)
+
+# %% ../../nbs/35_results.page.ipynb #94de8753
+def _seeds_of(
+    f:Facts, # The study
+    group:str # Of runs
+)->list[dict]: # Rows of `seeds`, the highest valid mean first
+    "A group's settings that were tried with several seeds"
+    df = f.tables["seeds"]
+    return _rows(df[df["group"]==group].sort_values("valid_mean", ascending=False, kind="stable"))
+
+def _test_accs(
+    f:Facts, # The study
+    d:dict # A row of `seeds`
+)->list[float]: # One a seed
+    "Test accuracies of a setting"
+    names = d["members"].split(", ")
+    return [r["test_acc"] for r in f.done(d["group"]) if r["name"] in names]
+
+def seed_words(
+    f:Facts, # The study
+    group:str # Of runs
+)->list[str]: # Sentences, none where each setting has one seed
+    "Mean and spread of settings that were tried with several seeds, and whether the best two can be told apart"
+    rows = _seeds_of(f, group)
+    words = [f"{said(d['name'])} over {d['n']} seeds: {spread_words(_test_accs(f, d))} of the test images{_mean_words(d)}." for d in rows]
+    if len(rows)<2: return words
+    a, b = (_test_accs(f, d) for d in rows[:2])
+    _, low, high = welch(a, b)
+    doubt = "" if low>0 or high<0 else "; these seeds can't tell them apart"
+    return words+[f"On the test images {said(rows[0]['name'])}, the better one on valid images, differs from {said(rows[1]['name'])} by {interval_words(a, b)}{doubt}."]
+
+def _mean_words(
+    d:dict # A row of `seeds`
+)->str: # For example ` (95 % interval of the mean 60.2 to 67.2 %)`
+    "How sure the mean is"
+    if pd.isna(d["test_low"]): return ""
+    return f" (95{_nbsp}% interval of the mean {100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%)"
 
 # %% ../../nbs/35_results.page.ipynb #aaa947f3
 def png(
@@ -646,17 +811,42 @@ def curve_figure(
     names:tuple=() # Runs, all when empty
 )->dict: # As `_figure`
     "Valid accuracy or loss by epoch"
-    df = curves_table(f.out, group, names)
+    df = _curves(f, group, names)
     def draw(): return plot_curves(df, measure, new_axes()[0], f.colours).figure
     alt = f"Line chart of valid {measure} by epoch. At the last epoch: {_last_values(df, measure)}."
-    return _figure(name, title, "", alt, draw if len(df) else None)
+    return _figure(name, title, _band_words(f, group), alt, draw if len(df) else None)
+
+def _settings(
+    f:Facts, # The study
+    group:str # Of runs
+)->dict[str,str]: # Name of its setting by run
+    "Runs that are one setting with several seeds"
+    return {m: d["name"] for d in _seeds_of(f, group) for m in d["members"].split(", ")}
+
+def _curves(
+    f:Facts, # The study
+    group:str, # Of runs
+    names:tuple=(), # Runs, all when empty
+    parts:tuple=("valid",) # `train`, `valid` or both
+)->pd.DataFrame: # From `curves_table`, or `over_seeds` where there are several
+    "A group's curves, one a setting"
+    df, settings = curves_table(f.out, group, names, parts), _settings(f, group)
+    return over_seeds(df, settings) if settings else df
+
+def _band_words(
+    f:Facts, # The study
+    group:str # Of runs
+)->str: # One sentence, "" where each setting has one seed
+    "What a band around a curve means"
+    names = listed(said(n) for n in dict.fromkeys(_settings(f, group).values()))
+    return f"Mean of {names} over seeds; the band reaches from the lowest to the highest." if names else ""
 
 # %% ../../nbs/35_results.page.ipynb #30770719
 def architecture_figures(
     f:Facts # The study
 )->list[dict]: # As `_figure`
     "Figure 3, and the gap between train and valid"
-    df = curves_table(f.out, "architectures", parts=("train", "valid"))
+    df = _curves(f, "architectures", parts=("train", "valid"))
     def draw():
         axs = new_axes(9.2, 3.3, cols=2)
         for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, f.colours)
@@ -664,7 +854,7 @@ def architecture_figures(
         return axs[0].figure
     alt = "Two line charts by epoch, accuracy and loss on training and valid images. At the last epoch valid accuracy is " \
         f"{_last_values(df, 'accuracy')}; valid loss {_last_values(df, 'loss')}."
-    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", "Dashed: training images. Solid: valid images.",
+    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", f"Dashed: training images. Solid: valid images. {_band_words(f, 'architectures')}".strip(),
         alt, draw if len(df) else None, "wide"), _gap_figure(f)]
 
 def _gap_figure(
@@ -761,10 +951,11 @@ def dependence_figure(
 
 def search_parts(
     f:Facts # The study
-)->list[dict]: # `id`, `title`, `words`, `figures`
+)->list[dict]: # `id`, `title`, `words`, `figures`, `tables`
     "What is said and drawn of each search that has begun"
     names = [s["name"] for s in f.study["searches"] if f.journals[s["name"], "search"][1]]
-    return [dict(id=f"search-{_slug(n)}", title=pretty(n), words=one_search_words(f, n), figures=[convergence_figure(f, n), dependence_figure(f, n)])
+    return [dict(id=f"search-{_slug(n)}", title=pretty(n), words=one_search_words(f, n), figures=[convergence_figure(f, n), dependence_figure(f, n)],
+        tables=[])
         for n in names]
 
 def final_figures(
@@ -785,6 +976,43 @@ def vote_figures(
         "The grey line reaches from the worst to the best predictor.", f"Dot chart of test accuracy by class. In total: {total}.",
         draw if len(df) else None, "middle", missing="no predictor has test probabilities")
     return [fig]+([_mistake_figure(f)] if len(f.samples.get("mistakes", ())) else [])
+
+def reliability_figure(
+    f:Facts # The study
+)->dict: # As `_figure`
+    "Accuracy by confidence"
+    df = f.tables["calibration"]
+    shown = list(dict.fromkeys(df["predictor"]))
+    def draw(): return plot_reliability(df, f.colours)
+    alt = "Line charts of accuracy by confidence, a panel a predictor: "+", ".join(pretty(n) for n in shown)+". "+" ".join(calibration_words(f))
+    caption = "Dots are as large as their bins are full. Below the grey line a predictor is surer than it is right."
+    return _figure("reliability", "Reliability", caption, alt, draw if shown else None, "middle", missing="no predictor has test probabilities")
+
+def _map_figures(
+    f:Facts # The study
+)->list[dict]: # As `_figure`
+    "The best predictor by class and origin, and what it takes for what"
+    name, origins = _top(f), _of_predictor(f, "class_origin", _top(f))
+    mixed, n = _of_predictor(f, "confusion", name), len(f.study["data"]["classes"])
+    def draw_origins(): return plot_class_origin(origins, new_axes(4.6, .75+.26*(n+1))[0]).figure
+    def draw_mixed(): return plot_confusion(mixed, new_axes(4.6, 1+.27*n)[0]).figure
+    alt = f"Map of the accuracy of {pretty(name)} by class and origin. "+" ".join(origin_words(f))
+    pairs = [f"{d['class']} for {d['taken_for']} {pct(d['share'])}" for d in _rows(mixed[mixed["class"]!=mixed["taken_for"]].nlargest(3, "share"))]
+    figs = [_figure("class_origin", f"{pretty(name)} by class and origin", _origin_reminder(f), alt, draw_origins)]*bool(origin_words(f))
+    return figs+[_figure("confusion", f"What {pretty(name)} takes for what", "In percent of the right class's images.", f"Map of the right class against the predicted one. "
+        f"Most frequent mistakes: {listed(pairs)}.", draw_mixed)]*bool(len(mixed))
+
+def disagreement_figure(
+    f:Facts # The study
+)->dict|None: # As `_figure`, None with fewer than two members
+    "How much members differ"
+    df = f.tables["disagreement"]
+    names = list(dict.fromkeys(df["a"]))
+    if len(names)<2: return None
+    def draw(): return plot_disagreement(df, new_axes(4.6, .7+.36*len(names))[0]).figure
+    pairs = [f"{pretty(d['a'])} and {pretty(d['b'])} {pct(d['share'])}" for d in _rows(df) if names.index(d["a"])<names.index(d["b"])]
+    return _figure("disagreement", "Where members differ", "Test images with different classes, in percent.", f"Map of the share of test images to which two members give different "
+        f"classes: {', '.join(pairs)}.", draw)
 
 def _mistake_figure(
     f:Facts # The study, with mistakes in its samples
@@ -820,14 +1048,15 @@ def group_table(
 )->dict: # As `_table`
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
-    cells = [(pretty(r["name"]), r["status"], pct(r["valid_acc"]), _nth(r["best_epoch"], r["epochs"]), pct(r["last_valid_acc"]), _published(r),
+    def valid(r, key): return f"({pct(r[key])})" if _saw_valid(r) and pd.notna(r[key]) else pct(r[key])
+    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(r),
         pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
     caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
-        "the end."
-    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0), key=lambda i: runs[i]["valid_acc"], default=None)
+        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))
+    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
 
 def search_table(
@@ -872,6 +1101,55 @@ def class_table_words(
     columns = [("class", "text"), ("images", "num"), *((pretty(n), "num") for n in names)]
     return _table("classes", "Test accuracy by class", caption, columns, rows, len(rows)-1)
 
+# %% ../../nbs/35_results.page.ipynb #25c4a564
+def ensembles_words(
+    f:Facts # The study
+)->dict|None: # As `_table`, None without finished ensembles
+    "Ensembles side by side"
+    def number(x, digits=3): return "–" if pd.isna(x) else f"{x:.{digits}f}"
+    table = _rows(f.tables["ensembles"])
+    rows = [(pretty(d["predictor"]), d["weights"] if d["method"]!="hard" else "–", number(d["temperature"], 2) if d["temperature"]!=1 else "–", pct(d["valid_acc"]), pct(d["test_acc"]),
+        points(d["difference"]), _interval_of(d).split("interval ")[1], _luck(d["p"]).removeprefix("p ").removeprefix("= "), number(d["test_nll"]),
+        number(d["ece_before"]), number(d["ece"])) for d in table]
+    columns = [("ensemble", "name"), ("weights", "text"), ("temperature", "num"), ("valid", "num"), ("test", "num"), ("against its best member", "num"), ("95 % interval", "num"),
+        ("p", "num"), ("NLL", "num"), ("ECE before", "num"), ("ECE", "num")]
+    members = dict.fromkeys(d["members"] for d in table)
+    caption = f"Weights in the order {'; '.join(', '.join(pretty(m) for m in o.split(', ')) for o in members)}. Weights and temperatures were chosen on valid images; NLL (negative " \
+        "log-likelihood) and ECE (expected calibration error) are those of the test images, ECE before and after the temperature."
+    return _table("ensembles", "Ensembles side by side", caption, columns, rows, max(range(len(rows)), key=lambda i: table[i]["test_acc"])) if rows else None
+
+def leave_one_out_words(
+    f:Facts # The study
+)->dict|None: # As `_table`, None without finished ensembles
+    "Ensembles without each of their members"
+    rows = [(pretty(d["predictor"]), pretty(d["without"]), d["weights"], pct(d["valid_acc"]), pct(d["test_acc"]), points(-d["difference"]),
+        _interval_of(dict(low=-d["high"], high=-d["low"])).split("interval ")[1]) for d in _rows(f.tables["leave_one_out"])]
+    columns = [("ensemble", "name"), ("without", "name"), ("weights", "text"), ("valid", "num"), ("test", "num"), ("change", "num"), ("95 % interval", "num")]
+    return _table("leave-one-out", "Without one of the members", "Fitted again on the rest; the change is against the whole ensemble, on test images.", columns, rows) if rows else None
+
+def origin_table(
+    f:Facts # The study
+)->dict|None: # As `_table`, None without origins
+    "The best predictor by origin"
+    def number(x): return "–" if pd.isna(x) else f"{x:.3f}"
+    df, names = _of_predictor(f, "class_origin", _top(f)), {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
+    rows = [(names.get(d["origin"], d["origin"]), count(d["images"]), pct(d["accuracy"]), number(d["nll"]), number(d["ece"])) for d in _rows(df[df["class"]==TOTAL])]
+    columns = [("origin", "text"), *((k, "num") for k in ("images", "accuracy", "NLL", "ECE"))]
+    return _table("origins", f"{pretty(_top(f))} by origin", "On test images. By class, and for the other predictors, in tables/class_origin.csv. The ECE of few images "
+        "is above 0 by chance alone.", columns, rows, len(rows)-1) if origin_words(f) else None
+
+def seed_table(
+    f:Facts, # The study
+    group:str # Of runs
+)->dict|None: # As `_table`, None where each setting has one seed
+    "A group's settings over their seeds"
+    table = _seeds_of(f, group)
+    def spread(d, split): return "–" if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
+    def ends(d): return "–" if pd.isna(d["test_low"]) else f"{100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%"
+    rows = [(pretty(d["name"]), str(d["n"]), d["seeds"], spread(d, "valid"), spread(d, "test"), ends(d)) for d in table]
+    columns = [("setting", "name"), ("n", "num"), ("seeds", "text"), ("valid", "num"), ("test", "num"), ("95 % interval of the test mean", "num")]
+    return _table(f"seeds-{_slug(group)}", "Over seeds", "Mean ± standard deviation of runs that differ only in their seed; interval by Student's t.", columns, rows) if rows else None
+
 # %% ../../nbs/35_results.page.ipynb #e6d0bffd
 _titles = { # Title, section of the report, question
     "architectures": ("Network architectures", "4.1", "Which network learns these images best, and which overfits?"),
@@ -882,7 +1160,9 @@ _titles = { # Title, section of the report, question
 _policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and " \
     "flips. “advanced” mixes pairs of images, each by MixUp or CutMix. “combined” and “combined-gentle” do both."
 _vote_words = "Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those " \
-    "that voted for a tied class decides. Both read stored probabilities of the test images; nothing was chosen on these."
+    "that voted for a tied class decides. Votes read stored probabilities of the test images; nothing was chosen on these."
+_ways = {"greedy": "Greedy selection (Caruana et al. 2004) begins with the best member and adds, again and again, the one that helps most.",
+    "weighted": "Weighted voting averages with the weights that have the smallest negative log-likelihood."}
 _guided_words = "Guided points are proposed by Bayesian optimisation (scikit-optimize) from the trials before; what is optimised is accuracy on " \
     "valid images. Test images play no part."
 
@@ -965,7 +1245,20 @@ def _vote_setup(
     votes = [p for p in f.preds if p["kind"]!="run"]
     kinds = {tuple(p["members"]): [o["kind"] for o in votes if o["members"]==p["members"]] for p in votes}
     words = [f"{listed(k).capitalize()} voting over {listed(said(m) for m in members)}." for members,k in kinds.items()]
-    return " ".join([*words, _vote_words])
+    methods, cooled = {p["kind"] for p in votes}, [e["name"] for e in f.study["ensembles"] if e.get("temperature") or e.get("member_temperature")]
+    ways = [w for k,w in _ways.items() if k in methods]
+    if cooled: ways.append(f"{listed(said(n) for n in cooled)} {'has a temperature' if len(cooled)==1 else 'have temperatures'}, which makes probabilities as sure as they are right.")
+    return " ".join([*words, _vote_words, *ways, *["Members, weights and temperatures are chosen on valid images alone."]*bool(ways)])
+
+def vote_parts(
+    f:Facts # The study
+)->list[dict]: # As `search_parts`
+    "What members bring, how sure predictors are, and where the best one fails"
+    def part(key, title, words, figures, tables): return dict(id=f"ensembling-{key}", title=title, words=words, figures=[o for o in figures if o], tables=[o for o in tables if o])
+    parts = [part("members", "What the members bring", member_words(f), [disagreement_figure(f)], [leave_one_out_words(f)]),
+        part("calibration", "How sure predictors are", calibration_words(f), [reliability_figure(f)], []),
+        part("origins", "Where the best predictor fails", origin_words(f), _map_figures(f), [origin_table(f)])]
+    return [p for p in parts if p["words"] or p["tables"] or any(o["draw"] for o in p["figures"])]
 
 def _own_group(
     f:Facts, # The study
@@ -974,14 +1267,16 @@ def _own_group(
     "A group of runs that the report doesn't have"
     runs = f.done(group)
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
-    return _experiment(group, [setup_words(runs)], [_ranking(runs), _overfitted(f, group)] if runs else [_nothing], figures, [group_table(f, group)])
+    results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
+    return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
 
 def experiments(
     f:Facts # The study
 )->list[dict]: # As `_experiment`
     "All experiments that the study has"
     made = {}
-    def add(key, setup, results, *rest): made[key] = _experiment(key, setup, results+missing_words(f, key), *rest)
+    def add(key, setup, results, figures, tables, parts=()):
+        made[key] = _experiment(key, setup, results+seed_words(f, key)+missing_words(f, key), figures, [*tables, seed_table(f, key)], parts)
     if f.runs("architectures"): add("architectures", [setup_words(f.done("architectures")), _softmax_words(f)], architecture_words(f),
         architecture_figures(f), [group_table(f, "architectures")])
     if f.runs("augmentation"): add("augmentation", [setup_words(f.done("augmentation")), _policy_words], augmentation_words(f),
@@ -989,7 +1284,8 @@ def experiments(
     if f.study["searches"]: add("search", _search_setup(f), search_words(f), search_figures(f), [search_table(f)],
         search_parts(f))
     if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
-    if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f), [predictor_table(f), class_table_words(f)])
+    if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f),
+        [predictor_table(f), ensembles_words(f), class_table_words(f)], vote_parts(f))
     return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]
 
 # %% ../../nbs/35_results.page.ipynb #68b85031
@@ -1087,11 +1383,13 @@ def cautions(
     data = f.study["data"]
     n, skipped = data["counts"].get("test", 0), [str(o) for o in data.get("skipped") or []]
     low,high = interval(.5, n)
-    seeds = "One seed a training, but for the repeats of searches: " if len(f.tables["repeats"]) else "One seed a training: "
-    words = [f"{seeds}another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
+    several = ["the repeats of searches"]*bool(len(f.tables["repeats"]))+[said(n) for n in dict.fromkeys(f.tables["seeds"]["name"])]
+    words = [f"One seed a training{f', but for {listed(several)}' if several else ''}: another seed moves an accuracy, too. Differences of a point or two between single runs may be luck.",
         f"With {count(n, 'test image')} an accuracy near 50 % is known to about ±{50*(high-low):.1f} points.",
         "Epochs, trials and settings were chosen on valid images; test images were only scored. The valid accuracy of a chosen epoch or trial is "
         "therefore a little too high.", *_leaks(f)]
+    both = listed(dict.fromkeys(said(r["name"]) for r in f.runs() if _saw_valid(r) and r["status"]=="done"))
+    if both: words.append(f"{both} {'was' if ' and ' not in both else 'were'} trained on valid images, too: the last weights are kept, nothing is chosen, and valid accuracy says nothing.")
     if skipped: words.append(f"{count(len(skipped), 'image')} could not be read and {'was' if len(skipped)==1 else 'were'} left out: "
         f"{', '.join(skipped[:5])}{', ...' if len(skipped)>5 else ''}.")
     if data.get("shared"): words.append(f"{data['shared']} On those, accuracy may be remembered rather than learned.")
@@ -1187,7 +1485,7 @@ def page_html(
         scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f), summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f),
         cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f), footer=_footer)
 
-_when_known = ("controls", "convergence", "repeats", "dependence", "importance") # Tables that not every study has
+_when_known = ("controls", "convergence", "repeats", "dependence", "importance", "ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion", "seeds") # Tables that not every study has
 
 def write_page(
     out:Path, # A study's folder

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_axes', 'spread', 'label_ends', 'curves_table',
-           'plot_curves', 'line_key', 'samples_table', 'mosaic', 'plot_photos', 'plot_mistakes', 'plot_classes',
-           'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance',
-           'plot_predictors']
+           'over_seeds', 'plot_curves', 'line_key', 'samples_table', 'mosaic', 'plot_photos', 'plot_mistakes',
+           'plot_classes', 'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence',
+           'plot_importance', 'plot_predictors', 'plot_reliability', 'plot_class_origin', 'plot_confusion',
+           'plot_disagreement']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
 import textwrap
@@ -18,16 +19,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
-from .tables import TOTAL, history_table
+from .tables import ALL, TOTAL, history_table
 
 # %% ../../nbs/33_results.plots.ipynb #1be80cf9
 COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00",
     "resnet18": "#0072B2", "resnet18-adam": "#0072B2", "resnet18-sgd": "#56B4E9",
-    "resnet18-pretrained": "#CC79A7", "resnet18-pretrained-adam": "#CC79A7", "soft": "#009E73", "hard": "#6B6B6B",
+    "resnet18-pretrained": "#CC79A7", "resnet18-pretrained-adam": "#CC79A7", "soft": "#009E73", "hard": "#6B6B6B", "greedy": "#7B3294", "weighted": "#A6761D",
     "none": "#777777", "simple": "#CC6677", "gentle": "#999933", "advanced": "#332288", "combined": "#AA4499", "combined-gentle": "#44AA99"}
 SPARE = ("#117733", "#882255", "#661100", "#6699CC", "#B8860B", "#5E4FA2", "#1B7F79", "#8C564B")
 _pretty = {"custom_cnn": "CustomCNN", "resnet18": "ResNet-18", "pretrained": "pretrained", "sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
-_votes = {"soft": "Soft voting", "hard": "Hard voting"}
+_votes = {"soft": "Soft voting", "hard": "Hard voting", "greedy": "Greedy selection", "weighted": "Weighted voting"}
 
 def pretty(
     name:str # As in the plan, for example `resnet18-adam`
@@ -151,9 +152,19 @@ def _curve(
     "One curve"
     return pd.DataFrame(dict(name=h["name"], part=part, epoch=h["epoch"]+1, accuracy=h[f"{part}_acc"], loss=h[f"{part}_loss"]))
 
+def over_seeds(
+    df:pd.DataFrame, # From `curves_table`
+    settings:dict[str,str] # Name of its setting by run; others stay as they are
+)->pd.DataFrame: # As `curves_table`, also `accuracy_low`, `accuracy_high`, `loss_low`, `loss_high`
+    "One curve a setting: the mean over its seeds, and the lowest and highest of them"
+    df = df.assign(name=df["name"].map(lambda n: settings.get(n, n)))
+    by = df.groupby(["name", "part", "epoch"], sort=False)
+    ends = {f"{k}_{e}": (k, f) for k in ("accuracy", "loss") for e,f in (("low", "min"), ("high", "max"))}
+    return by.agg(accuracy=("accuracy", "mean"), loss=("loss", "mean"), **ends).reset_index()
+
 @matplotlib.rc_context(STYLE)
 def plot_curves(
-    df:pd.DataFrame, # From `curves_table`
+    df:pd.DataFrame, # From `curves_table` or `over_seeds`
     measure:str="accuracy", # `accuracy` or `loss`
     ax:Axes|None=None, # Drawn on, a new figure's when None
     colours:dict|None=None # Colour by name, `palette`'s when None
@@ -164,6 +175,7 @@ def plot_curves(
         x, y = d["epoch"].to_numpy(float), d[measure].to_numpy(float)
         look = dict(linestyle="--", linewidth=1.2, markerfacecolor="white") if part=="train" else dict(linestyle="-")
         ax.plot(x, y, color=colours[name], marker="o" if len(d)<=20 else None, markersize=3.2, label=f"{name} {part}", **look)
+        if f"{measure}_low" in d: ax.fill_between(x, *(d[f"{measure}_{e}"].to_numpy(float) for e in ("low", "high")), color=colours[name], alpha=.18, linewidth=0)
         if part=="valid" or "valid" not in set(df["part"]): ends.append((x[-1], y[-1], pretty(name), colours[name]))
     _clean(ax, percent="y" if measure=="accuracy" else "")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
@@ -267,7 +279,7 @@ def _marker(
     predictor:str # Its name
 )->str: # matplotlib's
     "Votes stand out by their shape"
-    return {"soft": "D", "hard": "s"}.get(predictor, "o")
+    return {"soft": "D", "hard": "s", "greedy": "^", "weighted": "v"}.get(predictor, "o")
 
 # %% ../../nbs/33_results.plots.ipynb #2c3e2996
 @matplotlib.rc_context(STYLE)
@@ -601,7 +613,148 @@ def plot_predictors(
         ax.annotate(f"{100*d['test_acc']:.1f} %", (d["test_acc"], i), xytext=(0,6), textcoords="offset points", ha="center", fontsize=8)
         if published: ax.plot([d["published"]], [i], "|", color="#333333", markersize=11, markeredgewidth=1.4, label="published" if i==0 else None)
     _clean(ax, "x", percent="x")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ax.set_yticks(range(len(df)), [pretty(n) for n in df["predictor"]])
     ax.set(xlabel="test accuracy", ylim=(len(df)-.5, -.7))
     if published and df["published"].notna().any(): ax.legend(frameon=False, loc="lower right", handletextpad=.2)
+    return ax
+
+# %% ../../nbs/33_results.plots.ipynb #0464ef17
+def _bins_ece(
+    df:pd.DataFrame # One predictor's rows of `calibration_table` at one stage
+)->float: # In [0, 1]
+    "Expected calibration error from its bins"
+    return float((df["count"].astype(float)*(df["accuracy"]-df["confidence"]).abs()).sum()/max(1, df["count"].sum()))
+
+@matplotlib.rc_context(STYLE)
+def plot_reliability(
+    df:pd.DataFrame, # From `calibration_table`
+    colours:dict|None=None # Colour by predictor, `palette`'s when None
+)->Figure: # A panel a predictor
+    "Accuracy by confidence, before and after the temperature"
+    names = list(dict.fromkeys(df["predictor"]))
+    axs,cols = _panels(len(names), 5.2 if len(names)>1 else 3.4, 2.1, .45, sharex=True, sharey=True)
+    for i,(ax,name) in enumerate(zip(axs, names)):
+        _one_reliability(ax, df[(df["predictor"]==name)&(df["count"]>0)], (colours or palette(names))[name])
+        ax.set(title=pretty(name), xlabel="confidence" if i+cols>=len(names) else "", ylabel="accuracy" if i%cols==0 else "")
+        if i+cols>=len(names): ax.tick_params(labelbottom=True) # even above a panel that is left over
+    look = dict(color="#555555", marker="o", linewidth=1.2)
+    key = [Line2D([], [], label="before the temperature", markerfacecolor="white", linestyle="--", **look)]*("after" in set(df["stage"]))
+    key += [Line2D([], [], label="as used", **look), Line2D([], [], label="right as often as sure", color="#BBBBBB", linewidth=1.2)]
+    _legend(axs[0].figure, key)
+    axs[0].figure.get_layout_engine().set(wspace=.06, hspace=.06)
+    return axs[0].figure
+
+def _one_reliability(
+    ax:Axes, # Drawn on
+    df:pd.DataFrame, # One predictor's full bins
+    colour:str # Of the predictor
+):
+    "One predictor"
+    ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1.2, zorder=1)
+    used = "after" if "after" in set(df["stage"]) else "before"
+    for stage in dict.fromkeys(df["stage"]):
+        d, is_used = df[df["stage"]==stage], stage==used
+        x, y, size = d["confidence"].to_numpy(float), d["accuracy"].to_numpy(float), 8+130*(d["count"]/d["count"].sum()).to_numpy(float)
+        ax.plot(x, y, color=colour, linewidth=1.4 if is_used else 1, linestyle="-" if is_used else "--", alpha=1 if is_used else .6, zorder=2)
+        ax.scatter(x, y, s=size, facecolor=colour if is_used else "white", edgecolor=colour, linewidth=.9, zorder=3)
+    text = " → ".join(f"{_bins_ece(df[df['stage']==s]):.3f}" for s in dict.fromkeys(df["stage"]))
+    ax.text(.98, .04, f"ECE {text}", transform=ax.transAxes, ha="right", fontsize=8.5, color="#444444")
+    _clean(ax, percent="y")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    ax.set(xlim=(0, 1.03), ylim=(-.02, 1.05), xticks=[0, .5, 1], yticks=[0, .5, 1])
+
+# %% ../../nbs/33_results.plots.ipynb #c76361ad
+_origin_names = {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
+
+def _shades(
+    colour:str # Of the most
+)->matplotlib.colors.Colormap: # From nearly white
+    "A scale of one hue"
+    return matplotlib.colors.LinearSegmentedColormap.from_list(colour, ["#F7F7F5", colour])
+
+def _heat(
+    ax:Axes, # Drawn on
+    values:np.ndarray, # `(rows,cols)`, NaN stays white
+    texts, # Of each cell
+    colour:str, # Of the highest value
+    ends:tuple # Values of the lightest and the darkest shade
+):
+    "A map with its numbers in it"
+    lo,hi = ends if ends[1]>ends[0] else (ends[0], ends[0]+1e-9)
+    ax.imshow(values, cmap=_shades(colour), vmin=lo, vmax=hi, aspect="auto", interpolation="none")
+    small = 6.8 if max(values.shape)>8 else 8.5
+    for (i,j),v in np.ndenumerate(values):
+        ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=small, color="white" if np.isfinite(v) and (v-lo)/(hi-lo)>.62 else "#333333")
+    ax.set_xticks(np.arange(values.shape[1]+1)-.5, minor=True)
+    ax.set_yticks(np.arange(values.shape[0]+1)-.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.4)
+    ax.tick_params(which="both", length=0, labeltop=True, labelbottom=False)
+    ax.spines[:].set_visible(False)
+
+def _percents(
+    values:np.ndarray # Shares
+)->list[list[str]]: # Whole percents, "" for NaN
+    "What stands in the cells"
+    return [["" if np.isnan(v) else f"{100*v:.0f}" for v in row] for row in values]
+
+@matplotlib.rc_context(STYLE)
+def plot_class_origin(
+    df:pd.DataFrame, # One predictor's rows of `class_origin_table`
+    ax:Axes|None=None # Drawn on, a new figure's when None
+)->Axes: # Drawn on
+    "Accuracy in percent by class and origin, and the gap between the origins"
+    classes, origins = list(dict.fromkeys(df["class"])), list(dict.fromkeys(df["origin"]))
+    ax = _axes(ax, 1.4+.62*(len(origins)+1), .8+.27*len(classes))
+    if df.empty: return ax
+    values = df.pivot(index="class", columns="origin", values="accuracy").loc[classes, origins].to_numpy(float)
+    names, texts = [_origin_names.get(o, o) for o in origins], _percents(values)
+    if {"cifar", "imagenet"}<=set(origins):
+        gaps = values[:,origins.index("cifar")]-values[:,origins.index("imagenet")]
+        texts = [[*t, "" if np.isnan(g) else f"{100*g:+.0f}".replace("-", "−")] for t,g in zip(texts, gaps)]
+        names, values = [*names, "gap"], np.column_stack([values, np.full(len(classes), np.nan)])
+    _heat(ax, values, texts, "#1B6E8A", (np.nanmin(values), np.nanmax(values)))
+    ax.set_xticks(range(len(names)), [textwrap.fill(n, 8, break_long_words=False) for n in names])
+    ax.set_yticks(range(len(classes)), ["total" if c==TOTAL else textwrap.shorten(c, 18, placeholder="...") for c in classes])
+    if TOTAL in classes: ax.axhline(classes.index(TOTAL)-.5, color="white", linewidth=4)
+    ax.set_ylabel("accuracy in %")
+    return ax
+
+# %% ../../nbs/33_results.plots.ipynb #6fdbecec
+@matplotlib.rc_context(STYLE)
+def plot_confusion(
+    df:pd.DataFrame, # One predictor's rows of `confusion_table`
+    ax:Axes|None=None # Drawn on, a new figure's when None
+)->Axes: # Drawn on
+    "Right class by row, predicted class by column"
+    classes = list(dict.fromkeys(df["class"]))
+    ax = _axes(ax, 1.2+.42*len(classes), .9+.32*len(classes))
+    if df.empty: return ax
+    values = df.pivot(index="class", columns="taken_for", values="share").loc[classes, classes].to_numpy(float)
+    off, texts = np.where(np.eye(len(classes), dtype=bool), np.nan, values), _percents(np.where(values>=.005, values, np.nan))
+    _heat(ax, off, texts if len(classes)<=20 else [[""]*len(classes)]*len(classes), "#B5482A", (0, np.nanmax(off) if len(classes)>1 else 1))
+    labels = [textwrap.shorten(c, 12, placeholder="...") for c in classes]
+    ax.set_yticks(range(len(classes)), labels)
+    ax.set_xticks(range(len(classes)), labels, rotation=40, ha="left", rotation_mode="anchor")
+    ax.set_ylabel("right class")
+    ax.set_title("predicted class", loc="center", fontsize=9, fontweight="normal")
+    return ax
+
+# %% ../../nbs/33_results.plots.ipynb #12c93c51
+@matplotlib.rc_context(STYLE)
+def plot_disagreement(
+    df:pd.DataFrame, # From `disagreement_table`
+    ax:Axes|None=None # Drawn on, a new figure's when None
+)->Axes: # Drawn on
+    "Pairs of members that differ much are dark"
+    names = list(dict.fromkeys(df["a"]))
+    ax = _axes(ax, 2+.6*len(names), .8+.4*len(names))
+    if len(names)<2: return ax
+    values = df.pivot(index="a", columns="b", values="share").loc[names, names].to_numpy(float)
+    values = np.where(np.tri(len(names), k=-1, dtype=bool), values, np.nan)[1:,:-1]
+    _heat(ax, values, _percents(values), "#5E4FA2", (0, 1.5*np.nanmax(values)))
+    def label(n): return textwrap.fill(pretty(n), 14, break_long_words=False)
+    ax.set_yticks(range(len(names)-1), [label(n) for n in names[1:]])
+    ax.set_xticks(range(len(names)-1), [label(n) for n in names[:-1]])
+    if len(names)>6: ax.set_xticks(ax.get_xticks(), [pretty(n) for n in names[:-1]], rotation=40, ha="left", rotation_mode="anchor")
     return ax

@@ -15,7 +15,7 @@ import datetime as dt, os, threading, time, tomllib, traceback
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -45,7 +45,7 @@ def new_record(
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
             control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
-        ensembles=[dict(name=e.name, method=e.method, members=list(e.members), status="left", reason="") for e in plan.ensembles],
+        ensembles=[{**asdict(e), "members": list(e.members), "status": "left", "reason": ""} for e in plan.ensembles],
         env={}, started=dt.datetime.now().astimezone().isoformat(timespec="seconds"), seconds=0.)
 
 def differences(
@@ -489,10 +489,11 @@ def write_samples(
 ):
     "Write `samples.npz`"
     pack,policies = c.pack,[p for p in ("simple", "gentle", "advanced", "combined", "combined-gentle")]
-    train = pack.rows["train"]
+    train,test = pack.rows["train"],pack.rows["test"]
     rows = np.array([train[pack.targs[train]==i][0] for i in range(min(10, len(pack.classes)))])
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
-        augmented=augmented_examples(pack, rows, policies))
+        augmented=augmented_examples(pack, rows, policies),
+        cifar_test_rows=test[[f.rsplit("/", 1)[-1].startswith("cifar-10-test-") for f in pack.files[test]]])
     finals = [r["run_id"] for r in c.record["runs"] if r["status"]=="done" and r["run_id"]]
     groups = [e["members"] for e in c.record["ensembles"] if e["status"]=="done"]
     ids = [member(c.record, m)["run_id"] for m in groups[0]] if groups else finals[-1:]

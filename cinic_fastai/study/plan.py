@@ -14,7 +14,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from ..core import PUBLISHED_POINTS, PlanError, nearest
-from ..results.ensemble import VOTES
+from ..results.ensemble import method_error, needs_valid
 from ..runs import RunConfig, config_errors, config_fields, make_config, scaled
 from ..space import dim_ends, dim_error, dim_kind, is_number, outside, space_errors
 
@@ -48,8 +48,10 @@ class PlanSearch:
 class PlanEnsemble:
     "One vote"
     name:str # Unique
-    method:str # `soft` or `hard`
+    method:str # One of `VOTES`
     members:tuple # Names of runs, `GROUP/NAME` where a name is used twice
+    temperature:bool = False # Scale the average of the members?
+    member_temperature:bool = False # Scale each member?
 
 @dataclass(frozen=True)
 class Plan:
@@ -125,7 +127,7 @@ def n_repeats(
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k")
 _keys = dict(study=dict(name=str, title=str, seed=int), run={"name": str, "group": str, "from": str, "seeds": list},
-    search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list))
+    search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list, temperature=bool, member_temperature=bool))
 _needed = dict(study=("name",), run=("name",), search=("name", "space"), ensemble=("name", "method", "members"))
 _type_names = {str: "text in quotes", int: "a whole number", dict: "a table", list: "a list", bool: "true or false"}
 
@@ -326,23 +328,24 @@ def _ensemble_errors(
 )->list[str]: # What is wrong with it
     "Check one ensemble"
     out,method = _key_errors("ensemble", ensemble),ensemble.get("method")
-    if isinstance(method, str) and method not in VOTES: out.append(f"Unknown method '{method}'{nearest(method, VOTES)}. Known: {', '.join(VOTES)}")
+    options = {k: ensemble.get(k) is True for k in ("temperature", "member_temperature")}
+    if isinstance(method, str) and (e := method_error(method, **options)): out.append(e)
     members = ensemble.get("members")
     if not isinstance(members, list): return out
     known = _run_names([(t.get("group", "runs"), t["name"]) for t in _tables(d, "run") if isinstance(t.get("name"), str)])
     out += [f"members: no run is called {m!r}{nearest(m, known)}" for m in members if not isinstance(m, str) or m not in known]
     out += [f"members: {known[m]} runs are called '{m}', write 'GROUP/{m}'" for m in members if isinstance(m, str) and known.get(m, 0)>1]
     if len(members)<2 or len(set(map(str, members)))<len(members): out.append("members: expected two different runs or more")
-    return out+(_hard_errors(members, d) if method=="hard" else [])
+    return out+(_chosen_errors(members, d) if method=="hard" or isinstance(method, str) and needs_valid(method, **options) else [])
 
-def _hard_errors(
+def _chosen_errors(
     members:list, # Names of runs
     d:dict # The parsed plan
-)->list[str]: # Members that can't take part in a hard vote
-    "Nothing is chosen where valid images are trained on, so only probabilities are averaged"
+)->list[str]: # Members that can only be averaged
+    "Nothing is chosen where valid images are trained on: no weights, no temperatures, no hard votes"
     both = [t for t in _tables(d, "run") if {**_defaults(d), **_search_base(d, t), **_fields(t)}.get("train_on")=="train+valid"]
     of = [o for t in both for o in (t.get("name"), f"{t.get('group', 'runs')}/{t.get('name')}")]
-    return [f"members: '{m}' trains on valid images too, take method = 'soft'" for m in members if m in of]
+    return [f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures" for m in members if m in of]
 
 def _twice(
     d:dict # A parsed plan
@@ -386,7 +389,7 @@ def _build(
     runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", "")) for t in _tables(d, "run")]
     searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"], seed=t.get("seed", seed),
         **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
-    votes = [PlanEnsemble(t["name"], t["method"], tuple(t["members"])) for t in _tables(d, "ensemble")]
+    votes = [PlanEnsemble(**{**t, "members": tuple(t["members"])}) for t in _tables(d, "ensemble")]
     return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text)
 
 def with_seeds(
