@@ -211,7 +211,8 @@ def train_one(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     full:bool, # As for `fit_run`
-    bars:dict|None=None # As for `fit_run`
+    bars:dict|None=None, # As for `fit_run`
+    behind:int=1 # Trainings that wait for this one, itself included
 )->dict: # As from `fit_run`
     "Train a run that is missing, tell about it, and keep the clock"
     rid = run_id(cfg, c.pack.digest)
@@ -220,7 +221,7 @@ def train_one(
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (elsewhere if c.workers else here)(c, cfg, name, expected, full=full, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
@@ -252,6 +253,7 @@ def elsewhere(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     expected:float, # Estimated seconds
+    behind:int=1, # As for `train_one`
     **kw # For `fit_run`
 )->dict: # As from `fit_run`
     "Have a worker train, and wait for it"
@@ -262,7 +264,7 @@ def elsewhere(
         if c.halted or c.stop(): raise Interrupted("Stopped before this run began.")
         c.clock.running[name] = expected,time.monotonic()
     def call(task):
-        try: return c.workers(task, begin)
+        try: return c.workers(task, begin, expected*behind)
         finally: c.clock.end(name, time.monotonic())
     got = insist(call, make_task(cfg, c.pack, c.store, c.stop_file, c.threads, **kw), on_loss=tell)
     for text in got["notes"]: tell(text)
@@ -345,7 +347,7 @@ def run_search(
     def objective(number, point, bars=None):
         cfg = with_weights(trial_config(s, point), c.weights)
         rid = run_id(cfg, c.pack.digest)
-        try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars)
+        try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
         except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
             c.log(f"{name} trial {number+1}: {_trace(e)}")
