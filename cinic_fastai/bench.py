@@ -562,16 +562,19 @@ import cinic_fastai.all as c
 with tempfile.TemporaryDirectory() as tmp:
     pack = c.get_pack(c.write_demo(Path(tmp)/"digits"))
     plan = replace(c.read_plan("demo"), runs=(), ensembles=())
-    print(c.conduct(plan, pack, Path(tmp)/"out", jobs={jobs}, threads=c.use_threads(c.thread_share({jobs})))["seconds"])
+    print(c.conduct(plan, pack, Path(tmp)/"out", jobs={jobs}, threads=c.use_threads({threads} or c.thread_share({jobs})))["seconds"])
 '''
 
 def jobs_rows(
     b:Bench, # Repetitions
     name:str # Of the row
-)->list[dict]: # One row
-    "The demo plan's four searches two at a time, beside one at a time with all cores"
-    def searching(jobs): return float(subprocess.run([sys.executable, "-W", "ignore", "-c", SEARCHES.format(jobs=jobs)], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-    return rows_of(name, interleaved(dict(ours=lambda: searching(2), jobs1=lambda: searching(1)), min(2, b.reps)), "s", "the demo plan's searches with --jobs 2; peer: --jobs 1")
+)->list[dict]: # Two rows
+    "The demo plan's four searches two at a time, beside one at a time with all cores, and with one thread, which gives the same bits"
+    def searching(jobs, threads=0):
+        code = SEARCHES.format(jobs=jobs, threads=threads)
+        return float(subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
+    tasks = {"ours": lambda: searching(2, 1), "jobs 1": lambda: searching(1), "jobs 1, threads 1": lambda: searching(1, 1)}
+    return rows_of(name, interleaved(tasks, min(2, b.reps)), "s", "the demo plan's searches with --jobs 2 --threads 1")
 
 # %% ../nbs/45_bench.ipynb #ca1c6f65
 @dataclass(frozen=True)
