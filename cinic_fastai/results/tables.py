@@ -11,7 +11,7 @@ __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLA
            'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
-import json, os, re
+import os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
