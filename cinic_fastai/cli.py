@@ -6,7 +6,8 @@
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
            'Backend', 'Address', 'SaveEvery', 'OnBad', 'main', 'options', 'duration', 'Screen', 'print_table',
            'print_json', 'data_demo', 'data_get', 'data_split', 'data_check', 'data_info', 'data_pack', 'plan_list',
-           'plan_show', 'plan_check', 'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'bench']
+           'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean', 'train',
+           'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shutil, sys, tempfile, time, warnings
@@ -224,6 +225,20 @@ def plan_check(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
 
+@plan_app.command("ablate")
+def plan_ablate(
+    plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")],
+    run:Annotated[str, typer.Argument(help="One of its runs, or what the names of a run's seeds share.")],
+    settings:Annotated[Optional[list[str]], typer.Argument(metavar="KEY=VALUE...", help="Settings to have otherwise in all variants, for example width=0.5 epochs=5.")]=None,
+    seeds:Annotated[int, typer.Option(min=1, help="Trainings of each variant.")]=3,
+    alone:Annotated[bool, typer.Option("--alone/--no-alone", help="Each ingredient alone, too?")]=True
+):
+    "Write a plan that switches each ingredient of a recipe off and on: cinic plan ablate fast speednet width=0.5 > ablation.toml"
+    from cinic_fastai.runs import parse_settings
+    from cinic_fastai.study.plan import ablation_text, read_plan
+    words = " ".join(["cinic plan ablate", plan, run, *(settings or []), f"--seeds {seeds}", *["--no-alone"]*(not alone)])
+    print(f"# {words}\n\n{ablation_text(read_plan(plan), run, parse_settings(settings or []), seeds, alone)}", end="")
+
 # %% ../nbs/50_cli.ipynb #c35dc902
 def parse_trials(
     text:str|None # As typed
@@ -235,7 +250,7 @@ def parse_trials(
     return int(parts[0]),int(parts[1])
 
 # %% ../nbs/50_cli.ipynb #1ebff57a
-Plan = Annotated[str, typer.Argument(help="A plan's name (demo, report, thorough), or a TOML file.")]
+Plan = Annotated[str, typer.Argument(help="A plan's name (demo, fast, modern, report, thorough), or a TOML file.")]
 Data = Annotated[Optional[Path], typer.Option("--data", help="Image folder {train,valid,test}/{class}/*.png; the embedded demo set where none is given.")]
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of a training; OMP_NUM_THREADS where 0, else every physical core, shared by --jobs.")]
 Weights = Annotated[Optional[Path], typer.Option("--weights", help="File with pretrained weights, where they can't be downloaded.")]

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_config', 'phases', 'scaled', 'fallen', 'declared', 'run_id', 'prob_error', 'RunStore']
+           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'declared', 'run_id', 'prob_error',
+           'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math
@@ -112,13 +113,19 @@ def make_config(
     if d.get("train_on")=="train+valid": d = {**d, "select": "last"}
     return RunConfig(**{k: config_fields[k].type(v) for k,v in d.items()})
 
+def parse_settings(
+    pairs:list[str] # `KEY=VALUE`, as typed on a command line
+)->dict: # Values by name, not checked yet
+    "Settings from `KEY=VALUE` words"
+    bad = [o for o in pairs if "=" not in o]
+    if bad: raise ConfigError(f"'{bad[0]}' is not KEY=VALUE, for example model=resnet18.")
+    return {k: _parse(k, v) for k,v in (o.split("=", 1) for o in pairs)}
+
 def parse_config(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->RunConfig: # Checked
     "A `RunConfig` from `KEY=VALUE` words"
-    bad = [o for o in pairs if "=" not in o]
-    if bad: raise ConfigError(f"'{bad[0]}' is not KEY=VALUE, for example model=resnet18.")
-    return make_config({k: _parse(k, v) for k,v in (o.split("=", 1) for o in pairs)})
+    return make_config(parse_settings(pairs))
 
 def _parse(
     key:str, # Field name, perhaps unknown

@@ -217,7 +217,10 @@ def _samples(
         return 255-im if p in ("simple", "combined") and r.random()<.3 else im
     augmented = np.stack([np.stack([changed(p, i) for i in range(k)]) for p in policies])
     wrong = np.stack([_picture(i, r) for i in range(k)])
+    of = np.repeat(np.arange(min(4, k)), 5)
+    pairs = np.stack([_picture(i, r) for i in of])
     return dict(original=original, labels=np.array(classes[:k]), policies=np.array(policies), augmented=augmented,
+        pairs=pairs, pair_true=np.array(classes)[of], pair_pred=np.array(classes)[(of+1)%k],
         mistakes=wrong, mistake_true=np.array(classes[:k]), mistake_pred=np.array(classes[1:k]+classes[:1]), mistake_prob=np.linspace(.99, .8, k))
 
 # %% ../nbs/61_test_study.ipynb #0793f631

@@ -7,12 +7,13 @@ __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said'
            'setup_words', 'missing_words', 'architecture_words', 'augmentation_words', 'search_words', 'final_words',
            'spread_words', 'interval_words', 'verdict', 'winner_words', 'control_words', 'runner_up_words',
            'halving_words', 'ask_words', 'one_search_words', 'ensemble_words', 'member_words', 'calibration_words',
-           'origin_words', 'seed_words', 'png', 'rendered', 'curve_figure', 'architecture_figures',
-           'augmentation_figures', 'search_figures', 'convergence_figure', 'dependence_figure', 'search_parts',
-           'final_figures', 'vote_figures', 'reliability_figure', 'disagreement_figure', 'brief_figure', 'group_table',
-           'search_table', 'predictor_table', 'class_table_words', 'ensembles_words', 'leave_one_out_words',
-           'origin_table', 'seed_table', 'vote_parts', 'experiments', 'key_numbers', 'summary_words', 'gaps_table',
-           'unfinished_words', 'cautions', 'traces', 'environment_table', 'page_html', 'write_page']
+           'origin_words', 'seed_words', 'ablation_words', 'soon_words', 'png', 'rendered', 'curve_figure',
+           'architecture_figures', 'augmentation_figures', 'search_figures', 'convergence_figure', 'dependence_figure',
+           'search_parts', 'final_figures', 'vote_figures', 'reliability_figure', 'ablation_figure',
+           'disagreement_figure', 'brief_figure', 'group_table', 'search_table', 'predictor_table', 'class_table_words',
+           'ensembles_words', 'leave_one_out_words', 'origin_table', 'seed_table', 'ablation_rows', 'soon_rows',
+           'vote_parts', 'experiments', 'key_numbers', 'summary_words', 'gaps_table', 'unfinished_words', 'cautions',
+           'traces', 'environment_table', 'page_html', 'write_page']
 
 # %% ../../nbs/35_results.page.ipynb #410aec8f
 import base64, io, warnings
@@ -29,11 +30,11 @@ from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
 from .metrics import confusion, ece, interval, most_confused, welch
-from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
-    plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
+from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
+    plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
 from .surrogate import learnt_tables
-from cinic_fastai.results.tables import (ALL, CIFAR_PARTS, FULL_STUDY, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
+from cinic_fastai.results.tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
     read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
@@ -585,7 +586,7 @@ def _vote_against_member(
     return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_interval_of(d)}): the vote alone is right on " \
         f"{count(d['only_ensemble'], 'image')}, {best} alone on {count(d['only_member'])} ({_luck(d['p'])}).{doubt}"
 
-_test_words = "The best member is the one that is best on the test images, which favours it. Intervals come from drawing the test images again (paired bootstrap); " \
+_test_words = "The best member is chosen on valid images, or where members were trained on those, on the test images, which favours it. Intervals come from drawing the test images again (paired bootstrap); " \
     "p is the probability of such a difference were both equally good (McNemar's exact test). Other seeds would move all of these numbers, too."
 
 def _tie_words(
@@ -758,6 +759,77 @@ def _mean_words(
     "How sure the mean is"
     if pd.isna(d["test_low"]): return ""
     return f" (95{_nbsp}% interval of the mean {100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%)"
+
+# %% ../../nbs/35_results.page.ipynb #9ca4cc0d
+def _moves(
+    df:pd.DataFrame # Rows of `ablation`
+)->str: # For example `flip (+2.1 points), wd (+0.4 points)`
+    "Ingredients and their differences, the largest first"
+    return listed(f"{d['ingredient']} ({points(d['difference'])})" for d in sorted(_rows(df), key=lambda d: -abs(d["difference"])))
+
+def ablation_words(
+    f:Facts # The study
+)->list[str]: # Sentences
+    "What each ingredient of a recipe brings"
+    df, by = f.tables["ablation"], f.tables["ablation"].set_index("variant")
+    if not {"recipe", "plain"}<=set(by.index): return [_nothing]
+    d = by.loc["plain"]
+    words = [f"The recipe reaches {_mean_sd(by.loc['recipe'])} of the valid images, the plain training {_mean_sd(d)}: {points(-d['difference'])} in all{_ends(-d['high'], -d['low'])}."]
+    for against,intro in (("recipe", "Left out of the recipe, these move its accuracy"), ("plain", "Alone on top of the plain training, these move its accuracy")):
+        rows = df[(df["against"]==against)&(df["ingredient"]!="")]
+        clear = rows[(rows["low"]>0)|(rows["high"]<0)]
+        if len(clear): words.append(f"{intro} by more than seeds do: {_moves(clear)}.")
+        rest = rows.drop(clear.index)
+        if len(rest): words.append(f"{'Left out' if against=='recipe' else 'Alone'}, {listed(rest['ingredient'])} {'makes' if len(rest)==1 else 'make'} no difference that these seeds can show.")
+    return words
+
+def _mean_sd(
+    d, # A row of `ablation`
+    split:str="valid" # Or `test`
+)->str: # For example `65.2 ± 0.3 %`
+    "Mean and standard deviation over the seeds"
+    return pct(d[f"{split}_mean"]) if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
+
+def _ends(
+    low:float, # Of an interval, perhaps NaN
+    high:float # Of the same
+)->str: # For example ` (95 % interval +0.2 to +1.4)`, "" where there is none
+    "An interval in brackets"
+    return "" if pd.isna(low) else f" ({_interval_of(dict(low=low, high=high))})"
+
+def _soon_settings(
+    f:Facts # The study
+)->list[dict]: # `name`, `n` seeds, how many `reached` the mark, `seconds` of those, `total` seconds and `best` valid accuracy of all
+    "How soon settings, over their seeds, were as good as the report's best"
+    names = {(d["group"], m): d["name"] for d in _rows(f.tables["seeds"]) for m in d["members"].split(", ")}
+    out = {}
+    for d in _rows(f.tables["soon"]): out.setdefault((d["group"], names.get((d["group"], d["name"]), d["name"])), []).append(d)
+    def row(name, ds):
+        there = [d for d in ds if pd.notna(d["seconds"])]
+        return dict(name=name, n=len(ds), reached=len(there), epochs=[int(d["epoch"]) for d in there], seconds=[d["seconds"] for d in there],
+            total=[d["total"] for d in ds], best=[d["best"] for d in ds])
+    return [row(name, ds) for (_,name),ds in out.items()]
+
+def soon_words(
+    f:Facts # The study
+)->list[str]: # Sentences, none where no run was that good
+    "How soon networks were as good as the report's best"
+    rows = _soon_settings(f)
+    there, rest = ([d for d in rows if bool(d["reached"])==b] for b in (True, False))
+    if not there: return []
+    there.sort(key=lambda d: np.mean(d["seconds"]))
+    def first(d): return f"{said(d['name'])} after {duration(np.mean(d['seconds']))} ({_of_seeds(d)})"
+    words = [f"{pct(MARK)} of the valid images right, as many as the report's best vote has of its test images: {listed(map(first, there))}."]
+    if rest: words.append("Not at all: "+listed(f"{said(d['name'])}, at most {pct(max(d['best']))} in {duration(max(d['total']))}" for d in rest)+".")
+    return words
+
+def _of_seeds(
+    d:dict # From `_soon_settings`
+)->str: # For example `epoch 3 to 4, mean of 3 seeds`
+    "In which epoch, and of how many seeds"
+    lo,hi = min(d["epochs"]), max(d["epochs"])
+    seeds = f", {d['reached']} of {d['n']} seeds" if d["reached"]<d["n"] else f", mean of {d['n']} seeds" if d["n"]>1 else ""
+    return f"epoch {lo}{f' to {hi}' if hi>lo else ''}{seeds}"
 
 # %% ../../nbs/35_results.page.ipynb #aaa947f3
 def png(
@@ -999,8 +1071,20 @@ def _map_figures(
     alt = f"Map of the accuracy of {pretty(name)} by class and origin. "+" ".join(origin_words(f))
     pairs = [f"{d['class']} for {d['taken_for']} {pct(d['share'])}" for d in _rows(mixed[mixed["class"]!=mixed["taken_for"]].nlargest(3, "share"))]
     figs = [_figure("class_origin", f"{pretty(name)} by class and origin", _origin_reminder(f), alt, draw_origins)]*bool(origin_words(f))
+    if len(f.samples.get("pairs", ())): figs.append(_pairs_figure(f))
     return figs+[_figure("confusion", f"What {pretty(name)} takes for what", "In percent of the right class's images.", f"Map of the right class against the predicted one. "
         f"Most frequent mistakes: {listed(pairs)}.", draw_mixed)]*bool(len(mixed))
+
+def ablation_figure(
+    f:Facts # The study
+)->dict: # As `_figure`
+    "What each ingredient brings, left out and alone"
+    df = f.tables["ablation"]
+    shown = df[df["difference"].notna()&(df["ingredient"]!="")]
+    def draw(): return plot_ablation(df, new_axes(6.4, 1.05+.27*shown["ingredient"].nunique(), cols=2, sharey=True))
+    alt = "Dot chart of what each ingredient brings on valid images, without it against the recipe, and alone against the plain training. "+" ".join(ablation_words(f))
+    return _figure("ablation", "What each ingredient brings", "Difference of the means on valid images, in points, with its 95 % interval over the seeds (Welch).", alt,
+        draw if len(shown) else None, "middle")
 
 def disagreement_figure(
     f:Facts # The study
@@ -1022,6 +1106,15 @@ def _mistake_figure(
     def draw(): return plot_mistakes(s, new_axes(4.8, .05+.97*-(-len(s["mistakes"])//6))[0]).figure
     alt = "Small photos that were classed wrongly: "+"; ".join(f"{t} taken for {p}" for t,p in zip(s["mistake_true"], s["mistake_pred"]))+"."
     return _figure("mistakes", "Surest mistakes", "What was said, how surely, and what is right.", alt, draw, "middle", "photo")
+
+def _pairs_figure(
+    f:Facts # The study, with pairs in its samples
+)->dict: # As `_figure`
+    "The pairs of classes that are confused most often"
+    s = f.samples
+    kinds = list(dict.fromkeys(f"{a} taken for {b}" for a,b in zip(s["pair_true"], s["pair_pred"])))
+    def draw(): return plot_pairs(s, new_axes(4.8, .1+.52*len(kinds))[0]).figure
+    return _figure("confused_pairs", "Most confused pairs", "The surest of each pair's mistakes; a label may be wrong, too.", f"Small photos: {'; '.join(kinds)}.", draw, "middle", "photo")
 
 def brief_figure(
     f:Facts # The study
@@ -1150,13 +1243,36 @@ def seed_table(
     columns = [("setting", "name"), ("n", "num"), ("seeds", "text"), ("valid", "num"), ("test", "num"), ("95 % interval of the test mean", "num")]
     return _table(f"seeds-{_slug(group)}", "Over seeds", "Mean ± standard deviation of runs that differ only in their seed; interval by Student's t.", columns, rows) if rows else None
 
+def ablation_rows(
+    f:Facts # The study
+)->dict|None: # As `_table`, None without an ablation
+    "Variants of a recipe"
+    table = _rows(f.tables["ablation"])
+    rows = [(d["variant"], str(d["n"]), _mean_sd(d), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
+        _ends(d["low"], d["high"]).strip(" ()").removeprefix(f"95{_nbsp}% interval ") or "–", _mean_sd(d, "test"), duration(d["seconds"])) for d in table]
+    columns = [("variant", "name"), ("n", "num"), ("valid", "num"), ("against", "text"), ("difference", "num"), ("95 % interval", "num"), ("test", "num"), ("time", "num")]
+    return _table("ablation", "Variants", "Mean ± standard deviation over the seeds; differences on valid images.", columns, rows) if rows else None
+
+def soon_rows(
+    f:Facts # The study
+)->dict|None: # As `_table`, None where no run was that good
+    "How soon settings were as good as the report's best"
+    def mean(xs): return duration(np.mean(xs)) if xs else "–"
+    rows = [(pretty(d["name"]), f"{d['reached']} of {d['n']}", mean(d["seconds"]), mean(d["total"]), spread_words(d["best"])) for d in _soon_settings(f)]
+    columns = [("setting", "name"), ("seeds that reach it", "num"), ("time to it", "num"), ("whole training", "num"), ("best valid", "num")]
+    caption = f"{pct(MARK)} is the report's best result, on test images; here on valid images. Time is training and validation, on this machine."
+    return _table("soon", f"Time to {pct(MARK)}", caption, columns, rows) if soon_words(f) else None
+
 # %% ../../nbs/35_results.page.ipynb #e6d0bffd
 _titles = { # Title, section of the report, question
     "architectures": ("Network architectures", "4.1", "Which network learns these images best, and which overfits?"),
     "augmentation": ("Data augmentation", "4.2", "Does changing the training images help, and can it be too much?"),
     "search": ("Hyperparameter search", "4.3", "Which learning rate, batch size, L2, momentum and dropout suit each network and optimizer?"),
     "final": ("Final networks", "4.3", "How far do the best settings get in a long training?"),
-    "ensembling": ("Ensembling", "4.4", "Do several networks together see more than the best one alone?")}
+    "ensembling": ("Ensembling", "4.4", "Do several networks together see more than the best one alone?"),
+    "ablation": ("Ablation", "", "What does each ingredient of the recipe bring?"),
+    "soon": ("How soon", "", "How long does it take to be as good as the report's best result?")}
+_ablation_setup = "Every variant differs from the recipe, or from the plain training, in one ingredient and is trained with the same seeds."
 _policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and " \
     "flips. “advanced” mixes pairs of images, each by MixUp or CutMix. “combined” and “combined-gentle” do both."
 _vote_words = "Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those " \
@@ -1266,9 +1382,16 @@ def _own_group(
 )->dict: # As `_experiment`
     "A group of runs that the report doesn't have"
     runs = f.done(group)
+    if group==ABLATION: return _experiment(group, [setup_words(runs), _ablation_setup], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
     return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
+
+def _soon(
+    f:Facts # The study
+)->list[dict]: # One `_experiment`, none where no run was that good
+    "How soon"
+    return [_experiment("soon", [], soon_words(f), [], [soon_rows(f)])] if soon_words(f) else []
 
 def experiments(
     f:Facts # The study
@@ -1286,7 +1409,7 @@ def experiments(
     if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
     if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f),
         [predictor_table(f), ensembles_words(f), class_table_words(f)], vote_parts(f))
-    return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]
+    return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]+_soon(f)
 
 # %% ../../nbs/35_results.page.ipynb #68b85031
 def _key(
@@ -1485,7 +1608,7 @@ def page_html(
         scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f), summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f),
         cautions=cautions(f), decisions=_decisions, traces=traces(f), environment=environment_table(f), footer=_footer)
 
-_when_known = ("controls", "convergence", "repeats", "dependence", "importance", "ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion", "seeds") # Tables that not every study has
+_when_known = ("controls", "convergence", "repeats", "dependence", "importance", "ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion", "seeds", "ablation", "soon") # Tables that not every study has
 
 def write_page(
     out:Path, # A study's folder

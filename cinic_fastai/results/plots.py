@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_axes', 'spread', 'label_ends', 'curves_table',
            'over_seeds', 'plot_curves', 'line_key', 'samples_table', 'mosaic', 'plot_photos', 'plot_mistakes',
-           'plot_classes', 'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence',
-           'plot_importance', 'plot_predictors', 'plot_reliability', 'plot_class_origin', 'plot_confusion',
-           'plot_disagreement']
+           'plot_pairs', 'plot_classes', 'plot_gap', 'plot_trials', 'plot_searches', 'plot_convergence',
+           'plot_dependence', 'plot_importance', 'plot_predictors', 'plot_reliability', 'plot_class_origin',
+           'plot_confusion', 'plot_disagreement', 'plot_ablation']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
 import textwrap
@@ -248,6 +248,28 @@ def plot_mistakes(
         said,right = (textwrap.shorten(str(o), 12, placeholder="...") for o in (said,right))
         ax.text((i%cols)*(w+w//4)+w/2, (i//cols)*(h+h//2)+h+1, f"{said} {100*p:.0f} %\nis: {right}", ha="center", va="top", fontsize=7)
     ax.set_axis_off()
+    return ax
+
+# %% ../../nbs/33_results.plots.ipynb #939e25ce
+@matplotlib.rc_context(STYLE)
+def plot_pairs(
+    samples:dict, # From `samples_table`
+    ax:Axes|None=None, # Drawn on, a new figure's when None
+    cols:int=8 # Pictures in a row
+)->Axes: # Drawn on
+    "Photos of the pairs of classes that are confused most often, a pair a row"
+    names = [f"{a}\nfor {b}" for a,b in zip(samples["pair_true"], samples["pair_pred"])]
+    kinds, (h,w) = list(dict.fromkeys(names)), samples["pairs"].shape[1:3]
+    full = np.full((len(kinds), cols, h, w, 3), 255, dtype=np.uint8)
+    for i,k in enumerate(kinds):
+        of = samples["pairs"][[o==k for o in names]][:cols]
+        full[i,:len(of)] = of
+    ax = _axes(ax, 5.6, .7*len(kinds))
+    ax.imshow(mosaic(full), interpolation="none")
+    ax.set_anchor("NW")
+    ax.set_yticks((np.arange(len(kinds))+.5)*(h+3)-2, kinds)
+    ax.set_xticks([])
+    ax.spines[:].set_visible(False)
     return ax
 
 # %% ../../nbs/33_results.plots.ipynb #38a37a2d
@@ -758,3 +780,28 @@ def plot_disagreement(
     ax.set_xticks(range(len(names)-1), [label(n) for n in names[:-1]])
     if len(names)>6: ax.set_xticks(ax.get_xticks(), [pretty(n) for n in names[:-1]], rotation=40, ha="left", rotation_mode="anchor")
     return ax
+
+# %% ../../nbs/33_results.plots.ipynb #5e04b2e5
+@matplotlib.rc_context(STYLE)
+def plot_ablation(
+    df:pd.DataFrame, # From `ablation_of`
+    axs:np.ndarray|None=None # Two axes that share y, a new figure's when None
+)->Figure: # Two panels
+    "What each ingredient brings: what its absence costs the recipe, and what it adds to the plain training"
+    df = df[df["difference"].notna()&(df["ingredient"]!="")]
+    costs = -df[df["against"]=="recipe"].set_index("ingredient")[["difference", "high", "low"]].rename(columns=dict(low="high", high="low"))
+    order = [*costs["difference"].sort_values(kind="stable").index, *(o for o in df["ingredient"] if o not in costs.index)]
+    adds = df[df["against"]=="plain"].set_index("ingredient")[["difference", "low", "high"]]
+    axs = new_axes(7, 1.05+.27*len(order), cols=2, sharey=True) if axs is None else axs
+    for ax,part,title in zip(axs, (costs, adds), ("the recipe, with it and without", "the plain training, without it and with")):
+        ax.axvline(0, color="#BBBBBB", linewidth=1)
+        for k,d in part.iterrows():
+            sure = d["low"]>0 or d["high"]<0
+            y, colour = order.index(k), ("#0072B2" if d["difference"]>0 else "#D55E00") if sure else "#888888"
+            ax.plot([100*d["low"], 100*d["high"]], [y, y], color=colour, linewidth=2.2, alpha=.45, solid_capstyle="round")
+            ax.plot([100*d["difference"]], [y], "o", color=colour, markersize=5.5)
+        _clean(ax, "x")
+        ax.set(title=title, xlabel="points that it brings", ylim=(-.6, len(order)-.4))
+    axs[0].set_yticks(range(len(order)), order)
+    if adds.empty: axs[1].set_visible(False)
+    return axs[0].figure

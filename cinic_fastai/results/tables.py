@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'POINT', 'TOTAL', 'ALL',
-           'CIFAR_PARTS', 'read_study', 'study_store', 'planned', 'runs_table', 'history_table', 'gap_table',
-           'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table', 'best_table',
-           'predictions', 'predictors_table', 'class_table', 'ensembles_table', 'leave_one_out_table',
+           'CIFAR_PARTS', 'ABLATION', 'MARK', 'read_study', 'study_store', 'planned', 'runs_table', 'history_table',
+           'gap_table', 'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table',
+           'best_table', 'predictions', 'predictors_table', 'class_table', 'ensembles_table', 'leave_one_out_table',
            'disagreement_table', 'calibration_table', 'class_origin_table', 'confusion_table', 'seeds_table',
-           'progress_table', 'all_tables']
+           'ablation_of', 'soon_table', 'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import os, re
@@ -20,7 +20,7 @@ from ..files import read_json, read_lines, read_npz, to_json
 from ..runs import RunStore, config_fields
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, bootstrap_difference, class_accuracy, confusion, disagreement, ece, interval, mcnemar, mean_interval,
-    nll, oracle_accuracy, reliability)
+    nll, oracle_accuracy, reliability, welch)
 
 # %% ../../nbs/32_results.tables.ipynb #419d8f18
 PUBLISHED_VALID = { # Valid accuracy at the end of training, by group and run; sections 4.1.2 ("around") and 4.3.2
@@ -112,7 +112,7 @@ _whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "im
     "n", "count", "only_ensemble", "only_member")
 _flags = _fields_of(bool, "frozen", "mixed")
 _text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "which", "of", "predictor", "members", "class",
-    "method", "weights", "member_temperatures", "best_member", "without", "a", "b", "stage", "origin", "taken_for", "seeds")
+    "method", "weights", "member_temperatures", "best_member", "without", "a", "b", "stage", "origin", "taken_for", "seeds", "variant", "ingredient", "against")
 
 def runs_table(
     out:Path # A study's folder
@@ -461,7 +461,7 @@ def _ensemble_row(
 )->dict: # Values by column
     "One ensemble"
     fitted, accs = p["fitted"], [accuracy(m, p["targs"]) for m in p["test_members"]]
-    i = int(np.argmax(accs))
+    i = int(np.argmax([accuracy(m, p["valid_targs"]) for m in p["valid_members"]] if p["valid_members"] else accs))
     row = dict(predictor=p["predictor"], method=p["kind"], members=", ".join(p["members"]), weights=_numbers(fitted.weights), temperature=fitted.temperature,
         member_temperatures=_numbers(fitted.member_temperatures), best_member=p["members"][i], best_acc=accs[i])
     compared = _paired(p["preds"], as_preds(p["test_members"][i]), p["targs"])
@@ -635,6 +635,52 @@ def seeds_table(
         settings.setdefault(same, {}).setdefault(r["seed"], r)
     return _tidy([_seed_row(list(s.values())) for s in settings.values() if len(s)>1], _seed_columns)
 
+# %% ../../nbs/32_results.tables.ipynb #e23cd564
+ABLATION = "ablation" # The group of such runs
+_ablation_columns = ["variant", "ingredient", "against", "n", "valid_mean", "valid_sd", "test_mean", "test_sd", "difference", "low", "high", "seconds"]
+
+def _ablation_parts(
+    variant:str # For example `without flip` or `plain + flip`
+)->tuple[str,str]: # Ingredient, and the variant to compare with; "" where there is none
+    "What a variant is about"
+    for start,against in (("without ", "recipe"), ("plain + ", "plain")):
+        if variant.startswith(start): return variant.removeprefix(start), against
+    return "", "recipe" if variant=="plain" else ""
+
+def ablation_of(
+    runs:pd.DataFrame # From `runs_table`
+)->pd.DataFrame: # A row a variant with a finished run, in the plan's order
+    "What each ingredient of a recipe brings, and how sure that is"
+    done = runs.query("status=='done' and group==@ABLATION")
+    variants = {k: d for k,d in done.groupby(done["name"].map(lambda o: _shared_name([o])), sort=False)}
+    rows = []
+    for k,d in variants.items():
+        ingredient, against = _ablation_parts(k)
+        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seconds=d["seconds"].mean())
+        row |= {f"{s}_{o}": v for s in ("valid", "test") for o,v in zip(("mean", "sd"), mean_interval(d[f"{s}_acc"])[:2])}
+        if against in variants: row |= dict(zip(("difference", "low", "high"), welch(d["valid_acc"].tolist(), variants[against]["valid_acc"].tolist())))
+        rows.append(row)
+    return _tidy(rows, _ablation_columns)
+
+# %% ../../nbs/32_results.tables.ipynb #d28bb2d6
+MARK = max(PUBLISHED_TEST.values()) # The report's best test accuracy
+_soon_columns = ["group", "name", "model", "mark", "epoch", "seconds", "best", "total"]
+
+def soon_table(
+    out:Path, # A study's folder
+    mark:float=MARK # Valid accuracy to reach
+)->pd.DataFrame: # A row a run with a history; `epoch` (from 1) and `seconds` until the mark, NA where it wasn't reached; `total` seconds
+    "How soon each run reached an accuracy on valid images"
+    runs, rows = runs_table(out), []
+    for (group,name),h in history_table(out).groupby(["group", "name"], sort=False):
+        run = runs.query("group==@group and name==@name").iloc[0]
+        if run["train_on"]=="train+valid": continue
+        at, seconds = np.flatnonzero(h["valid_acc"]>=mark), h["seconds"].cumsum().to_numpy()
+        row = dict(group=group, name=name, model=run["model"], mark=mark, best=h["valid_acc"].max(), total=seconds[-1])
+        if len(at): row |= dict(epoch=int(at[0])+1, seconds=seconds[at[0]])
+        rows.append(row)
+    return _tidy(rows, _soon_columns)
+
 # %% ../../nbs/32_results.tables.ipynb #3421f5d9
 _progress_columns = ["part", "kind", "done", "skipped", "failed", "left"]
 
@@ -699,4 +745,4 @@ def all_tables(
         trials=trials_table(out), classes=class_table(out, preds), gap=gap_table(out), controls=trials_table(out, "control"),
         convergence=convergence_table(out), repeats=repeats_table(out), ensembles=ensembles_table(out, preds), leave_one_out=leave_one_out_table(out, preds),
         disagreement=disagreement_table(out, preds), calibration=calibration_table(out, preds), class_origin=class_origin_table(out, preds),
-        confusion=confusion_table(out, preds), seeds=seeds_table(out))
+        confusion=confusion_table(out, preds), seeds=seeds_table(out), ablation=ablation_of(runs_table(out)), soon=soon_table(out))

@@ -6,9 +6,9 @@
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
            'with_weights', 'train_one', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run',
            'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
-           'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'write_samples', 'planned',
-           'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'carry_out', 'study_status', 'search_rows',
-           'trial_failures', 'is_active', 'clean_list']
+           'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
+           'mistake_samples', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time',
+           'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -23,6 +23,7 @@ from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreErr
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.ensemble import soft_vote
+from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
@@ -486,6 +487,32 @@ def surest_mistakes(
     wrong = np.flatnonzero(probs.argmax(1)!=targs)
     return wrong[np.argsort(-probs[wrong].max(1), kind="stable")][:k]
 
+def confused_pairs(
+    probs:np.ndarray, # `(n,c)`
+    targs:np.ndarray, # `(n,)`
+    pairs:int=4, # How many pairs of classes
+    each:int=8 # Images of each
+)->list[tuple[int,int,np.ndarray]]: # (right class, taken for, row numbers into `probs`, the surest first), most frequent pair first
+    "What is taken for what most often, with images"
+    preds,n = probs.argmax(1),probs.shape[1]
+    def rows(i, j):
+        of = np.flatnonzero((targs==i)&(preds==j))
+        return of[np.argsort(-probs[of,j], kind="stable")][:each]
+    return [(int(i), int(j), rows(int(i), int(j))) for i,j,_,_ in most_confused(confusion(preds, targs, n), list(map(str, range(n))), pairs)]
+
+def mistake_samples(
+    pack:Pack, # Images
+    probs:np.ndarray, # `(n,c)`
+    targs:np.ndarray, # `(n,)`
+    rows:np.ndarray # Of the images in the pack
+)->dict: # Arrays for `samples.npz`
+    "Pictures of the surest mistakes, and of the pairs that are confused most often"
+    classes,i = np.array(pack.classes),surest_mistakes(probs, targs)
+    pairs = confused_pairs(probs, targs)
+    of = np.concatenate([r for *_,r in pairs]) if pairs else i[:0]
+    return dict(mistakes=np.asarray(pack.images[rows[i]]), mistake_true=classes[targs[i]], mistake_pred=classes[probs[i].argmax(1)], mistake_prob=probs[i].max(1),
+        pairs=np.asarray(pack.images[rows[of]]), pair_true=classes[targs[of]], pair_pred=classes[probs[of].argmax(1)])
+
 def write_samples(
     c:Conductor # A study
 ):
@@ -501,10 +528,7 @@ def write_samples(
     ids = [member(c.record, m)["run_id"] for m in groups[0]] if groups else finals[-1:]
     if ids:
         stored = [c.store.probs(i, "test") for i in ids]
-        probs,targs = soft_vote([s["probs"] for s in stored]),stored[0]["targs"]
-        i = surest_mistakes(probs, targs)
-        classes = np.array(pack.classes)
-        out.update(mistakes=np.asarray(pack.images[stored[0]["rows"][i]]), mistake_true=classes[targs[i]], mistake_pred=classes[probs[i].argmax(1)], mistake_prob=probs[i].max(1))
+        out.update(mistake_samples(pack, soft_vote([s["probs"] for s in stored]), stored[0]["targs"], stored[0]["rows"]))
     write_npz(c.out/"samples.npz", **out)
 
 # %% ../../nbs/43_study.conduct.ipynb #5f58ddf8
