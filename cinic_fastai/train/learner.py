@@ -6,12 +6,13 @@
 __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'make_dls', 'in_memory_order', 'with_grads', 'FusedSGD', 'FusedAdam',
            'torch_opt', 'opt_func', 'native_bf16', 'resolve_precision', 'autocast', 'Bf16', 'DeviceMean',
            'DeviceSmooth', 'LightProgress', 'PlainTensors', 'listens', 'LeanLearner', 'thread_share', 'use_threads',
-           'keep_memory', 'compiled', 'image_size', 'seeded_model', 'whitened', 'Lookahead', 'lookahead_keep',
-           'make_learner']
+           'keep_memory', 'compiled', 'image_size', 'seeded_model', 'first_images', 'whitened', 'Lookahead',
+           'lookahead_keep', 'check_loaders', 'make_learner']
 
 # %% ../../nbs/21_train.learner.ipynb #6268223f
 import contextlib, ctypes, dataclasses, os, shutil, time
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 import joblib, numpy as np, torch
 import fastai.callback.schedule # gives every `Learner` its `fit_one_cycle` and `lr_find`
@@ -21,6 +22,7 @@ from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import trainable_params
+from fastcore.foundation import L
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
@@ -277,16 +279,23 @@ def seeded_model(
         model = make_model(cfg.model, n_out=n_out, pretrained=cfg.pretrained, weights=weights, stem=cfg.stem, dropout=cfg.dropout, softmax=cfg.softmax, size=size, width=cfg.width, dirac=cfg.dirac)
     return model.to(memory_format=torch.channels_last)
 
+def first_images(
+    dls:DataLoaders, # Ours, or any
+    n:int # How many, at most
+)->Tensor: # float32 `(n,3,h,w)`, normalised, on the CPU
+    "Training images, before augmentation where the loaders are ours; else as they come"
+    pack = getattr(dls.train, "pack", None)
+    if pack is None: return torch.cat([b[0].as_subclass(Tensor).cpu().float() for b in islice(dls.train, -(-n//dls.train.bs))])[:n]
+    x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]])).permute(0,3,1,2).float()/255
+    return (x-torch.from_numpy(pack.mean)[:,None,None])/torch.from_numpy(pack.std)[:,None,None]
+
 def whitened(
     model:torch.nn.Module, # Any network; only SpeedNet is changed
-    dls:DataLoaders, # Ours
+    dls:DataLoaders, # Ours, or any
     images:int=5000 # How many training images are looked at
 )->torch.nn.Module: # The same
-    "Take SpeedNet's first filters from the training images, before augmentation"
-    if not isinstance(model, SpeedNet): return model
-    pack,rows = dls.train.pack,dls.train.rows[:images]
-    x = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2).float()/255
-    model.whiten((x-torch.from_numpy(pack.mean)[:,None,None])/torch.from_numpy(pack.std)[:,None,None])
+    "Take SpeedNet's first filters from the training images"
+    if isinstance(model, SpeedNet): model.whiten(first_images(dls, images))
     return model
 
 class Lookahead(Callback):
@@ -319,21 +328,32 @@ def lookahead_keep(
     return keep**every*pos**3
 
 # %% ../../nbs/21_train.learner.ipynb #8eed9b94
+def check_loaders(
+    dls:DataLoaders, # Ours, or any
+    cfg:RunConfig # `policy`, `flip`, `shift`
+):
+    "Refuse augmentation that other loaders than ours would leave out"
+    ours,single = getattr(dls.train, "pack", None) is not None,augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
+    if single is None or ours: return
+    raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's `batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
+
 def make_learner(
     dls:DataLoaders, # From `make_dls`, or any fastai `DataLoaders` of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
     weights:Path|None=None, # File with pretrained weights
     net:torch.nn.Module|None=None, # A network of your own, which takes normalised images and gives logits; `cfg.model` where None
+    cbs=None, # fastai callbacks besides ours
     **settings # Fields of `RunConfig` that differ from `cfg`
 )->Learner: # An ordinary fastai `Learner`
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
     cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
+    check_loaders(dls, cfg)
     model = whitened(seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights), dls) if net is None and cfg.whiten else \
         seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
     device = torch.device(dls.device or "cpu")
     if device.type=="cpu": keep_memory()
-    cbs = [Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed)] if mixes(cfg.policy) else []
-    cbs.append(PlainTensors())
+    cbs = [*L(cbs), PlainTensors()]
+    if mixes(cfg.policy): cbs.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     if cfg.precision=="bf16" or net is None and resolve_precision(cfg, device)=="bf16": cbs.append(Bf16())
     if cfg.compile: compiled(model, device)
     loss = SoftLoss(label_smoothing=cfg.label_smoothing, softmax=cfg.softmax)
