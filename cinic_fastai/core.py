@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS', 'PRECISIONS',
-           'PUBLISHED_POINTS', 'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError', 'WeightsError',
-           'Halt', 'WriteError', 'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes', 'nearest',
-           'check_choice', 'differing', 'derive_seed', 'rng', 'row_uniform']
+           'own_policies', 'PUBLISHED_POINTS', 'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError',
+           'WeightsError', 'Halt', 'WriteError', 'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes',
+           'nearest', 'check_choice', 'policy_names', 'differing', 'derive_seed', 'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -25,6 +25,8 @@ FLIPS = ("none", "random", "alternating")
 VIEWS = ("none", "flip", "flip-shift")
 STEMS = ("imagenet", "small")
 PRECISIONS = ("auto", "float32", "bf16")
+
+own_policies = {} # What users registered, by name; see `data.augment.register_policy`
 
 # %% ../nbs/00_core.ipynb #7ed8da6e
 PUBLISHED_POINTS = {
@@ -122,6 +124,11 @@ def check_choice(
     "Raise `error` unless `name` is one of `known`"
     known = list(known)
     if name not in known: raise error(f"Unknown {what} '{name}'{nearest(name, known)}. Known: {', '.join(known)}.")
+
+# %% ../nbs/00_core.ipynb #edf1c5f5
+def policy_names()->tuple[str,...]: # Ours, then the user's
+    "Every policy that can be asked for"
+    return (*POLICIES, *own_policies)
 
 # %% ../nbs/00_core.ipynb #096d66a9
 def differing(

@@ -12,7 +12,7 @@ import dataclasses, math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
-from .core import (FLIPS, OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, StoreError, nearest)
+from .core import (FLIPS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, StoreError, nearest, policy_names)
 from .files import read_json, read_npz, sha256, to_json, write_json, write_text
 
 # %% ../nbs/02_runs.ipynb #9dcb7d8b
@@ -58,7 +58,7 @@ class RunConfig:
     seed:int = 42 # Of everything random
 
 # %% ../nbs/02_runs.ipynb #e4f841ae
-_choices = dict(stem=STEMS, policy=POLICIES, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
+_choices = dict(stem=STEMS, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
     precision=PRECISIONS, select=("best", "last"), train_on=("train", "train+valid"))
 _at_least = dict(shift=0, size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
 _unit = ("dropout", "average", "label_smoothing", "mom", "beta1", "beta2")
@@ -80,7 +80,7 @@ def _range_error(
     value # A value of the field's type
 )->str|None: # What is wrong, None if nothing
     "Check a value against its field's choices or range"
-    known = _choices.get(name)
+    known = policy_names() if name=="policy" else _choices.get(name)
     if known and value not in known: return f"Unknown {name} '{value}'{nearest(value, known)}. Known: {', '.join(known)}"
     if name in _at_least and value<_at_least[name]: return f"{name} = {value} is below {_at_least[name]}"
     if name in _unit and not 0<=value<1: return f"{name} = {value} lies outside [0, 1)"

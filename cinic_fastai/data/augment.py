@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CROP_TRIES', 'CROP_DRAWS', 'rotation_matrices', 'flip_matrices', 'crop_matrices', 'compose', 'edge_share', 'warp',
            'invert', 'solarize', 'crop_boxes', 'ImagePolicy', 'image_policy', 'mixes', 'reflected', 'flip_shift',
-           'FlipShift', 'Chain', 'augmentation', 'views']
+           'FlipShift', 'Chain', 'augmentation', 'views', 'OwnPolicy', 'register_policy']
 
 # %% ../../nbs/12_data.augment.ipynb #037768f6
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import FLIPS, POLICIES, VIEWS, check_choice, row_uniform
+from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice, derive_seed, own_policies, policy_names, row_uniform
 
 # %% ../../nbs/12_data.augment.ipynb #7f265cee
 def rotation_matrices(
@@ -221,11 +221,12 @@ _mixing = ("advanced", "combined", "combined-gentle")
 
 def image_policy(
     name:str, # Any policy's name
-    interp:str="bilinear" # Of geometric transforms, `bilinear` or `nearest`
-)->ImagePolicy|None: # None where single images stay as they are
+    interp:str="bilinear" # Of our geometric transforms, `bilinear` or `nearest`
+)->Callable|None: # None where single images stay as they are
     "The part of a policy that acts on single images"
-    check_choice("policy", name, POLICIES)
+    check_choice("policy", name, policy_names())
     check_choice("interp", interp, ("bilinear", "nearest"))
+    if name in own_policies: return own_policies[name]
     part = _image_parts.get(name)
     if part=="gentle": return ImagePolicy("gentle", degrees=(0.,180.), flip_p=.2, interp=interp)
     if part=="simple": return ImagePolicy("simple", crop=True, degrees=(0.,180.), flip_p=.2, invert_p=.2, solarize_p=.2, interp=interp)
@@ -234,7 +235,7 @@ def mixes(
     name:str # Any policy's name
 )->bool: # True for `advanced`, `combined` and `combined-gentle`
     "Does the policy mix pairs of images?"
-    check_choice("policy", name, POLICIES)
+    check_choice("policy", name, policy_names())
     return name in _mixing
 
 # %% ../../nbs/12_data.augment.ipynb #a3942966
@@ -318,3 +319,51 @@ def views(
     pad,(h,w) = F.pad(xb, [1]*4, mode="reflect"),xb.shape[2:]
     moved = [(1., xb)] if how=="flip" else [(.5, xb), (.25, pad[:,:,:h,:w]), (.25, pad[:,:,2:,2:])]
     return [(k/2, o) for k,x in moved for o in (x, x.flip(3))]
+
+# %% ../../nbs/12_data.augment.ipynb #64d8671b
+@dataclass(frozen=True)
+class OwnPolicy:
+    "A user's transform of uint8 images, its random numbers set by (seed, epoch, row)"
+    name:str # Names its stream of random numbers
+    transform:Callable # uint8 `(3,h,w)`, or with `per="batch"` `(bs,3,h,w)`, to the same
+    per:str = "image" # Draw for each `image`, or once for a `batch`
+
+    def __call__(self,
+        xb:Tensor, # Images `(bs,3,h,w)`, uint8; not changed
+        rows:np.ndarray, # Row numbers `(bs,)`
+        epoch:int, # Epoch, from 0
+        seed:int # The run's seed
+    )->Tensor: # Same type and shape
+        "Transform a batch"
+        with torch.random.fork_rng(devices=[xb.device] if xb.device.type=="cuda" else []):
+            if self.per=="batch": return self._drawn(xb.clone(), epoch, seed, *rows.tolist())
+            return torch.stack([self._drawn(x, epoch, seed, row) for x,row in zip(xb.clone(), rows.tolist())])
+
+    def _drawn(self, x, epoch, seed, *rows):
+        number = derive_seed("augment", self.name, seed, epoch, *rows)
+        torch.default_generator.manual_seed(number) # `torch.manual_seed` takes 0.2 ms, as it looks for every kind of device
+        if x.device.type=="cuda": torch.cuda.manual_seed(number)
+        out = self.transform(x)
+        found = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
+        if found!=f"{x.dtype} {tuple(x.shape)}": raise ConfigError(f"Policy '{self.name}' makes {found} of {x.dtype} {tuple(x.shape)}. A policy keeps type and size: leave out ToDtype, Normalize and what crops without resizing.")
+        return out
+
+def register_policy(
+    name:str, # What to call it
+    transform:Callable, # A torchvision v2 transform, or any function of uint8 images
+    per:str="image", # As for `OwnPolicy`
+    size:int=32 # Side of the images to try it on
+)->OwnPolicy: # For `pack_dls(augment=...)`, too
+    "Make a transform a policy, from now on and in this process"
+    check_choice("per", per, ("image", "batch"))
+    if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
+    policy,there = OwnPolicy(name, transform, per),own_policies.get(name)
+    if there and _spelled(there)!=_spelled(policy): raise ConfigError(f"Policy '{name}' is another transform already, and runs are known by the name. Take another one, such as '{name}-2'.")
+    policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)
+    own_policies[name] = policy
+    return policy
+
+def _spelled(policy):
+    "A policy in words, as far as its transform has any: functions are known by name"
+    t = policy.transform
+    return policy.per,repr(t) if isinstance(t, torch.nn.Module) else getattr(t, "__qualname__", type(t).__qualname__)

@@ -143,7 +143,7 @@ def gap_table(
     runs = runs_table(out).query("status=='done'")[["group", "name", "model", "policy"]]
     last = history_table(out).groupby(["group", "name"], sort=False).tail(1)[["group", "name", "epoch", "train_acc", "valid_acc"]]
     df = runs.merge(last, on=["group", "name"])
-    df["gap"], df["mixed"] = df["train_acc"]-df["valid_acc"], ~df["policy"].isin(("none", "simple", "gentle"))
+    df["gap"], df["mixed"] = df["train_acc"]-df["valid_acc"], df["policy"].isin(("advanced", "combined", "combined-gentle"))
     return _tidy(df.to_dict("records"), _gap_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #0ccd7b52
