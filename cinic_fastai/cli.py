@@ -283,10 +283,12 @@ def study(
 ):
     "Carry out a plan and write its page. Running it again does only what is missing."
     from cinic_fastai.study.plan import read_plan, with_options
+    from cinic_fastai.study.track import check_track
     from cinic_fastai.study.work import check_backend
     p = with_options(read_plan(plan), scale=scale, trials=parse_trials(trials), seed=seed, published=published)
     if weights and not weights.is_file(): raise DataError(f"--weights {weights}: there is no such file.")
     check_backend(backend, address)
+    check_track(p.track)
     out = out or Path("out")/p.name
     from cinic_fastai.train.learner import thread_share, use_threads
     threads = use_threads(threads or (thread_share(jobs) if jobs>1 and "OMP_NUM_THREADS" not in os.environ else 0))

@@ -11,7 +11,7 @@ LAYERS = {
     "data.folder": False, "data.pack": False, "data.augment": True, "data.loaders": True, "data.mix": True,
     "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
     "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.surrogate": False, "results.page": False,
-    "study.plan": False, "study.search": False, "study.work": False, "study.conduct": False,
+    "study.track": False, "study.plan": False, "study.search": False, "study.work": False, "study.conduct": False,
     "bench": True, "cli": False,
 }
 TEST_HELPERS = {"test_utils": False, "test_study": False}

@@ -8,7 +8,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
            'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
            'mistake_samples', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time',
-           'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -27,6 +27,7 @@ from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
+from .track import Tracker, check_track
 from .work import RunError, insist, make_task, open_workers, outcome
 
 # %% ../../nbs/43_study.conduct.ipynb #f69e8e77
@@ -55,9 +56,11 @@ def differences(
 )->list[str]: # One phrase each
     "What makes two studies different ones"
     out = differing(old["options"], new["options"])
-    if old["plan"]!=new["plan"]: out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
+    if _untracked(old["plan"])!=_untracked(new["plan"]): out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
+
+def _untracked(plan): return {**plan, "study": {k: v for k,v in plan["study"].items() if k!="track"}} # an onlooker changes no study
 
 def open_record(
     out:Path, # A study's folder
@@ -162,6 +165,7 @@ class Conductor:
     halted:bool = False # Is the study ending?
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
     busy:dict = field(default_factory=dict) # A lock for each run
+    tracker:Tracker|None = None # Shows epochs elsewhere
 
     def save(self): write_json(self.out/"study.json", self.record)
 
@@ -227,6 +231,7 @@ def train_one(
             c.missing[cfg.model] = str(e)
             raise
         finally: c.clock.done += expected
+        if c.tracker: c.tracker(name, cfg, [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])] if "stopped" in done else c.store.history(rid).to_dict("records"))
         ended = f"stopped after {done['stopped']} of {cfg.epochs} epochs" if "stopped" in done else f"{cfg.epochs} epochs"
         c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}, {done['seconds']:.1f} s, run {rid}")
         c.on_event("end", name=name, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
@@ -243,6 +248,7 @@ def here(
     from cinic_fastai.train.fit import fit_run
     def tell(kind, **info):
         if kind=="note": c.log(f"{name}: {info['text']}")
+        if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
     began = time.monotonic()
@@ -582,11 +588,13 @@ def conduct(
     "Do what is missing of a study and write its page"
     out = Path(out)
     check_data(plan, pack)
+    check_track(plan.track)
     there = nullcontext((None, 1)) if jobs==1 and backend=="loky" and not address else open_workers(backend, jobs, address)
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(out/".lock", f"The study in {out}", wait=1), there as (workers,jobs): # a moment's patience: `cinic status` looks at the lock, too
         record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(store) if store else "runs", command)
         c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, one_at_a_time(on_event), stop, save_every, Clock(jobs=jobs),
             workers=workers, threads=threads)
+        if plan.track: c.tracker = Tracker(plan.track, out/"track", plan.name, c.on_event)
         c.stop_file = c.store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
         began,before = time.monotonic(),c.record["seconds"]
         try: carry_out(c)
@@ -594,7 +602,9 @@ def conduct(
             c.record["seconds"] = before+time.monotonic()-began
             with suppress(WriteError): c.save()
             raise
-        finally: c.stop_file.unlink(missing_ok=True)
+        finally:
+            c.stop_file.unlink(missing_ok=True)
+            if c.tracker: c.tracker.close()
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
         from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
@@ -611,6 +621,13 @@ def one_at_a_time(
         with speaking: on_event(kind, **info)
     return hear
 
+def track_runs(
+    c:Conductor # A study
+):
+    "Show runs that were trained without the tracker, or under another name"
+    for r in c.record["runs"] if c.tracker else []:
+        if r["status"]=="done": c.tracker(f"{r['group']}/{r['name']}", c.store.config(r["run_id"]), c.store.history(r["run_id"]).to_dict("records"))
+
 def carry_out(
     c:Conductor # A study
 ):
@@ -621,6 +638,7 @@ def carry_out(
     side_by_side(c, [partial(do_final, c, run) for run in c.plan.runs if run.source])
     for s in c.plan.searches:
         if s.repeats: do_repeats(c, s)
+    track_runs(c)
     do_ensembles(c)
     envs = [c.store.folder(r["run_id"])/"env.json" for r in c.record["runs"] if r["status"]=="done"]
     if envs: c.record["env"] = read_json(envs[-1])

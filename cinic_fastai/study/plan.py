@@ -17,6 +17,7 @@ from ..core import PUBLISHED_POINTS, PlanError, nearest
 from ..results.ensemble import method_error, needs_valid
 from ..runs import RunConfig, config_errors, config_fields, make_config, scaled
 from ..space import dim_ends, dim_error, dim_kind, is_number, outside, space_errors
+from .track import TRACKERS
 
 # %% ../../nbs/40_study.plan.ipynb #cb77c57c
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Plan:
     searches:tuple # `PlanSearch`es
     ensembles:tuple # `PlanEnsemble`s
     text:str # The file as it was read
+    track:str = "" # Where epochs are shown besides: one of `TRACKERS`, or "" for nowhere
 
 # %% ../../nbs/40_study.plan.ipynb #9f2417d3
 STRATEGIES = ("gp", "random", "grid")
@@ -126,7 +128,7 @@ def n_repeats(
 
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k")
-_keys = dict(study=dict(name=str, title=str, seed=int), run={"name": str, "group": str, "from": str, "seeds": list},
+_keys = dict(study=dict(name=str, title=str, seed=int, track=str), run={"name": str, "group": str, "from": str, "seeds": list},
     search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list, temperature=bool, member_temperature=bool))
 _needed = dict(study=("name",), run=("name",), search=("name", "space"), ensemble=("name", "method", "members"))
 _type_names = {str: "text in quotes", int: "a whole number", dict: "a table", list: "a list", bool: "true or false"}
@@ -223,10 +225,17 @@ def _study_errors(
 )->list[str]: # What is wrong with [study] and [defaults]
     "Check the two tables that stand alone"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in ("study", "defaults"))
-    out = [f"[study]: {e}" for e in ("study" in d)*_key_errors("study", study)+_seed_errors(study)]
+    out = [f"[study]: {e}" for e in ("study" in d)*_key_errors("study", study)+_seed_errors(study)+_track_errors(study)]
     errs = [f"Unknown key '{k}'{nearest(k, config_fields)}" for k in defaults if k not in config_fields]+_settings_errors(_fields(defaults))
     if "seed" in defaults: errs.append("seed belongs in [study]")
     return out+[f"[defaults]: {e}" for e in errs]
+
+def _track_errors(
+    study:dict # As parsed
+)->list[str]: # What is wrong with its tracker; whether its package is there is asked when work begins
+    "Check where epochs are to be shown"
+    track = study.get("track", TRACKERS[0])
+    return [] if track in TRACKERS or not isinstance(track, str) else [f"Unknown track '{track}'{nearest(track, TRACKERS)}. Known: {', '.join(TRACKERS)}"]
 
 def _seed_errors(
     table:dict # As parsed
@@ -390,7 +399,7 @@ def _build(
     searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"], seed=t.get("seed", seed),
         **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
     votes = [PlanEnsemble(**{**t, "members": tuple(t["members"])}) for t in _tables(d, "ensemble")]
-    return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text)
+    return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text, study.get("track", ""))
 
 def with_seeds(
     d:dict # A plan as `tomllib` parses it
