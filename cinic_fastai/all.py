@@ -3,6 +3,7 @@ from cinic_fastai.core import *
 from cinic_fastai.runs import *
 from cinic_fastai.space import *
 from cinic_fastai.data.folder import *
+from cinic_fastai.data.hub import *
 from cinic_fastai.data.pack import *
 from cinic_fastai.data.augment import *
 from cinic_fastai.data.loaders import *

@@ -22,11 +22,17 @@ from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable
 from .files import check_writable, lock
 
 # %% ../nbs/50_cli.ipynb #7d9146db
+def _examples(*lines): return "\n\n".join(["Examples:" if len(lines)>1 else "Example:", *(f"  {o}" for o in lines)])
+
 app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=True, rich_markup_mode="rich",
     help="Which network, which augmentation, which hyperparameters, and does an ensemble help? An honest answer for small images.\n\n"
-        "Begin with [bold]cinic study demo[/bold].")
-data_app = typer.Typer(no_args_is_help=True, help="Get, split, check and pack images.")
-plan_app = typer.Typer(no_args_is_help=True, help="List, show and check plans.")
+        "Begin with [bold]cinic study demo[/bold]; every command's --help has an example.",
+    epilog=_examples("cinic study demo", "cinic data get data/cinic10", "cinic study report --data data/cinic10 --dry-run", "cinic status out/demo",
+        "cinic plan show report > mine.toml", "cinic study mine.toml --data data/cinic10 --jobs 2", "cinic train model=resnet18 policy=advanced epochs=5"))
+data_app = typer.Typer(no_args_is_help=True, help="Get, import, split, check and pack images.",
+    epilog=_examples("cinic data demo data/digits", "cinic data split photos data/photos", "cinic data check data/photos"))
+plan_app = typer.Typer(no_args_is_help=True, help="List, show and check plans.",
+    epilog=_examples("cinic plan list", "cinic plan show report > mine.toml", "cinic plan check mine.toml"))
 app.add_typer(data_app, name="data")
 app.add_typer(plan_app, name="plan")
 out_console,err_console = Console(width=None if sys.stdout.isatty() else 160),Console(stderr=True)
@@ -140,21 +146,21 @@ def print_json(
     print(to_json(obj))
 
 # %% ../nbs/50_cli.ipynb #90612a1c
-@data_app.command("demo")
+@data_app.command("demo", epilog=_examples("cinic data demo data/digits"))
 def data_demo(folder:Annotated[Path, typer.Argument(help="Where to write it.")]):
     "Write the embedded demo set: 1,797 handwritten digits as 32x32 PNGs, no network needed."
     from cinic_fastai.data.folder import write_demo
     with Screen() as screen: write_demo(folder, on_event=screen)
     print(f"Demo images in {folder}. Next: cinic study demo --data {folder}")
 
-@data_app.command("get")
+@data_app.command("get", epilog=_examples("cinic data get data/cinic10"))
 def data_get(folder:Annotated[Path, typer.Argument(help="Where to put it.")]):
     "Download CINIC-10 (688 MB); a download that was cut off continues."
     from cinic_fastai.data.folder import get_cinic
     with Screen() as screen: get_cinic(folder, on_event=screen)
     print(f"CINIC-10 in {folder}. Next: cinic study report --data {folder} --dry-run")
 
-@data_app.command("split")
+@data_app.command("split", epilog=_examples("cinic data split photos data/photos"))
 def data_split(
     src:Annotated[Path, typer.Argument(help="A folder with one folder a class.")],
     folder:Annotated[Path, typer.Argument(help="Where to write train, valid and test.")],
@@ -165,7 +171,17 @@ def data_split(
     with Screen() as screen: split_folder(src, folder, seed=seed, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 
-@data_app.command("check")
+@data_app.command("import", epilog=_examples("cinic data import downloads/cinic10 data/cinic10"))
+def data_import(
+    src:Annotated[Path, typer.Argument(help="A downloaded dataset: parquet or arrow files, or {train,validation,test}/{class}/*.png.")],
+    folder:Annotated[Path, typer.Argument(help="Where to write train, valid and test.")]
+):
+    "Make an image folder from a Hugging Face dataset; images keep their bytes and names."
+    from cinic_fastai.data.hub import import_dataset
+    with Screen() as screen: import_dataset(src, folder, on_event=screen)
+    print(f"Three splits in {folder}. Next: cinic data check {folder}")
+
+@data_app.command("check", epilog=_examples("cinic data check data/photos"))
 def data_check(folder:Annotated[Path, typer.Argument(help="An image folder.")], as_json:AsJson=False):
     "Read every image: counts, bad files by name, duplicates across splits. Exit code 2 if there are bad files."
     from cinic_fastai.data.folder import check_folder
@@ -173,7 +189,7 @@ def data_check(folder:Annotated[Path, typer.Argument(help="An image folder.")], 
     _show_folder(report, as_json)
     if not report.ok: raise DataError(f"{folder} can't be packed as it is: {len(report.bad)} bad images, {len(report.problems)} problems with its layout. Repair or remove them; bad images can also be left out with --on-bad skip.")
 
-@data_app.command("info")
+@data_app.command("info", epilog=_examples("cinic data info data/photos --json"))
 def data_info(folder:Annotated[Path, typer.Argument(help="An image folder.")], as_json:AsJson=False):
     "Counts by split, class and origin, without opening an image."
     from cinic_fastai.data.folder import folder_info
@@ -188,7 +204,7 @@ def _show_folder(report, as_json):
     if report.sizes: print("Sizes: "+", ".join(f"{size} ({n:,})" for size,n in report.sizes.items()))
     for line in report.findings(): print(line)
 
-@data_app.command("pack")
+@data_app.command("pack", epilog=_examples("cinic data pack data/photos", "cinic data pack data/photos --dest packs/photos"))
 def data_pack(
     folder:Annotated[Path, typer.Argument(help="An image folder.")],
     size:Annotated[int, typer.Option(help="Side in pixels; other images are resized.")]=32,
@@ -201,7 +217,7 @@ def data_pack(
     print(f"{sum(pack.counts().values()):,} images of {pack.size}x{pack.size} in {len(pack.classes)} classes, packed in {pack.path}")
 
 # %% ../nbs/50_cli.ipynb #7d659bc7
-@plan_app.command("list")
+@plan_app.command("list", epilog=_examples("cinic plan list"))
 def plan_list(as_json:AsJson=False):
     "The plans that come with the package."
     from cinic_fastai.study.plan import plan_names, read_plan, trainings
@@ -212,20 +228,20 @@ def plan_list(as_json:AsJson=False):
         rows.append(dict(plan=name, trainings=len(todo), epochs=sum(t["epochs"] for t in todo), title=plan.title))
     print_json(rows) if as_json else print_table(rows)
 
-@plan_app.command("show")
+@plan_app.command("show", epilog=_examples("cinic plan show report > mine.toml"))
 def plan_show(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
-    "Print a plan, to read or to change: cinic plan show report > mine.toml"
+    "Print a plan, to read or to change."
     from cinic_fastai.study.plan import plan_text
     print(plan_text(plan), end="")
 
-@plan_app.command("check")
+@plan_app.command("check", epilog=_examples("cinic plan check mine.toml"))
 def plan_check(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
     "Name everything wrong with a plan, before any work."
     from cinic_fastai.study.plan import read_plan, trainings
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
 
-@plan_app.command("ablate")
+@plan_app.command("ablate", epilog=_examples("cinic plan ablate fast speednet width=0.5 > ablation.toml"))
 def plan_ablate(
     plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")],
     run:Annotated[str, typer.Argument(help="One of its runs, or what the names of a run's seeds share.")],
@@ -233,7 +249,7 @@ def plan_ablate(
     seeds:Annotated[int, typer.Option(min=1, help="Trainings of each variant.")]=3,
     alone:Annotated[bool, typer.Option("--alone/--no-alone", help="Each ingredient alone, too?")]=True
 ):
-    "Write a plan that switches each ingredient of a recipe off and on: cinic plan ablate fast speednet width=0.5 > ablation.toml"
+    "Write a plan that switches each ingredient of a recipe off and on."
     from cinic_fastai.runs import parse_settings
     from cinic_fastai.study.plan import ablation_text, read_plan
     words = " ".join(["cinic plan ablate", plan, run, *(settings or []), f"--seeds {seeds}", *["--no-alone"]*(not alone)])
@@ -260,7 +276,7 @@ Address = Annotated[str, typer.Option("--address", help="A running cluster's add
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0., help="Seconds between checkpoints of a training.")]
 OnBad = Annotated[str, typer.Option("--on-bad", help="Unreadable images: stop, or skip and record them.")]
 
-@app.command()
+@app.command(epilog=_examples("cinic study demo", "cinic study report --data data/cinic10 --dry-run", "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small"))
 def study(
     plan:Plan,
     data:Data=None,
@@ -355,7 +371,7 @@ def _count(classes, items):
 
 
 # %% ../nbs/50_cli.ipynb #b4687659
-@app.command()
+@app.command(epilog=_examples("cinic status out/demo"))
 def status(out:Annotated[Path, typer.Argument(help="A study's folder.")], as_json:AsJson=False):
     "What of a study is done, running, left, failed, skipped."
     from cinic_fastai.study.conduct import study_status
@@ -364,13 +380,13 @@ def status(out:Annotated[Path, typer.Argument(help="A study's folder.")], as_jso
     print_table([dict(what=r["what"], status=r["status"], trainings=r["trainings"] or None, reason=r["reason"]) for r in s["rows"]], f"Study {s['name']} in {out}")
     print("\n"+", ".join(f"{n} {k}" for k,n in s["counts"].items())+f" ({'being carried out now' if s['active'] else 'not running now'}; {duration(s['seconds'])} so far)")
 
-@app.command()
+@app.command(epilog=_examples("cinic report out/demo"))
 def report(out:Annotated[Path, typer.Argument(help="A study's folder.")]):
     "Write a study's page, figures and tables again, finished or not."
     from cinic_fastai.results.page import write_page
     print(f"Report: {write_page(out)}")
 
-@app.command()
+@app.command(epilog=_examples("cinic clean out/demo --weights"))
 def clean(
     out:Annotated[Path, typer.Argument(help="A study's folder.")],
     weights:Annotated[bool, typer.Option("--weights", help="Weights, too; tables, page and votes don't need them.")]=False,
@@ -389,7 +405,7 @@ def clean(
     print("Deleted.")
 
 # %% ../nbs/50_cli.ipynb #0b3c0051
-@app.command()
+@app.command(epilog=_examples("cinic train model=resnet18 policy=advanced epochs=5"))
 def train(
     settings:Annotated[Optional[list[str]], typer.Argument(metavar="KEY=VALUE...", help="Fields of a run, for example model=resnet18 policy=advanced epochs=5.")]=None,
     data:Data=None,
@@ -401,7 +417,7 @@ def train(
     save_every:SaveEvery=60.,
     as_json:AsJson=False
 ):
-    "Train one network: cinic train model=resnet18 policy=advanced epochs=5"
+    "Train one network, without a plan."
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.runs import RunStore, parse_config, run_id
     from cinic_fastai.study.conduct import with_weights
@@ -422,7 +438,7 @@ def train(
     print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #0e83fb62
-@app.command()
+@app.command(epilog=_examples("cinic bench vote", "cinic bench all --data data/cinic10"))
 def bench(
     name:Annotated[str, typer.Argument(help="loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, step-customcnn, step-resnet18, "
         "optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, or all.")],
@@ -431,7 +447,7 @@ def bench(
     reps:Annotated[int, typer.Option("--reps", min=1, help="Repetitions of what takes long.")]=3,
     as_json:AsJson=False
 ):
-    "Our figures beside those of fastai, torchvision and bare PyTorch, from one run: cinic bench all --data DIR"
+    "Our figures beside those of fastai, torchvision and bare PyTorch, from one run."
     from cinic_fastai.bench import bench as measure, machine
     with tempfile.TemporaryDirectory() as tmp, Screen() as screen:
         rows = measure(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen)
