@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export MPLBACKEND = Agg
 
-.PHONY: study test readme clean
+.PHONY: study test readme docs clean
 
 study: .venv/installed
 	$(BIN)/cinic study demo --out out/demo
@@ -17,8 +17,12 @@ test: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python tools/make_readme.py
 
+docs: .venv/installed-dev
+	@command -v quarto >/dev/null || { echo "The site needs quarto, which pip can't install: https://quarto.org/docs/get-started/"; exit 1; }
+	$(BIN)/nbdev-docs
+
 clean:
-	rm -rf .venv out build dist *.egg-info
+	rm -rf .venv out _docs _proc build dist *.egg-info
 
 .venv/installed: settings.ini setup.py
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and f'Python {sys.version.split()[0]} found, 3.11 or newer needed: make PYTHON=/path/to/python3.11')"
