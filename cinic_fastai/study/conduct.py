@@ -60,7 +60,7 @@ def differences(
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
 
-def _untracked(plan): return {**plan, "study": {k: v for k,v in plan["study"].items() if k!="track"}} # an onlooker changes no study
+def _untracked(plan): return {**plan, "study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}} # an onlooker changes no study
 
 def open_record(
     out:Path, # A study's folder
