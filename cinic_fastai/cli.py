@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
            'Backend', 'Address', 'SaveEvery', 'OnBad', 'main', 'options', 'duration', 'Screen', 'print_table',
-           'print_json', 'data_demo', 'data_get', 'data_split', 'data_check', 'data_info', 'data_pack', 'plan_list',
-           'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean', 'train',
-           'bench']
+           'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info', 'data_pack',
+           'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean',
+           'train', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shutil, sys, tempfile, time, warnings
@@ -193,8 +193,7 @@ def data_check(folder:Annotated[Path, typer.Argument(help="An image folder.")], 
 def data_info(folder:Annotated[Path, typer.Argument(help="An image folder.")], as_json:AsJson=False):
     "Counts by split, class and origin, without opening an image."
     from cinic_fastai.data.folder import folder_info
-    with Screen() as screen: report = folder_info(folder, on_event=screen)
-    _show_folder(report, as_json)
+    _show_folder(folder_info(folder), as_json)
 
 def _show_folder(report, as_json):
     if as_json: return print_json(report.to_dict())
