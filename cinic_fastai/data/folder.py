@@ -139,7 +139,7 @@ def checked(
     "Refuse a folder whose layout is not as expected"
     if not scan.problems: return scan
     raise DataError(f"{scan.root} is not laid out as train/, valid/ and test/, each with the same folders of .png or .jpg files, one a class. "
-        f"`cinic data split` makes that from class folders. Found:{listed(scan.problems)}")
+        f"`cinic data split` makes that from class folders, `cinic data import` from a Hugging Face dataset. Found:{listed(scan.problems)}")
 
 def list_images(
     root:Path # Image folder
