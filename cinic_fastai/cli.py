@@ -478,9 +478,9 @@ def export(
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch: cinic export out/demo --format safetensors"
-    from cinic_fastai.results.predict import export as write
+    from cinic_fastai.results.predict import export_predictor
     check_writable(dest or out)
-    path,gap = write(out, format, member, dest)
+    path,gap = export_predictor(out, format, member, dest)
     print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. Model card: {path.parent/'README.md'}")
 
 # %% ../nbs/50_cli.ipynb #0e83fb62
