@@ -17,6 +17,7 @@ from cinic_fastai.results.tables import *
 from cinic_fastai.results.plots import *
 from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import *
+from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
-           'Backend', 'Address', 'SaveEvery', 'OnBad', 'main', 'options', 'duration', 'Screen', 'print_table',
-           'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info', 'data_pack',
+           'Backend', 'Address', 'SaveEvery', 'OnBad', 'Member', 'main', 'options', 'duration', 'Screen', 'as_table',
+           'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info', 'data_pack',
            'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean',
-           'train', 'bench']
+           'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from . import __version__
@@ -123,15 +123,22 @@ class Screen:
 def _mark(status): return {"done": "[green]done[/]", "stopped": "[cyan]stopped[/]", "skipped": "[yellow]skipped[/]", "failed": "[red]failed[/]"}.get(status, status)
 
 # %% ../nbs/50_cli.ipynb #7ce38edb
-def print_table(
+def as_table(
     rows:list[dict], # One dict a row, all with the same keys
     title:str="" # Above the table
-):
-    "Print rows as a table"
+)->Table: # For a console
+    "Rows as a table"
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for k in rows[0] if rows else (): table.add_column(k, overflow="fold", justify="right" if all(isinstance(r[k], (int, float)) for r in rows) else "left")
     for r in rows: table.add_row(*(_cell(v) for v in r.values()))
-    out_console.print(table)
+    return table
+
+def print_table(
+    rows:list[dict], # As for `as_table`
+    title:str="" # Above the table
+):
+    "Print rows as a table"
+    out_console.print(as_table(rows, title))
 
 def _cell(v):
     if v is None or v!=v: return ""
@@ -370,14 +377,30 @@ def _count(classes, items):
 
 
 # %% ../nbs/50_cli.ipynb #b4687659
-@app.command(epilog=_examples("cinic status out/demo"))
-def status(out:Annotated[Path, typer.Argument(help="A study's folder.")], as_json:AsJson=False):
+@app.command(epilog=_examples("cinic status out/demo", "cinic status out/demo --watch"))
+def status(
+    out:Annotated[Path, typer.Argument(help="A study's folder.")],
+    watch:Annotated[bool, typer.Option("--watch", help="Show it again every few seconds until the study ends or Ctrl-C.")]=False,
+    every:Annotated[float, typer.Option("--every", min=.1, help="Seconds between looks.")]=2.,
+    as_json:AsJson=False
+):
     "What of a study is done, running, left, failed, skipped."
     from cinic_fastai.study.conduct import study_status
     s = study_status(out)
     if as_json: return print_json(s)
-    print_table([dict(what=r["what"], status=r["status"], trainings=r["trainings"] or None, reason=r["reason"]) for r in s["rows"]], f"Study {s['name']} in {out}")
-    print("\n"+", ".join(f"{n} {k}" for k,n in s["counts"].items())+f" ({'being carried out now' if s['active'] else 'not running now'}; {duration(s['seconds'])} so far)")
+    if not watch: return out_console.print(_status_view(s, out))
+    from rich.live import Live
+    with Live(_status_view(s, out), console=out_console, auto_refresh=False) as live:
+        while (s := study_status(out))["active"]:
+            live.update(_status_view(s, out), refresh=True)
+            time.sleep(every)
+        live.update(_status_view(s, out), refresh=True)
+
+def _status_view(s, out):
+    "A study's status as a table with a line below"
+    table = as_table([dict(what=r["what"], status=r["status"], trainings=r["trainings"] or None, reason=r["reason"]) for r in s["rows"]], f"Study {s['name']} in {out}")
+    words = ", ".join(f"{n} {k}" for k,n in s["counts"].items())+f" ({'being carried out now' if s['active'] else 'not running now'}; {duration(s['seconds'])} so far)"
+    return Group(table, "", words)
 
 @app.command(epilog=_examples("cinic report out/demo"))
 def report(out:Annotated[Path, typer.Argument(help="A study's folder.")]):
@@ -435,6 +458,47 @@ def train(
     if as_json: return print_json(dict(run_id=rid, **done))
     print_table(store.history(rid).drop(columns=["frozen"]).to_dict("records"))
     print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
+
+# %% ../nbs/50_cli.ipynb #8f0f403a
+Member = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
+
+@app.command(epilog=_examples("cinic predict out/demo photo.png"))
+def predict(
+    out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
+    images:Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    member:Member="",
+    as_json:AsJson=False
+):
+    "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
+    from cinic_fastai.results.predict import image_files, load_predictor, predict_files
+    files = image_files(images)
+    if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    predictor = load_predictor(out, member)
+    with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
+    bad = [r for r in rows if "error" in r]
+    if as_json: print_json(dict(predictor=predictor.name, images=rows))
+    elif len(bad)<len(rows): print_table([{"image": r["file"], "class": r["class"], "probability": f"{r['probability']:.3f}", "next": _second(r)} for r in rows if "error" not in r],
+        f"By {predictor.name}")
+    for r in bad: print(f"cinic: {r['file']}: {r['error']}.", file=sys.stderr)
+    if bad: raise typer.Exit(1)
+
+def _second(row):
+    "The class that comes next, with its probability"
+    name,p = sorted(row["probabilities"].items(), key=lambda o: -o[1])[1]
+    return f"{name} {p:.3f}"
+
+@app.command(epilog=_examples("cinic export out/demo --format safetensors", "cinic export out/demo --format onnx"))
+def export(
+    out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
+    format:Annotated[str, typer.Option("--format", help="onnx (for other programs; needs the extra onnx) or safetensors (weights, for Python).")]="onnx",
+    member:Member="",
+    dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
+):
+    "Write a predictor as one file with a model card, checked against PyTorch."
+    from cinic_fastai.results.predict import export_predictor
+    check_writable(dest or out)
+    path,gap = export_predictor(out, format, member, dest)
+    print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. Model card: {path.parent/'README.md'}")
 
 # %% ../nbs/50_cli.ipynb #0e83fb62
 @app.command(epilog=_examples("cinic bench vote", "cinic bench all --data data/cinic10"))

@@ -20,6 +20,9 @@ def test_answers_without_torch(command):
     (["data", "check", "nowhere"], "nowhere"),
     (["data", "pack", "nowhere"], "nowhere"),
     (["data", "split", "nowhere", "there"], "nowhere"),
+    (["plan", "ablate", "fast", "speednte"], "has no run 'speednte'"),
+    (["plan", "ablate", "fast", "resnet18"], "no ingredient to leave out"),
+    (["plan", "ablate", "fast", "speednet", "width"], "is not KEY=VALUE"),
     (["bench", "votes"], "did you mean 'vote'"),
     (["bench", "vote", "--data", "nowhere"], "nowhere"),
 ])
@@ -84,3 +87,18 @@ def test_threads(images, tmp_path):
     assert r.returncode==0, r.stderr
     env = json.loads((tmp_path/"t"/"runs"/json.loads(r.stdout)["run_id"]/"env.json").read_text(encoding="utf-8"))
     assert env["threads"]==2 and env["precision"] in ("float32", "bf16")
+
+def test_an_ablation(images, tmp_path):
+    "A recipe's ingredients off and on, as a plan that is carried out like any other"
+    recipe = tmp_path/"recipe.toml"
+    recipe.write_text('[study]\nname = "mine"\n[[run]]\nname = "net"\nmodel = "custom_cnn"\nbs = 16\nlr = 1e-2\nflip = "random"\nlabel_smoothing = 0.1\n', encoding="utf-8")
+    plan = cinic("plan", "ablate", recipe, "net", "epochs=1", "--seeds", "2")
+    assert plan.returncode==0, plan.stderr
+    (tmp_path/"ablation.toml").write_text(plan.stdout, encoding="utf-8")
+    r = cinic("study", tmp_path/"ablation.toml", "--data", images, "--out", tmp_path/"out")
+    assert r.returncode==0, r.stderr
+    rows = (tmp_path/"out"/"tables"/"ablation.csv").read_text(encoding="utf-8").splitlines()
+    assert [o.split(",")[:4] for o in rows[1:]]==[["recipe", "", "", "2"], ["without flip", "flip", "recipe", "2"], ["without label_smoothing", "label_smoothing", "recipe", "2"],
+        ["plain", "", "recipe", "2"], ["plain + flip", "flip", "plain", "2"], ["plain + label_smoothing", "label_smoothing", "plain", "2"]]
+    page = (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
+    assert "What does each ingredient of the recipe bring?" in page and (tmp_path/"out"/"figures"/"ablation.png").exists()

@@ -256,15 +256,28 @@ def _optimiser_words(
 )->str: # For example `SGD with momentum 0.9`
     "The optimizer and its own parameters"
     if c["opt"]=="adam": return f"Adam with beta1 {c['beta1']:g} and beta2 {c['beta2']:g}"
-    return f"{pretty(c['opt'])} with momentum {c['mom']:g}"
+    return f"{pretty(c['opt'])} with {'Nesterov momentum' if c['nesterov']==True else 'momentum'} {c['mom']:g}"
+
+def _augmentation_words(
+    c:dict # `RunConfig` fields
+)->str: # For example `augmentation “simple” and alternating flips`
+    "What is done to training images"
+    parts = [f"augmentation “{c['policy']}”"]*(c["policy"]!="none")+[f"{c['flip']} flips"]*(c["flip"]!="none")+[f"shifts of up to {count(int(c['shift']), 'pixel')}"]*(c["shift"]>0)
+    return listed(parts) or "no augmentation"
+
+_schedules = {"constant": "a constant", "one-cycle": "a one-cycle", "triangle": "a triangular"}
 
 _phrases = [ # Fields, and the words for their value
     (("epochs",), lambda c: count(int(c["epochs"]), "epoch")),
     (("bs",), lambda c: f"batches of {c['bs']}"),
-    (("opt", "mom", "beta1", "beta2"), _optimiser_words),
-    (("schedule", "lr"), lambda c: f"{'a constant' if c['schedule']=='constant' else 'a one-cycle'} learning rate of {sci(c['lr'])}"),
+    (("opt", "mom", "nesterov", "beta1", "beta2"), _optimiser_words),
+    (("schedule", "lr"), lambda c: f"{_schedules[c['schedule']]} learning rate of {sci(c['lr'])}"),
     (("wd",), lambda c: f"L2 {sci(c['wd'])}" if c["wd"] else "no L2"),
-    (("policy",), lambda c: "no augmentation" if c["policy"]=="none" else f"augmentation “{c['policy']}”"),
+    (("bias_lr",), lambda c: f"{c['bias_lr']:g} times that for biases of normalisation layers" if c["bias_lr"]!=1 else ""),
+    (("label_smoothing",), lambda c: f"label smoothing {c['label_smoothing']:g}" if c["label_smoothing"] else ""),
+    (("average",), lambda c: f"weight averaging by lookahead ({c['average']:g})" if c["average"] else ""),
+    (("policy", "flip", "shift"), _augmentation_words),
+    (("tta",), lambda c: f"predictions averaged over views ({c['tta']})" if c["tta"]!="none" else ""),
     (("stem",), lambda c: "the 3x3 stem" if c["stem"]=="small" else ""),
     (("size",), lambda c: f"images resized to {c['size']}" if c["size"] else ""),
     (("train_on",), lambda c: "train and valid images to learn from" if c["train_on"]=="train+valid" else ""),
@@ -346,9 +359,10 @@ def architecture_words(
     "Result of experiment 1"
     runs = f.done("architectures")
     if not runs: return [_nothing]
-    gap = f.tables["gap"].query("group=='architectures'").sort_values("gap", ascending=False)
+    blind = [r["name"] for r in runs if _saw_valid(r)]
+    gap = f.tables["gap"].query("group=='architectures' and name not in @blind").sort_values("gap", ascending=False)
     gaps = listed(f"{points(g['gap'])} for {said(g['name'])}" for g in _rows(gap))
-    return [_ranking(runs), f"At the last epoch accuracy on training images minus that on valid images is {gaps}. {_overfitted(f, 'architectures')}"]
+    return [_ranking(runs)]+([f"At the last epoch accuracy on training images minus that on valid images is {gaps}. {_overfitted(f, 'architectures')}"] if gaps else [])
 
 def augmentation_words(
     f:Facts # The study
@@ -1116,15 +1130,19 @@ def _pairs_figure(
     def draw(): return plot_pairs(s, new_axes(4.8, .1+.52*len(kinds))[0]).figure
     return _figure("confused_pairs", "Most confused pairs", "The surest of each pair's mistakes; a label may be wrong, too.", f"Small photos: {'; '.join(kinds)}.", draw, "middle", "photo")
 
+_shown_best = 12
+
 def brief_figure(
     f:Facts # The study
 )->dict|None: # As `_figure`, None without results
     "Test accuracy of the predictors, for the summary"
     df = f.tables["table2_predictors"].query("test_acc.notna()")
+    best = "" if len(df)<=_shown_best else f" The best {_shown_best} of {len(df)}."
+    df = df.head(_shown_best)
     if df.empty: return None
     def draw(): return plot_predictors(df, new_axes(4.8, .7+.3*len(df))[0], f.colours).figure
     alt = "Test accuracy: "+", ".join(f"{pretty(d['predictor'])} {pct(d['test_acc'])}" for d in _rows(df))+"."
-    return _figure("predictors", "Test accuracy of the predictors", "With 95 % intervals.", alt, draw, "middle")
+    return _figure("predictors", "Test accuracy of the predictors", f"With 95 % intervals.{best}", alt, draw, "middle")
 
 # %% ../../nbs/35_results.page.ipynb #3c33fa07
 def _published(
@@ -1387,6 +1405,12 @@ def _own_group(
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
     return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
 
+def _own_groups(
+    f:Facts # The study
+)->list[str]: # In the plan's order
+    "Groups of runs that the report doesn't have"
+    return [g for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in ("architectures", "augmentation", "final")]
+
 def _soon(
     f:Facts # The study
 )->list[dict]: # One `_experiment`, none where no run was that good
@@ -1409,7 +1433,7 @@ def experiments(
     if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
     if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f),
         [predictor_table(f), ensembles_words(f), class_table_words(f)], vote_parts(f))
-    return list(made.values())+[_own_group(f, g) for g in dict.fromkeys(r["group"] for r in f.runs()) if g not in made]+_soon(f)
+    return list(made.values())+[_own_group(f, g) for g in _own_groups(f)]+_soon(f)
 
 # %% ../../nbs/35_results.page.ipynb #68b85031
 def _key(
@@ -1447,8 +1471,10 @@ def summary_words(
 )->list[tuple[str,str]]: # What it is about, and sentences
     "The study in a few sentences"
     parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1]+_help_summary(f),
-        "Final networks.": final_words(f)[:1], "Ensembling.": ensemble_words(f)[:2]}
-    said = [(k, " ".join(v)) for k,v in parts.items() if not v[0].startswith("Nothing")]
+        "Final networks.": final_words(f)[:1]}
+    parts |= {f"{g[0].upper()}{g[1:]}.": seed_words(f, g)[:1] or [_ranking(f.done(g))] for g in _own_groups(f) if g!=ABLATION and f.done(g)}
+    parts |= {"Ablation.": ablation_words(f)[:3], "How soon.": soon_words(f), ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
+    said = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
     return said or [("", "Nothing is finished yet.")]
 
 def gaps_table(

@@ -793,7 +793,7 @@ def plot_ablation(
     order = [*costs["difference"].sort_values(kind="stable").index, *(o for o in df["ingredient"] if o not in costs.index)]
     adds = df[df["against"]=="plain"].set_index("ingredient")[["difference", "low", "high"]]
     axs = new_axes(7, 1.05+.27*len(order), cols=2, sharey=True) if axs is None else axs
-    for ax,part,title in zip(axs, (costs, adds), ("the recipe, with it and without", "the plain training, without it and with")):
+    for ax,part,title in zip(axs, (costs, adds), ("to the recipe", "alone")):
         ax.axvline(0, color="#BBBBBB", linewidth=1)
         for k,d in part.iterrows():
             sure = d["low"]>0 or d["high"]<0

@@ -8,7 +8,7 @@ __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLA
            'gap_table', 'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table',
            'best_table', 'predictions', 'predictors_table', 'class_table', 'ensembles_table', 'leave_one_out_table',
            'disagreement_table', 'calibration_table', 'class_origin_table', 'confusion_table', 'seeds_table',
-           'ablation_of', 'soon_table', 'progress_table', 'all_tables']
+           'ablation_of', 'ablation_table', 'soon_table', 'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import os, re
@@ -662,6 +662,14 @@ def ablation_of(
         rows.append(row)
     return _tidy(rows, _ablation_columns)
 
+def ablation_table(
+    out:Path # A study's folder
+)->pd.DataFrame: # As `ablation_of`
+    "What each ingredient brings; valid accuracy is that of stored probabilities, which views of test-time augmentation are part of"
+    runs, store = runs_table(out).query("status=='done' and group==@ABLATION"), study_store(out)
+    stored = [store.probs(r, "valid") for r in runs["run_id"]]
+    return ablation_of(runs.assign(valid_acc=[accuracy(s["probs"], s["targs"]) for s in stored]))
+
 # %% ../../nbs/32_results.tables.ipynb #d28bb2d6
 MARK = max(PUBLISHED_TEST.values()) # The report's best test accuracy
 _soon_columns = ["group", "name", "model", "mark", "epoch", "seconds", "best", "total"]
@@ -745,4 +753,4 @@ def all_tables(
         trials=trials_table(out), classes=class_table(out, preds), gap=gap_table(out), controls=trials_table(out, "control"),
         convergence=convergence_table(out), repeats=repeats_table(out), ensembles=ensembles_table(out, preds), leave_one_out=leave_one_out_table(out, preds),
         disagreement=disagreement_table(out, preds), calibration=calibration_table(out, preds), class_origin=class_origin_table(out, preds),
-        confusion=confusion_table(out, preds), seeds=seeds_table(out), ablation=ablation_of(runs_table(out)), soon=soon_table(out))
+        confusion=confusion_table(out, preds), seeds=seeds_table(out), ablation=ablation_table(out), soon=soon_table(out))

@@ -1,0 +1,74 @@
+"A finished study's answer on new images, and as files for other programs, from processes of their own."
+import json, subprocess, sys
+import pytest
+from conftest import ENV, cinic
+
+@pytest.fixture(scope="module")
+def files(images): return sorted((images/"test").rglob("*.png"))
+
+def stored(out, images, name):
+    "Classes that a study stored for its test images, by file"
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.results.tables import predictions
+    p = next(p for p in predictions(out) if p["predictor"]==name)
+    names = get_pack(images).files[p["rows"]]
+    return {str(images/f): p["classes"][i] for f,i in zip(names, p["preds"])}
+
+@pytest.mark.parametrize("member", ["soft", "hard", "custom_cnn-sgd"])
+def test_classes_are_the_stored_ones(study, images, files, member):
+    r = cinic("predict", study[0], *files, "--member", member, "--json")
+    assert r.returncode==0, r.stderr
+    found = {o["file"]: o["class"] for o in json.loads(r.stdout)["images"]}
+    assert found==stored(study[0], images, member) and len(found)==len(files)
+
+def test_bad_images_are_named_and_the_rest_is_predicted(study, files, tmp_path):
+    bad = tmp_path/"bad.png"
+    bad.write_bytes(files[0].read_bytes()[:40])
+    r = cinic("predict", study[0], bad, files[0], tmp_path/"none.jpg")
+    assert r.returncode==1 and str(files[0]) in r.stdout.replace("\n", "")
+    assert [l.split(":")[0] for l in r.stderr.strip().splitlines()]==["cinic", "cinic"] and "bad.png" in r.stderr and "none.jpg" in r.stderr and "Traceback" not in r.stderr
+
+@pytest.mark.parametrize("args,said", [
+    (["--member", "sofd"], "did you mean 'soft'"),
+    (["--member", "custom_cnn"], "no finished predictor"),
+])
+def test_names_that_are_not_there(study, files, args, said):
+    r = cinic("predict", study[0], files[0], *args)
+    assert r.returncode==2 and said in r.stderr and "Traceback" not in r.stderr
+
+def test_nothing_to_predict(study, tmp_path):
+    r = cinic("predict", study[0], tmp_path)
+    assert r.returncode==2 and "no PNG or JPEG" in r.stderr
+
+def test_export_and_reading_it_elsewhere(study, files, tmp_path):
+    r = cinic("export", study[0], "--format", "safetensors", "--member", "soft", "--dest", tmp_path/"e")
+    assert r.returncode==0, r.stderr
+    card = (tmp_path/"e"/"README.md").read_text(encoding="utf-8")
+    assert "soft vote of 2 networks" in card and "test images are right" in card
+    code = "import sys; from cinic_fastai.results.predict import import_safetensors as f; print(f(sys.argv[1]).predict([sys.argv[2]])[0][0])"
+    there = subprocess.run([sys.executable, "-c", code, tmp_path/"e"/"model.safetensors", files[0]], capture_output=True, text=True, env=ENV)
+    here = json.loads(cinic("predict", study[0], files[0], "--member", "soft", "--json").stdout)
+    assert there.stdout.strip()==here["images"][0]["class"], there.stderr
+
+def test_export_refuses_what_it_can_not_do(study, tmp_path):
+    for args,said in ((["--format", "tflite"], "Known: onnx, safetensors"), (["--member", "hard"], "hard vote")):
+        r = cinic("export", study[0], "--dest", tmp_path/"e", *args)
+        assert r.returncode==2 and said in r.stderr and "Traceback" not in r.stderr
+    assert not list((tmp_path/"e").glob("model*"))
+
+@pytest.mark.slow
+def test_onnx_equals_pytorch(study, files, tmp_path):
+    "The exported file under onnxruntime against the command line, on real files"
+    import numpy as np
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from PIL import Image
+    r = cinic("export", study[0], "--format", "onnx", "--member", "soft", "--dest", tmp_path)
+    assert r.returncode==0, r.stderr
+    x = np.stack([np.asarray(Image.open(f).convert("RGB"), np.float32).transpose(2, 0, 1) for f in files])
+    probs, = onnxruntime.InferenceSession(str(tmp_path/"model.onnx")).run(None, {"images": x})
+    from cinic_fastai.results.predict import in_float32, load_predictor
+    assert abs(probs-in_float32(load_predictor(study[0], "soft")).probs(files)).max()<1e-4
+
+def test_watching_a_finished_study(study):
+    r = cinic("status", study[0], "--watch")
+    assert r.returncode==0 and "not running now" in r.stdout
