@@ -4,6 +4,7 @@ import pytest
 from conftest import cinic
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import read_json
+from cinic_fastai.results import page
 from cinic_fastai.runs import RunStore
 from cinic_fastai.study import conduct as c, track
 from cinic_fastai.study.plan import parse_plan
@@ -46,6 +47,7 @@ def seen(monkeypatch):
     def open_one(folder, project, name, id, config): return (lambda row: rows.append((name, row["epoch"], row["valid_acc"]))),(lambda: None)
     monkeypatch.setitem(track._open, "tensorboard", open_one)
     monkeypatch.setattr(c, "check_track", lambda name: None)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
     return rows
 
 def plan(tracked): return parse_plan(PLAN.format(track='track = "tensorboard"' if tracked else ""))
