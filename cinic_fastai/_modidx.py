@@ -816,6 +816,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._heat': ( 'results.plots.html#_heat',
                                                                                   'cinic_fastai/results/plots.py'),
+                                            'cinic_fastai.results.plots._label_edges': ( 'results.plots.html#_label_edges',
+                                                                                         'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._legend': ( 'results.plots.html#_legend',
                                                                                     'cinic_fastai/results/plots.py'),
                                             'cinic_fastai.results.plots._mark_key': ( 'results.plots.html#_mark_key',
