@@ -1596,8 +1596,12 @@ def _with_ids(
 )->list[dict]: # The same; `ids` has the run ids of their rows, "" where one was named before or is missing
     "Where each run id leads to: the first row that it stands in"
     seen = {"–"}
-    def new(run_id): return "" if run_id in seen else seen.add(run_id) or run_id
-    return [{**t, "ids": [new(r[[c for c,_ in t["columns"]].index("run id")]) for r in t["rows"]]} for t in tables]
+    for t in tables:
+        column = [c for c,_ in t["columns"]].index("run id")
+        for r in t["rows"]:
+            t["ids"].append("" if r[column] in seen else r[column])
+            seen.add(r[column])
+    return tables
 
 def _trials_trace(
     f:Facts # The study
