@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
            'Backend', 'Address', 'SaveEvery', 'OnBad', 'Member', 'main', 'options', 'duration', 'Screen', 'as_table',
-           'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info', 'data_pack',
-           'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean',
-           'train', 'predict', 'export', 'bench']
+           'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info',
+           'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status',
+           'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shutil, sys, tempfile, time, warnings
