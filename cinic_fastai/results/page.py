@@ -1213,9 +1213,15 @@ def group_table(
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
     caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
-        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))
+        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
+
+def _view_words(
+    runs:list[dict] # Rows of `runs_table`
+)->str: # One sentence, "" where predictions are of one view
+    "Which numbers are averages over views"
+    return " Test accuracy averages over views of each image, valid accuracy during training doesn't." if any(r["tta"] not in ("", "none") and pd.notna(r["tta"]) for r in runs) else ""
 
 def search_table(
     f:Facts # The study
@@ -1481,7 +1487,8 @@ def experiments(
     if f.runs("final"): add("final", [setup_words(f.done("final")), _final_setup(f)], final_words(f), final_figures(f), [group_table(f, "final")])
     if f.study["ensembles"]: add("ensembling", [_vote_setup(f)], ensemble_words(f), vote_figures(f),
         [predictor_table(f), ensembles_words(f), class_table_words(f)], vote_parts(f))
-    return list(made.values())+[_own_group(f, g) for g in _own_groups(f)]+_soon(f)
+    votes = [made.pop("ensembling")] if "ensembling" in made else []
+    return [*made.values(), *(_own_group(f, g) for g in _own_groups(f)), *votes, *_soon(f)]
 
 # %% ../../nbs/35_results.page.ipynb #68b85031
 def _key(

@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_
            'plot_confusion', 'plot_disagreement', 'plot_ablation']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
-import textwrap
+import re, textwrap
 from pathlib import Path
 import matplotlib, numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -40,10 +40,20 @@ def pretty(
 def palette(
     names # Names in the order of the plan
 )->dict[str,str]: # Colour by name
-    "A colour for each name: its own, or the next one that is left"
+    "A colour for each name: its own, or the next one that is left; seeds of one setting (`net-1`, `net-2`) are shades of its colour"
     names = list(dict.fromkeys(names))
-    spare = [n for n in names if n not in COLOURS]
-    return {n: COLOURS.get(n) or SPARE[spare.index(n)%len(SPARE)] for n in names}
+    base = {n: n if n in COLOURS else re.sub(r"-\d+$", "", n) for n in names}
+    spare = [b for b in dict.fromkeys(base.values()) if b not in COLOURS]
+    colour = {b: COLOURS.get(b) or SPARE[spare.index(b)%len(SPARE)] for b in base.values()}
+    seeds = {b: [n for n in names if base[n]==b!=n] for b in colour}
+    return {n: _lighter(colour[b], seeds[b].index(n)/max(2, len(seeds[b])-1)*.5 if n in seeds[b] else 0) for n,b in base.items()}
+
+def _lighter(
+    colour:str, # For example `#0072B2`
+    share:float # Of white, in [0, 1]
+)->str: # As `colour`
+    "A colour mixed with white"
+    return matplotlib.colors.to_hex([c+(1-c)*share for c in matplotlib.colors.to_rgb(colour)]).upper() if share else colour
 
 DIMENSIONS = dict(bs="batch size", lr="learning rate", wd="L2", mom="momentum") # In print; others are called as in the plan
 
