@@ -22,7 +22,8 @@ def run_installed(site, cwd, *args):
 
 def test_wheel_holds_plans_and_template(installed):
     names = {p.relative_to(installed).as_posix() for p in (installed/"cinic_fastai").rglob("*")}
-    assert {"cinic_fastai/plans/demo.toml", "cinic_fastai/plans/report.toml", "cinic_fastai/plans/thorough.toml", "cinic_fastai/results/report.html"}<=names
+    assert {"cinic_fastai/plans/demo.toml", "cinic_fastai/plans/report.toml", "cinic_fastai/plans/thorough.toml", "cinic_fastai/results/report.html",
+        "cinic_fastai/results/report.js"}<=names
 
 def test_wheel_works_elsewhere(installed, tmp_path):
     assert "cinic_fastai" in run_installed(installed, tmp_path, "--version").stdout

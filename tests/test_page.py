@@ -1,6 +1,7 @@
 "The page as a browser would read it: complete, self-contained, escaped"
-import base64
+import base64, hashlib
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 import pytest
 from cinic_fastai.files import line_of, read_json, write_json, write_text
 from cinic_fastai.results.page import write_page
@@ -15,6 +16,7 @@ TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "
 NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance", "seeds"]
 VOTED = ["ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion"]
 MAPS = ["reliability", "disagreement", "class_origin", "confusion"]
+PHOTOS = {"fig07_augmentation", "mistakes", "confused_pairs"}
 LOADS = {"src", "srcset", "href", "action", "data", "poster", "background", "formaction", "xlink:href"}
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -33,7 +35,7 @@ class Page(HTMLParser):
         self.stack.pop()
     def handle_data(self, data): self.texts.append((self.stack[-1] if self.stack else "", data))
     def all(self, tag): return [a for t,a in self.tags if t==tag]
-    def text(self): return " ".join(d for t,d in self.texts if t!="style").replace("\u00a0", " ")
+    def text(self): return " ".join(d for t,d in self.texts if t not in ("style", "script")).replace("\u00a0", " ")
 
 def read(path): return Page(path.read_text(encoding="utf-8"))
 
@@ -46,7 +48,8 @@ def done(tmp_path_factory):
 
 def test_every_figure_and_table_is_there(done):
     page = read(done/"report.html")
-    assert {p.stem for p in (done/"figures").glob("*.png")}>=set(FIGURES+LEARNT+MAPS)
+    files = {k: {p.stem for p in (done/"figures").glob(f"*.{k}")} for k in ("png", "svg")}
+    assert files["png"]>=set(FIGURES+LEARNT+MAPS) and files["svg"]==files["png"]-PHOTOS
     assert {p.stem for p in (done/"tables").iterdir()}==set(TABLES+NEW_TABLES+VOTED)
     figures = {a["id"] for a in page.all("figure")}
     assert figures>=set(FIGURES+LEARNT+MAPS)
@@ -57,19 +60,34 @@ def test_every_figure_and_table_is_there(done):
 def test_pictures_are_inside_and_say_what_they_show(done):
     for img in read(done/"report.html").all("img"):
         kind, data = img["src"].split(",", 1)
-        assert kind=="data:image/png;base64" and base64.b64decode(data).startswith(b"\x89PNG")
+        data = base64.b64decode(data)
+        if img["class"]=="photo": assert kind=="data:image/png;base64" and data.startswith(b"\x89PNG")
+        else: assert kind=="data:image/svg+xml;base64" and only_within(data)
         assert len(img["alt"])>30 and int(img["width"])>0
         assert "nan" not in img["alt"].split()
+
+def only_within(svg):
+    "Is this SVG with letters as outlines, and does it refer to nothing but itself?"
+    root = ElementTree.fromstring(svg)
+    links = [v for o in root.iter() for k,v in o.attrib.items() if k.endswith("href")]
+    return root.tag.endswith("}svg") and all(v.startswith("#") for v in links) and not {"text", "script", "image"}&{o.tag.split("}")[1] for o in root.iter()}
 
 def test_nothing_is_loaded_from_elsewhere(done):
     html = (done/"report.html").read_text(encoding="utf-8")
     page = Page(html)
     targets = [v for _,a in page.tags for k,v in a.items() if k in LOADS]
-    assert targets and all(v.startswith(("data:image/png;base64,", "#")) for v in targets)
-    assert not {"script", "link", "iframe", "object", "embed"}&{t for t,_ in page.tags}
+    assert targets and all(v.startswith(("data:image/png;base64,", "data:image/svg+xml;base64,", "#")) for v in targets)
+    assert not {"link", "iframe", "object", "embed"}&{t for t,_ in page.tags}
     style = "".join(d for t,d in page.texts if t=="style")
     assert "url(" not in style and "@import" not in style and "http" not in style
     assert "default-src 'none'" in html
+
+def test_the_only_script_is_the_one_that_sorts(done):
+    page = read(done/"report.html")
+    assert page.all("script")==[{}]
+    script = "".join(d for t,d in page.texts if t=="script")
+    policy = next(a["content"] for a in page.all("meta") if a.get("http-equiv")=="Content-Security-Policy")
+    assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy and "aria-sort" in script
 
 def test_links_and_labels_lead_somewhere(done):
     page = read(done/"report.html")
@@ -228,11 +246,12 @@ def test_hostile_names_do_no_harm(tmp_path):
     study["data"]["skipped"] = ["<u>bad</u>.png"]
     write_json(out/"study.json", study)
     page = read(write_page(out))
-    assert not {"script", "b onerror", "u", "i"}&{t for t,_ in page.tags}
+    assert not {"b onerror", "u", "i"}&{t for t,_ in page.tags} and page.all("script")==[{}]
     assert not [k for _,a in page.tags for k in a if k.startswith("on")]
     for name in evil: assert name in page.text(), name
     assert "49" not in [d.strip() for _,d in page.texts] and "<b>bold</b> & more" in page.text()
     assert all(p.parent==out/"figures" for p in (out/"figures").rglob("*.png"))
+    assert all(only_within(p.read_bytes()) for p in (out/"figures").glob("*.svg"))
     assert page.stack==[]
 
 def test_a_plan_of_ones_own(tmp_path):

@@ -213,7 +213,7 @@ def test_two_studies_share_a_store(study, images, plan_file, tmp_path):
     "The second one finds everything done"
     shared = tmp_path/"shared"
     shutil.copytree(study[0]/"runs", shared)
-    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--store", shared)
+    r = cinic("study", plan_file, "--data", images, "--out", "out", "--store", "shared", cwd=tmp_path) # paths as typed
     assert r.returncode==0 and not (tmp_path/"out"/"runs").exists()
     assert results(tmp_path/"out")["tables"]==results(study[0])["tables"]
 

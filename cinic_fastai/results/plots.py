@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_
            'plot_confusion', 'plot_disagreement', 'plot_ablation']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
-import textwrap
+import re, textwrap
 from pathlib import Path
 import matplotlib, numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -40,10 +40,20 @@ def pretty(
 def palette(
     names # Names in the order of the plan
 )->dict[str,str]: # Colour by name
-    "A colour for each name: its own, or the next one that is left"
+    "A colour for each name: its own, or the next one that is left; seeds of one setting (`net-1`, `net-2`) are shades of its colour"
     names = list(dict.fromkeys(names))
-    spare = [n for n in names if n not in COLOURS]
-    return {n: COLOURS.get(n) or SPARE[spare.index(n)%len(SPARE)] for n in names}
+    base = {n: n if n in COLOURS else re.sub(r"-\d+$", "", n) for n in names}
+    spare = [b for b in dict.fromkeys(base.values()) if b not in COLOURS]
+    colour = {b: COLOURS.get(b) or SPARE[spare.index(b)%len(SPARE)] for b in base.values()}
+    seeds = {b: [n for n in names if base[n]==b!=n] for b in colour}
+    return {n: _lighter(colour[b], seeds[b].index(n)/max(2, len(seeds[b])-1)*.5 if n in seeds[b] else 0) for n,b in base.items()}
+
+def _lighter(
+    colour:str, # For example `#0072B2`
+    share:float # Of white, in [0, 1]
+)->str: # As `colour`
+    "A colour mixed with white"
+    return matplotlib.colors.to_hex([c+(1-c)*share for c in matplotlib.colors.to_rgb(colour)]).upper() if share else colour
 
 DIMENSIONS = dict(bs="batch size", lr="learning rate", wd="L2", mom="momentum") # In print; others are called as in the plan
 
@@ -411,7 +421,7 @@ def plot_searches(
     names = list(dict.fromkeys(df["search"])) or [""]
     axs,cols = _panels(len(names), 4.8, 1.75, sharey=True, sharex=True)
     for ax,name in zip(axs, names): plot_trials(df[df["search"]==name], ax, (published or {}).get(name), colours)
-    for i,ax in enumerate(axs): ax.set(xlabel="trial" if i+cols>=len(names) else "", ylabel="valid accuracy" if i%cols==0 else "")
+    _label_edges(axs[:len(names)], cols, "trial", "valid accuracy")
     lines = [Line2D([], [], label="best so far", linewidth=1.2, color="#555555")]
     lines += [Line2D([], [], label="published best", linestyle=":", color="#555555")]*bool(published)
     _legend(axs[0].figure, _mark_key(df)+lines)
@@ -431,8 +441,18 @@ def _panels(
     for ax in axs[n:]: ax.set_visible(False)
     return axs,cols
 
+def _label_edges(
+    axs:np.ndarray, # Panels, row by row
+    cols:int, # Of them
+    x:str="", # What stands below the last panel of each column
+    y:str="" # What stands left of the first panel of each row
+):
+    "Name what all panels share where it is read, and no more often; panels stand apart a little"
+    for i,ax in enumerate(axs): ax.set(xlabel=x if i+cols>=len(axs) else "", ylabel=y if i%cols==0 else "")
+    axs[0].figure.get_layout_engine().set(wspace=.05, hspace=.05)
+
 def _legend(
-    fig:Figure, # Of several panels
+    fig:Figure, # Of one panel or several
     key:list[Line2D], # What it says
     cols:int=4 # At most
 ):
@@ -524,10 +544,10 @@ def plot_dependence(
     "Accuracy along each dimension: trials, and what the surrogate makes of them"
     names, search = list(dict.fromkeys(df["dimension"])), str(df["search"].iloc[0]) if len(df) else ""
     axs,cols = _panels(len(names), 4.6, 1.45, sharey=True)
-    for i,(ax,name) in enumerate(zip(axs, names)):
+    for ax,name in zip(axs, names):
         _one_dependence(ax, df[df["dimension"]==name], trials, _colour_of(search, colours))
-        ax.set(title=DIMENSIONS.get(name, name), ylabel="valid accuracy" if i%cols==0 else "")
-    axs[0].figure.get_layout_engine().set(wspace=.05)
+        ax.set_title(DIMENSIONS.get(name, name))
+    _label_edges(axs[:len(names) or 1], cols, y="valid accuracy")
     best = [Line2D([], [], label="best", **_best_look)]*bool((trials["status"]=="done").any())
     _legend(axs[0].figure, _mark_key(trials)+best+[Line2D([], [], color="#555555", linewidth=2.4, alpha=.6, label="surrogate")])
     return axs[0].figure
@@ -592,12 +612,9 @@ def plot_importance(
     names = list(dict.fromkeys(df["search"]))
     most = df.groupby("search").size().max() if len(df) else 1
     axs,cols = _panels(len(names), 4.8, .45+.21*most, .75, sharex=True)
-    for i,(ax,name) in enumerate(zip(axs, names)):
-        _one_importance(ax, df[df["search"]==name], _colour_of(name, colours), most)
-        ax.set(title=pretty(name), xlim=(0, 1.25), xlabel="share of the variance" if i+cols>=len(names) else "")
-    key = [Patch(facecolor="#555555", label="by itself"), Patch(facecolor="#555555", alpha=.35, label="with others")]
-    _legend(axs[0].figure, key)
-    axs[0].figure.get_layout_engine().set(wspace=.06, hspace=.06)
+    for ax,name in zip(axs, names): _one_importance(ax, df[df["search"]==name], _colour_of(name, colours), most)
+    _label_edges(axs[:len(names) or 1], cols, "share of the variance")
+    _legend(axs[0].figure, [Patch(facecolor="#555555", label="by itself"), Patch(facecolor="#555555", alpha=.35, label="with others")])
     return axs[0].figure
 
 def _one_importance(
@@ -614,10 +631,12 @@ def _one_importance(
     for y,v in enumerate(total): ax.text(v+.02, y, f"{v:.2f}", va="center", fontsize=8, color="#444444")
     _clean(ax, "x")
     ax.set_yticks(range(len(df)), [DIMENSIONS.get(o, o) for o in df["dimension"]])
-    ax.set(xticks=[0, .5, 1], ylim=(len(df)-most-.6, len(df)-.4))
+    ax.set(title=pretty(df["search"].iloc[0]), xticks=[0, .5, 1], xlim=(0, 1.25), ylim=(len(df)-most-.6, len(df)-.4))
     if not total.any(): ax.text(.5, .5, "flat: all differences\ncount as noise", transform=ax.transAxes, ha="center", va="center", fontsize=8, color="#777777")
 
 # %% ../../nbs/33_results.plots.ipynb #6061ff34
+_published_look = dict(marker="|", color="#333333", markersize=11, markeredgewidth=1.4, linestyle="")
+
 @matplotlib.rc_context(STYLE)
 def plot_predictors(
     df:pd.DataFrame, # From `predictors_table`
@@ -633,12 +652,13 @@ def plot_predictors(
         ax.plot([d["low"], d["high"]], [i,i], color=c, linewidth=2.2, alpha=.45, solid_capstyle="round")
         ax.plot([d["test_acc"]], [i], _marker(d["predictor"]), color=c, markersize=6)
         ax.annotate(f"{100*d['test_acc']:.1f} %", (d["test_acc"], i), xytext=(0,6), textcoords="offset points", ha="center", fontsize=8)
-        if published: ax.plot([d["published"]], [i], "|", color="#333333", markersize=11, markeredgewidth=1.4, label="published" if i==0 else None)
+        if published: ax.plot([d["published"]], [i], **_published_look)
     _clean(ax, "x", percent="x")
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
     ax.set_yticks(range(len(df)), [pretty(n) for n in df["predictor"]])
     ax.set(xlabel="test accuracy", ylim=(len(df)-.5, -.7))
-    if published and df["published"].notna().any(): ax.legend(frameon=False, loc="lower right", handletextpad=.2)
+    key = [Line2D([], [], label="here, with its interval", marker="o", color="#555555", linewidth=2.2)]
+    if published and df["published"].notna().any(): _legend(ax.figure, [*key, Line2D([], [], label="published", **_published_look)])
     return ax
 
 # %% ../../nbs/33_results.plots.ipynb #0464ef17
@@ -658,13 +678,13 @@ def plot_reliability(
     axs,cols = _panels(len(names), 5.2 if len(names)>1 else 3.4, 2.1, .45, sharex=True, sharey=True)
     for i,(ax,name) in enumerate(zip(axs, names)):
         _one_reliability(ax, df[(df["predictor"]==name)&(df["count"]>0)], (colours or palette(names))[name])
-        ax.set(title=pretty(name), xlabel="confidence" if i+cols>=len(names) else "", ylabel="accuracy" if i%cols==0 else "")
+        ax.set_title(pretty(name))
         if i+cols>=len(names): ax.tick_params(labelbottom=True) # even above a panel that is left over
+    _label_edges(axs[:len(names) or 1], cols, "confidence", "accuracy")
     look = dict(color="#555555", marker="o", linewidth=1.2)
     key = [Line2D([], [], label="before the temperature", markerfacecolor="white", linestyle="--", **look)]*("after" in set(df["stage"]))
     key += [Line2D([], [], label="as used", **look), Line2D([], [], label="right as often as sure", color="#BBBBBB", linewidth=1.2)]
     _legend(axs[0].figure, key)
-    axs[0].figure.get_layout_engine().set(wspace=.06, hspace=.06)
     return axs[0].figure
 
 def _one_reliability(
@@ -704,14 +724,12 @@ def _heat(
 ):
     "A map with its numbers in it"
     lo,hi = ends if ends[1]>ends[0] else (ends[0], ends[0]+1e-9)
-    ax.imshow(values, cmap=_shades(colour), vmin=lo, vmax=hi, aspect="auto", interpolation="none")
+    ax.pcolormesh(*(np.arange(n+1)-.5 for n in values.shape[::-1]), values, cmap=_shades(colour), vmin=lo, vmax=hi, edgecolor="white", linewidth=1.4)
+    ax.invert_yaxis()
     small = 6.8 if max(values.shape)>8 else 8.5
     for (i,j),v in np.ndenumerate(values):
         ax.text(j, i, texts[i][j], ha="center", va="center", fontsize=small, color="white" if np.isfinite(v) and (v-lo)/(hi-lo)>.62 else "#333333")
-    ax.set_xticks(np.arange(values.shape[1]+1)-.5, minor=True)
-    ax.set_yticks(np.arange(values.shape[0]+1)-.5, minor=True)
-    ax.grid(which="minor", color="white", linewidth=1.4)
-    ax.tick_params(which="both", length=0, labeltop=True, labelbottom=False)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
 
 def _percents(

@@ -591,7 +591,7 @@ def conduct(
     check_track(plan.track)
     there = nullcontext((None, 1)) if jobs==1 and backend=="loky" and not address else open_workers(backend, jobs, address)
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(out/".lock", f"The study in {out}", wait=1), there as (workers,jobs): # a moment's patience: `cinic status` looks at the lock, too
-        record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(store) if store else "runs", command)
+        record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(Path(store).absolute()) if store else "runs", command)
         c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, one_at_a_time(on_event), stop, save_every, Clock(jobs=jobs),
             workers=workers, threads=threads)
         if plan.track: c.tracker = Tracker(plan.track, out/"track", plan.name, c.on_event)
