@@ -12,7 +12,7 @@ FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmenta
     "fig10_accuracy_alternative", "fig11_loss_alternative", "fig12_accuracy_final", "fig13_loss_final", "fig14_test_accuracy", "gap", "trials"]
 SEARCHES = ["custom_cnn-sgd", "custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
 LEARNT = ["importance", *(f"{kind}_{name}" for name in SEARCHES for kind in ("convergence", "dependence"))]
-TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap"]
+TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap", "soon"]
 NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance", "seeds"]
 VOTED = ["ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion"]
 MAPS = ["reliability", "disagreement", "class_origin", "confusion"]
