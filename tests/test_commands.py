@@ -8,7 +8,7 @@ from cinic_fastai.cli import app
 from conftest import cinic
 
 root = Path(__file__).resolve().parents[1]
-HANDS_OFF = ("python3 -m venv", ".venv/bin/pip install", "for ", "done") # they set an environment up, or go round a command of ours
+HANDS_OFF = ("python3 -m venv", ".venv/bin/pip install", "for ", "done", "dask scheduler", "dask worker", "ray start") # they set an environment or a cluster up, or go round a command of ours
 
 def blocks(text): return re.findall(r"^```sh\n(.*?)^```", text, re.M|re.S)
 

@@ -10,7 +10,7 @@ def results(out):
     "Everything of a study that must not depend on where it was cut off"
     probs = {p.relative_to(out).as_posix(): np.load(p)["probs"].tobytes() for p in sorted(out.glob("runs/*/probs_*.npz"))}
     weights = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.glob("runs/*/best.safetensors"))}
-    drop = ("seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max")
+    drop = ("seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max", "total")
     tables = {p.name: pd.read_csv(p).drop(columns=list(drop), errors="ignore").to_csv() for p in sorted(out.glob("tables/*.csv"))}
     points = {p.name: [json.loads(l)["point"] for l in p.read_text().splitlines()[1:]] for p in sorted(out.glob("searches/*.jsonl"))}
     return dict(probs=probs, weights=weights, tables=tables, points=points)

@@ -127,7 +127,7 @@ def n_repeats(
     return search.repeats*(min(2, n_trials(search))+search.control)
 
 # %% ../../nbs/40_study.plan.ipynb #a3e27532
-KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k")
+KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
 _keys = dict(study=dict(name=str, title=str, seed=int, track=str), run={"name": str, "group": str, "from": str, "seeds": list},
     search=dict(name=str, space=dict, random=int, guided=int, batch=int, strategy=str, start=list, rungs=list, factor=int, control=bool, repeats=int), ensemble=dict(name=str, method=str, members=list, temperature=bool, member_temperature=bool))
 _needed = dict(study=("name",), run=("name",), search=("name", "space"), ensemble=("name", "method", "members"))
