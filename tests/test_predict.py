@@ -10,11 +10,11 @@ def stored(out, images, name):
     "Classes that a study stored for its test images, by file"
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.results.tables import predictions
-    p = next(p for p in predictions(out) if p["predictor"]==name)
+    p = next(p for p in predictions(out, everyone=True) if p["predictor"]==name)
     names = get_pack(images).files[p["rows"]]
     return {str(images/f): p["classes"][i] for f,i in zip(names, p["preds"])}
 
-@pytest.mark.parametrize("member", ["soft", "hard", "custom_cnn-sgd"])
+@pytest.mark.parametrize("member", ["soft", "hard", "custom_cnn-sgd", "custom_cnn"])
 def test_classes_are_the_stored_ones(study, images, files, member):
     r = cinic("predict", study[0], *files, "--member", member, "--json")
     assert r.returncode==0, r.stderr
@@ -30,7 +30,7 @@ def test_bad_images_are_named_and_the_rest_is_predicted(study, files, tmp_path):
 
 @pytest.mark.parametrize("args,said", [
     (["--member", "sofd"], "did you mean 'soft'"),
-    (["--member", "custom_cnn"], "no finished predictor"),
+    (["--member", "resnet18-pretrained"], "no finished predictor"),
 ])
 def test_names_that_are_not_there(study, files, args, said):
     r = cinic("predict", study[0], files[0], *args)

@@ -134,10 +134,10 @@ def vote_probs(
 
 def load_predictor(
     out:Path, # A study's folder
-    name:str="" # Of a run or an ensemble in its second table; the best one on valid images where ""
+    name:str="" # Of a run or an ensemble; the best one on valid images where ""
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
-    p,ids = choose_predictor(predictions(out), name), {n: r["run_id"] for r in read_study(out)["runs"] for n in (r["name"], f"{r['group']}/{r['name']}")}
+    p,ids = choose_predictor(predictions(out, everyone=True), name), {n: r["run_id"] for r in read_study(out)["runs"] for n in (r["name"], f"{r['group']}/{r['name']}")}
     names = [p["predictor"]] if p["kind"]=="run" else p["members"]
     read = {n: read_member(study_store(out).folder(ids[n])) for n in names}
     about = next(iter(read.values()))[1]
@@ -246,8 +246,8 @@ def export_onnx(
     path:Path # File to write
 )->float: # Largest difference from PyTorch, a probability
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
-    runtime,exporter = onnx_tools()
     whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size)
+    runtime,exporter = onnx_tools()
     with writing(path) as part, _quiet():
         exporter.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
@@ -305,7 +305,7 @@ def card_facts(
 )->dict: # For the template
     "What a model card tells"
     study,of = read_study(out),predictor.name
-    preds = predictions(out)
+    preds = predictions(out, everyone=True)
     classes,origins,table = class_table(out, preds),class_origin_table(out, preds),predictors_table(out, preds)
     row = table.set_index("predictor").loc[of]
     by_origin = origins.query("predictor==@of and `class`==@TOTAL and origin!=@ALL").to_dict("records")

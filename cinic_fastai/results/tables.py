@@ -276,13 +276,17 @@ def best_table(
 
 # %% ../../nbs/32_results.tables.ipynb #439eeaa5
 def _predictor_runs(
-    study:dict # Content of `study.json`
+    study:dict, # Content of `study.json`
+    everyone:bool=False # All runs?
 )->dict[str,dict]: # Entries of its `runs` by the name a plan gives them
-    "Members of the ensembles; without ensembles the final runs, without those all runs"
+    "Members of the ensembles; without ensembles the final runs, without those all runs; then the others, if they are wanted"
     runs, wanted = study["runs"], dict.fromkeys(m for e in study["ensembles"] for m in e["members"])
     by_name = {n: r for r in runs for n in (r["name"], f"{r['group']}/{r['name']}")}
     final = {r["name"]: r for r in runs if r["group"]=="final"}
-    return {m: by_name[m] for m in wanted if m in by_name} or final or {f"{r['group']}/{r['name']}": r for r in runs}
+    found = {m: by_name[m] for m in wanted if m in by_name} or final or {f"{r['group']}/{r['name']}": r for r in runs}
+    names = [r["name"] for r in runs]
+    rest = [r for r in runs if everyone and not any(r is o for o in found.values())]
+    return found|{r["name"] if names.count(r["name"])==1 else f"{r['group']}/{r['name']}": r for r in rest}
 
 def _stored_valid(
     rid:str, # Run id
@@ -353,11 +357,12 @@ def _vote_prediction(
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
 
 def predictions(
-    out:Path # A study's folder
+    out:Path, # A study's folder
+    everyone:bool=False # Runs that are neither final nor in an ensemble, too?
 )->list[dict]: # `predictor`, `kind`, `members`, `status`, `reason`, and when done `probs`, `preds`, `targs`, `classes`, `rows`, `origins`
     "Classes that each predictor gives the test images: runs first, then votes"
     study, store = read_study(out), study_store(out)
-    runs = {n: _run_prediction(n, r, store) for n,r in _predictor_runs(study).items()}
+    runs = {n: _run_prediction(n, r, store) for n,r in _predictor_runs(study, everyone).items()}
     return [*runs.values(), *(_vote_prediction(e, runs) for e in study["ensembles"])]
 
 # %% ../../nbs/32_results.tables.ipynb #dfd14f5a
