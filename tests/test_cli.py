@@ -61,6 +61,7 @@ def test_pretrained_weights_from_a_file(images, tmp_path):
     other = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "--weights", images/"nothing.pth", "--data", images, "--out", tmp_path/"t")
     assert other.returncode==2 and "nothing.pth" in other.stderr and "Traceback" not in other.stderr
 
+@pytest.mark.slow
 def test_bench_gives_rows(images):
     r = cinic("bench", "step-customcnn", "--data", images, "--reps", "1", "--json")
     assert r.returncode==0, r.stderr

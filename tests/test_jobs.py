@@ -108,6 +108,7 @@ def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     same(out, alone)
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
+@pytest.mark.slow
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
     "As from a terminal: the whole group gets the signal; a second one kills at once"
     out = tmp_path/"out"

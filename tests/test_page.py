@@ -167,6 +167,7 @@ def with_repeats(out, change):
     write_json(out/"study.json", study)
     return read(write_page(out)).text()
 
+@pytest.mark.slow
 def test_other_seeds_may_say_otherwise(tmp_path):
     out = example_study(tmp_path, images=50)
     alike = dict(zip(range(43, 48), (.45, .46, .47, .44, .455)))

@@ -92,6 +92,7 @@ def test_signals_save_and_say_how_to_continue(images, tmp_path, sig, code):
     assert list(out.glob("runs/*/last.safetensors"))
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
+@pytest.mark.slow
 def test_stopped_by_signals_and_continued(study, images, plan_file, tmp_path):
     "Stopped in its first training and in its search, a study ends as if it had never been"
     out = tmp_path/"out"

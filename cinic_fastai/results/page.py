@@ -907,6 +907,7 @@ def rendered(
     if not figure["draw"]: return {**figure, "files": {}, "uri": "", "inches": (0, 0)}
     fig = figure["draw"]()
     made = dict(png=png(fig))
+    fig.set_layout_engine("none") # the SVG takes the layout that was found for the PNG
     if figure["kind"]=="chart": made["svg"] = svg(fig, figure["title"])
     kind = "image/svg+xml" if "svg" in made else "image/png"
     uri = f"data:{kind};base64,{base64.b64encode(made.get('svg', made['png'])).decode()}"
