@@ -1,5 +1,5 @@
 "What stands beside the code agrees with it: dependencies with their reasons, the site's sidebar, the citation."
-import re, shutil, subprocess, sys
+import json, re, shutil, subprocess, sys
 from configparser import ConfigParser
 from pathlib import Path
 import pytest
@@ -50,3 +50,9 @@ def test_site_builds(tmp_path):
     here = shutil.copytree(root, tmp_path/"site", ignore=shutil.ignore_patterns(".git", ".venv", "out", "data", "_docs", "_proc"))
     subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=here, check=True)
     assert (here/"_docs"/"index.html").exists() and (here/"_docs"/"tutorials"/"by_hand.html").exists()
+
+def test_no_notebook_keeps_warnings():
+    "A stored stderr would show the paths of one machine"
+    for f in sorted((root/"nbs").rglob("*.ipynb")):
+        cells = json.loads(f.read_text(encoding="utf-8"))["cells"]
+        assert not [o for c in cells for o in c.get("outputs", []) if o.get("name")=="stderr"], f
