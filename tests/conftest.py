@@ -81,3 +81,12 @@ def study(images, plan_file, tmp_path_factory):
     done = cinic("study", plan_file, "--data", images, "--out", out)
     assert done.returncode==0, done.stdout+done.stderr
     return out,done
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory):
+    "A finished made-up study with its page"
+    from cinic_fastai.results.page import write_page
+    from cinic_fastai.test_study import example_study
+    out = example_study(tmp_path_factory.mktemp("example"), images=200)
+    write_page(out)
+    return out

@@ -1,21 +1,13 @@
 "The page in a real browser: nothing is asked for elsewhere, it reads on a phone and on paper, in the light and in the dark, and its tables sort."
 import re, shutil
 import pandas as pd, pytest
-from cinic_fastai.results.page import duration, sci, write_page
-from cinic_fastai.test_study import example_study
+from cinic_fastai.results.page import duration, sci
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 pytestmark = pytest.mark.skipif(chromium is None, reason="no Chromium on the path")
 
 A4 = 673 # CSS pixels of its width, less the page's margins
-
-@pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    "A finished study with its page"
-    out = example_study(tmp_path_factory.mktemp("page"), images=100)
-    write_page(out)
-    return out
 
 @pytest.fixture(scope="module")
 def browser():
@@ -25,9 +17,9 @@ def browser():
         browser.close()
 
 @pytest.fixture
-def opened(browser, out):
+def opened(browser, example):
     "Opens the page; in the end nothing was said on the console and nothing asked for but the page itself"
-    said, asked, contexts, url = [], [], [], (out/"report.html").as_uri()
+    said, asked, contexts, url = [], [], [], (example/"report.html").as_uri()
     def guard(route):
         if route.request.url==url: return route.continue_()
         asked.append(route.request.url)
@@ -124,9 +116,9 @@ def test_tables_sort_by_keyboard(opened):
         assert page.locator("#table-augmentation th").first.get_attribute("aria-sort")==order
     assert column(page, "table-augmentation", 0)==sorted(column(page, "table-augmentation", 0), reverse=True)
 
-def test_numbers_sort_as_numbers(opened, out):
+def test_numbers_sort_as_numbers(opened, example):
     "Against the numbers that the tables are made from"
-    runs, trials, controls = (pd.read_csv(out/"tables"/f"{name}.csv") for name in ("runs", "trials", "controls"))
+    runs, trials, controls = (pd.read_csv(example/"tables"/f"{name}.csv") for name in ("runs", "trials", "controls"))
     trials = pd.concat([trials, controls[~controls["run_id"].isin(trials["run_id"])]])
     page = opened()
     for table,name,words,numbers in (("table-runs", "time", duration, runs["seconds"]), ("table-trials", "learning rate", sci, trials["lr"]),
@@ -171,9 +163,9 @@ HARM = """() => {
   document.body.insertAdjacentHTML("beforeend", "<img src=data:, onerror='window.harm = 2'><img src=https://example.org/x.png>");
 }"""
 
-def test_no_other_script_runs(browser, out):
+def test_no_other_script_runs(browser, example):
     harm, failed = [], {}
-    for url in ("about:blank", (out/"report.html").as_uri()):
+    for url in ("about:blank", (example/"report.html").as_uri()):
         page = browser.new_page()
         page.set_default_timeout(120_000)
         page.on("requestfailed", lambda request: failed.update({request.url: request.failure}))
