@@ -307,10 +307,10 @@ def _run_prediction(
     name:str, # As the plan gives it
     run:dict, # An entry of `runs` in `study.json`
     store:RunStore # The study's store
-)->dict: # `predictor`, `kind`, `members`, `status`, `reason`, and when done `stored`, `valid`, `probs`, `preds` and what `_known` tells
+)->dict: # `predictor`, `kind`, `run_id`, `members`, `status`, `reason`, and when done `stored`, `valid`, `probs`, `preds` and what `_known` tells
     "One run's classes for the test images"
     status,reason = _status(run, store)
-    d = dict(predictor=name, kind="run", members=[], status=status, reason=reason)
+    d = dict(predictor=name, kind="run", run_id=run["run_id"], members=[], status=status, reason=reason)
     if status!="done": return d
     try: stored = store.probs(run["run_id"], "test")
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
