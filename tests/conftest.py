@@ -1,5 +1,7 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
-import os, subprocess, sys
+import functools, multiprocessing as mp, os, subprocess, sys, tempfile
+from multiprocessing import forkserver
+from pathlib import Path
 import pytest
 
 TINY_PLAN = """
@@ -58,8 +60,33 @@ members = ["custom_cnn-sgd", "second"]
 ENV = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 def cinic(*args, cwd=None, **kw):
-    "Run the command line in a process of its own"
-    return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *map(str, args)], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, **kw)
+    "Run the command line in a process of its own, where it can be from one that has torch already"
+    words = [*map(str, args)]
+    if os.name=="nt" or kw: return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *words], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, **kw)
+    with tempfile.TemporaryDirectory() as d:
+        said = [Path(d)/"out", Path(d)/"err"]
+        p = _prepared().Process(target=_main, args=(words, cwd, *said))
+        p.start()
+        p.join()
+        return subprocess.CompletedProcess(words, p.exitcode, *(f.read_text(encoding="utf-8") for f in said))
+
+@functools.cache
+def _prepared():
+    "A server that imports once what every process needs, and forks"
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["cinic_fastai.cli", "cinic_fastai.all"])
+    with pytest.MonkeyPatch.context() as m:
+        for k,v in ENV.items(): m.setenv(k, v)
+        forkserver.ensure_running()
+    return context
+
+def _main(words, cwd, *said):
+    "The command line in a fresh process"
+    for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT), fd)
+    if cwd: os.chdir(cwd)
+    sys.argv = ["cinic", *words]
+    from cinic_fastai.cli import main
+    main()
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
