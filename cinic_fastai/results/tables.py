@@ -6,9 +6,9 @@
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'POINT', 'TOTAL', 'ALL',
            'CIFAR_PARTS', 'ABLATION', 'MARK', 'read_study', 'study_store', 'planned', 'runs_table', 'history_table',
            'gap_table', 'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table',
-           'best_table', 'predictions', 'predictors_table', 'class_table', 'ensembles_table', 'leave_one_out_table',
-           'disagreement_table', 'calibration_table', 'class_origin_table', 'confusion_table', 'seeds_table',
-           'ablation_of', 'ablation_table', 'soon_table', 'progress_table', 'all_tables']
+           'best_table', 'predictions', 'predictors_table', 'class_table', 'valid_score', 'ensembles_table',
+           'leave_one_out_table', 'disagreement_table', 'calibration_table', 'class_origin_table', 'confusion_table',
+           'seeds_table', 'ablation_of', 'ablation_table', 'soon_table', 'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import os, re
@@ -422,6 +422,16 @@ def _votes(
     "The ensembles"
     return [p for p in preds if "fitted" in p]
 
+def valid_score(
+    p:dict # A finished predictor, from `predictions`
+)->tuple[float,float]: # Accuracy and mean log-likelihood on valid images, the higher the better; (-1, 0) where nothing is known, a hard vote's likelihood is -inf
+    "How good a predictor is on images it was not trained on"
+    if p["kind"]!="run": members, targs = p["valid_members"], p["valid_targs"]
+    else: members, targs = (None, None) if isinstance(p["valid"], str) else ([p["valid"]["probs"]], p["valid"]["targs"])
+    if not members or not len(targs): return -1., 0.
+    found = predict_ensemble(p["fitted"], members) if p["kind"]!="run" else members[0]
+    return accuracy(found, targs), -np.inf if p["kind"]=="hard" else -nll(found, targs)
+
 def _numbers(
     values # Any number
 )->str: # For example `0.67, 0.33, 0.00`
@@ -433,9 +443,9 @@ def _valid_scores(
 )->dict: # Values by column
     "What an ensemble and its best member reach on the images by which it was chosen"
     if not p["valid_members"]: return {}
-    found, members, targs = predict_ensemble(p["fitted"], p["valid_members"]), p["valid_members"], p["valid_targs"]
-    scores = dict(valid_acc=accuracy(found, targs), best_valid_acc=max(accuracy(m, targs) for m in members), best_valid_nll=min(nll(m, targs) for m in members))
-    return scores|({} if p["kind"]=="hard" else dict(valid_nll=nll(found, targs)))
+    (acc,likelihood), members, targs = valid_score(p), p["valid_members"], p["valid_targs"]
+    scores = dict(valid_acc=acc, best_valid_acc=max(accuracy(m, targs) for m in members), best_valid_nll=min(nll(m, targs) for m in members))
+    return scores|({} if p["kind"]=="hard" else dict(valid_nll=-likelihood))
 
 def _test_scores(
     p:dict # A finished ensemble, from `predictions`
@@ -526,9 +536,8 @@ _calibration_columns = ["predictor", "stage", "low", "confidence", "accuracy", "
 def _best_run(
     preds:list[dict] # From `predictions`
 )->dict|None: # One of them, None when no run is done
-    "The best single run by valid accuracy, where that was not trained on; else the first"
-    def valid_acc(p): return -1. if isinstance(p["valid"], str) else accuracy(p["valid"]["probs"], p["valid"]["targs"])
-    return max((p for p in preds if "stored" in p), key=valid_acc, default=None)
+    "The best single run by `valid_score`; the first where nothing is known"
+    return max((p for p in preds if "stored" in p), key=valid_score, default=None)
 
 def _stages(
     p:dict # A finished predictor with probabilities, from `predictions`
