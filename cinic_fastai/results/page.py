@@ -25,7 +25,7 @@ import matplotlib, numpy as np, pandas as pd
 from jinja2 import Environment, StrictUndefined
 from fastcore.basics import noop
 from matplotlib.figure import Figure
-from ..core import CINIC_CLASSES, SPLITS
+from ..core import SPLITS
 from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
@@ -34,8 +34,8 @@ from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_ke
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
 from .surrogate import learnt_tables
-from cinic_fastai.results.tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
-    read_journal, read_study)
+from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, beside_published, is_cinic, journal_of, planned, predictions,
+    progress_table, read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
 @dataclass(frozen=True)
@@ -194,18 +194,14 @@ def _trial_epochs(
     done = {int(n) for n in trials.loc[trials["status"]=="done", "epochs"].dropna()}
     return sorted(done or {_scaled_epochs(f, {**plan.get("defaults", {}), **s}) for s in plan.get("search", [])})
 
-def _is_cinic(
-    data:dict # The study's `data`
-)->bool: # By classes and origins
-    "Are these CINIC-10's images, or some of them?"
-    return tuple(data["classes"])==CINIC_CLASSES and any((data.get("origins") or {}).values())
+
 
 def _data_words(
     data:dict # The study's `data`
 )->str: # A few words
     "What the images are"
     if data.get("demo"): return "scikit-learn's handwritten digits (the built-in demo set)"
-    return f"CINIC-10 images ({data['name']})" if _is_cinic(data) else data["name"]
+    return f"CINIC-10 images ({data['name']})" if is_cinic(data) else data["name"]
 
 def _size_row(
     what:str, # What is counted
@@ -225,7 +221,7 @@ def size_rows(
     "This study's size beside the full study's"
     data, best, full = f.study["data"], f.tables["table1_search"], FULL_STUDY
     name = _data_words(data)
-    rows = [dict(what="data", here=name, full="CINIC-10", less=not _is_cinic(data), words=f"{name} instead of CINIC-10")]
+    rows = [dict(what="data", here=name, full="CINIC-10", less=not is_cinic(data), words=f"{name} instead of CINIC-10")]
     rows += [_size_row(f"images, {s}", [data["counts"].get(s, 0)], full["split"]) for s in SPLITS]
     rows.append(_size_row("images in all", [sum(data["counts"].values())], full["images"], "images"))
     for g,n in full["epochs"].items():
@@ -239,8 +235,10 @@ def size_rows(
     return rows+[dict(what="seeds", here=f"1 to {most}" if most>1 else f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
 
 # %% ../../nbs/35_results.page.ipynb #69eeea6d
-_full_words = "The full study trains 68 networks on CINIC-10's 270,000 images: 50 epochs for networks and augmentations, 15 for each trial of a " \
-    "search, 150 for the final networks. Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
+_full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINIC-10's {count(FULL_STUDY['images'])} images: {FULL_STUDY['epochs']['architectures']} epochs for " \
+    f"networks and augmentations, {FULL_STUDY['trial_epochs']} for each trial of a search, {FULL_STUDY['epochs']['final']} for the final networks."
+_published_words = "Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
+_incomparable_words = "No number of the report stands beside those here: other images are another task."
 
 def scale_notice(
     f:Facts # The study
@@ -250,7 +248,8 @@ def scale_notice(
     less = [r["words"] for r in rows if r["less"] and r["words"]]
     table = _table("size", "Size", "This study beside the full one.", [("what", "text"), ("this study", "num"), ("the full study", "num")],
         [(r["what"], r["here"], r["full"]) for r in rows])
-    if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words}", table=table)
+    beside = _published_words if beside_published(f.study["data"]) else _incomparable_words
+    if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words} {beside}", table=table)
     same = "Images, epochs and trials are those of the report or more. Published numbers are the report's."
     return dict(title="This is the full study.", text=same, table=table)
 
@@ -749,7 +748,7 @@ def _origin_reminder(
     "A leak in short, beside the numbers it touches"
     data = f.study["data"]
     if not (data.get("origins") or {}).get("cifar"): return ""
-    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if _is_cinic(data) else ""
+    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if is_cinic(data) else ""
     pre = any(r["pretrained"]==True and r["status"]=="done" for r in f.runs())
     return " ".join(o for o in (seen, "Weights pretrained on ImageNet may have seen larger versions of its images."*pre) if o)
 
@@ -1018,7 +1017,7 @@ def search_figures(
 )->list[dict]: # As `_figure`
     "Every trial of every search"
     trials, best = f.tables["trials"], f.tables["table1_search"].dropna(subset="valid_acc")
-    published = {k: v for k,v in PUBLISHED_BEST.items() if k in set(trials["search"])}
+    published = f.tables["table1_search"].dropna(subset="published").set_index("search")["published"].to_dict()
     def draw(): return plot_searches(trials, published, f.colours)
     caption = "Each search's trials in order."+(" The published best is the report's, from CINIC-10 in full." if published else "")
     alt = "One panel a search: valid accuracy of each trial and the best so far. Best: " \
@@ -1194,12 +1193,22 @@ def brief_figure(
 
 # %% ../../nbs/35_results.page.ipynb #3c33fa07
 def _published(
+    f:Facts, # The study
     run:dict # A row of `runs_table`
 )->str: # For example `≈ 53.0 %`
     "What the report says of a run's valid accuracy"
-    if (run["group"], run["name"])==("architectures", "custom_cnn"): return "similar to ResNet-18"
+    if (run["group"], run["name"])==("architectures", "custom_cnn") and beside_published(f.study["data"]): return "similar to ResNet-18"
     if pd.isna(run["published"]): return "–"
     return pct(run["published"]) if run["group"]=="final" else f"≈ {pct(run['published'])}"
+
+def _without_empty(
+    table:dict, # As `_table`
+    heading:str # Of a column
+)->dict: # The same; without that column where no cell says anything
+    "A table without a column of dashes"
+    i = [c for c,_ in table["columns"]].index(heading)
+    if any(r[i]!="–" for r in table["rows"]): return table
+    return {**table, "columns": table["columns"][:i]+table["columns"][i+1:], "rows": [r[:i]+r[i+1:] for r in table["rows"]]}
 
 def group_table(
     f:Facts, # The study
@@ -1208,15 +1217,16 @@ def group_table(
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
     def valid(r, key): return f"({pct(r[key])})" if _saw_valid(r) and pd.notna(r[key]) else pct(r[key])
-    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(r),
+    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(f, r),
         pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
-    caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
-        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
+    beside = any(_published(f, r)!="–" for r in runs)
+    caption = f"On valid and test images. Weights are kept from the epoch of the highest valid accuracy{'; the published number is valid accuracy at the end'*beside}." \
+        +" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
-    return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
+    return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
 
 def _view_words(
     runs:list[dict] # Rows of `runs_table`
@@ -1232,7 +1242,7 @@ def search_table(
     for b in _rows(f.tables["table1_search"]):
         rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
             "–" if pd.isna(b["run_id"]) else b["run_id"]))
-        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), "? of 14", "–"))
+        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), f"? of {FULL_STUDY['random']+FULL_STUDY['guided']}", "–"))
     columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in POINT), ("valid", "num"), ("trial", "num"), ("run id", "code")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
 
@@ -1249,8 +1259,8 @@ def predictor_table(
     columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"),
         ("status", "text"), ("run id", "code"), ("vote of", "long")]
     caption = "With the 95 % interval that the number of test images allows."
-    return _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows,
-        0 if table and table[0]["test_acc"]>0 else None)
+    made = _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows, 0 if table and table[0]["test_acc"]>0 else None)
+    return _without_empty(made, "published")
 
 def class_table_words(
     f:Facts # The study
@@ -1529,7 +1539,7 @@ def summary_words(
     parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1]+_help_summary(f),
         "Final networks.": final_words(f)[:1]}
     parts |= {f"{g[0].upper()}{g[1:]}.": seed_words(f, g)[:1] or [_ranking(f.done(g))] for g in _own_groups(f) if g!=ABLATION and f.done(g)}
-    parts |= {"Ablation.": ablation_words(f)[:3], "How soon.": soon_words(f), ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
+    parts |= {"Ablation.": ablation_words(f)[:3], "How soon.": soon_words(f)[:1], ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
     said = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
     return said or [("", "Nothing is finished yet.")]
 
@@ -1577,7 +1587,7 @@ def _leaks(
     why = "and part of these images come from ImageNet: the weights may have seen larger versions of test images" if origins.get("imagenet") \
         else "which may have seen images like these"
     if names: words.append(f"Leak: {names} began with weights trained on ImageNet, {why}.")
-    if origins.get("cifar") and _is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
+    if origins.get("cifar") and is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
         "of its training images. A network that was trained on CIFAR-10 elsewhere has seen some of them.")
     return words
 
