@@ -1250,7 +1250,7 @@ def predictor_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Table 2: test accuracy of predictors"
-    ids = {n: r["run_id"] for r in f.runs() for n in (r["name"], f"{r['group']}/{r['name']}")}
+    ids = {o["predictor"]: o["run_id"] for o in f.preds if o["kind"]=="run"}
     def source(d): return (ids.get(d["predictor"]) or "–", "–") if d["kind"]=="run" else ("–", listed(pretty(m) for m in d["members"].split(", ")))
     def certainty(d): return "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}"
     table = _rows(f.tables["table2_predictors"])
