@@ -307,7 +307,8 @@ def setup_words(
     text = listed(o for o in shared if o)
     frozen = [f" The body of {said(r['name'])}, from pretrained weights, stays frozen for {count(int(r['frozen_epochs']), 'epoch')} "
         f"at rate {sci(r['frozen_lr'])}." for r in runs if r["frozen_epochs"]>0]
-    return text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")+"".join(frozen)
+    if text: text = text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")
+    return (text+"".join(frozen)).strip()
 
 # %% ../../nbs/35_results.page.ipynb #d1c4119b
 _nothing = "Nothing to report yet: no run of this experiment is finished."
