@@ -781,7 +781,8 @@ def seed_words(
     a, b = (_test_accs(f, d) for d in rows[:2])
     _, low, high = welch(a, b)
     doubt = "" if low>0 or high<0 else "; these seeds can't tell them apart"
-    return words+[f"On the test images {said(rows[0]['name'])}, the better one on valid images, differs from {said(rows[1]['name'])} by {interval_words(a, b)}{doubt}."]
+    chosen = ", the better one on valid images," if all(pd.notna(d["valid_mean"]) for d in rows[:2]) else ""
+    return words+[f"On the test images {said(rows[0]['name'])}{chosen} differs from {said(rows[1]['name'])} by {interval_words(a, b)}{doubt}."]
 
 def _mean_words(
     d:dict # A row of `seeds`
