@@ -565,6 +565,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._band_words': ( 'results.page.html#_band_words',
                                                                                       'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._by_predictor': ( 'results.page.html#_by_predictor',
+                                                                                        'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._byline': ( 'results.page.html#_byline',
                                                                                   'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._chosen_words': ( 'results.page.html#_chosen_words',

@@ -1160,7 +1160,14 @@ def _mistake_figure(
     s = f.samples
     def draw(): return plot_mistakes(s, new_axes(4.8, .05+.97*-(-len(s["mistakes"])//6))[0]).figure
     alt = f"Small photos that were classed wrongly: {_taken_for(s['mistake_true'], s['mistake_pred'])}."
-    return _figure("mistakes", "Surest mistakes", "What was said, how surely, and what is right.", alt, draw, "middle", "photo")
+    return _figure("mistakes", "Surest mistakes", _by_predictor(s, "what was said, how surely, and what is right."), alt, draw, "middle", "photo")
+
+def _by_predictor(
+    samples:dict, # From `samples_table`
+    words:str # A sentence that begins small
+)->str: # For example `Soft voting: what was said`
+    "A caption that begins with the predictor whose mistakes are shown, where the study kept its name"
+    return f"{pretty(str(samples['mistakes_of']))}: {words}" if "mistakes_of" in samples else words[0].upper()+words[1:]
 
 def _taken_for(
     true:Iterable[str], # Right classes
@@ -1177,7 +1184,7 @@ def _pairs_figure(
     rows = len(set(zip(s["pair_true"], s["pair_pred"])))
     def draw(): return plot_pairs(s, new_axes(4.8, .1+.52*rows)[0]).figure
     alt = f"Small photos of the classes that are confused most: {_taken_for(s['pair_true'], s['pair_pred'])}."
-    return _figure("confused_pairs", "Most confused pairs", "The surest of each pair's mistakes; a label may be wrong, too.", alt, draw, "middle", "photo")
+    return _figure("confused_pairs", "Most confused pairs", _by_predictor(s, "the surest of each pair's mistakes; a label may be wrong, too."), alt, draw, "middle", "photo")
 
 _shown_best = 12
 
