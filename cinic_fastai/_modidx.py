@@ -605,6 +605,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._interval_of': ( 'results.page.html#_interval_of',
                                                                                        'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._is_ablation': ( 'results.page.html#_is_ablation',
+                                                                                       'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._key': ('results.page.html#_key', 'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._last_values': ( 'results.page.html#_last_values',
                                                                                        'cinic_fastai/results/page.py'),

@@ -798,12 +798,19 @@ def _moves(
     "Ingredients and their differences, the largest first"
     return listed(f"{d['ingredient']} ({points(d['difference'])})" for d in sorted(_rows(df), key=lambda d: -abs(d["difference"])))
 
+def _is_ablation(
+    f:Facts, # The study
+    group:str # Of runs
+)->bool: # A group of one's own may be called so, too
+    "Does a group hold variants of a recipe?"
+    return group==ABLATION and bool({"recipe", "plain"}&set(f.tables["ablation"]["variant"]))
+
 def ablation_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "What each ingredient of a recipe brings"
     df, by = f.tables["ablation"], f.tables["ablation"].set_index("variant")
-    if not {"recipe", "plain"}<=set(by.index): return [_nothing]
+    if not {"recipe", "plain"}<=set(by.index): return ["Recipe and plain training are not both finished yet."]
     d = by.loc["plain"]
     words = [f"The recipe reaches {_mean_sd(by.loc['recipe'])} of the valid images, the plain training {_mean_sd(d)}: {points(-d['difference'])} in all{_ends(-d['high'], -d['low'])}."]
     for against,intro in (("recipe", "Left out of the recipe, these move its accuracy"), ("plain", "Alone on top of the plain training, these move its accuracy")):
@@ -1375,15 +1382,16 @@ _guided_words = "Guided points are proposed by Bayesian optimisation (scikit-opt
     "valid images. Test images play no part."
 
 def _experiment(
-    key:str, # Into `_titles`, or a group's name
+    key:str, # Into `_titles`, or a group's name that has `titles` of its own
     setup:list[str], # Sentences; empty ones are left out
     results:list[str], # Sentences
     figures:list[dict], # As `_figure`
     tables:list, # As `_table`; None is left out
-    parts:tuple|list=() # As `search_parts`
+    parts:tuple|list=(), # As `search_parts`
+    titles:tuple=() # As in `_titles`, where they are not those of `key`
 )->dict: # For the page
     "One experiment of the page"
-    title,section,question = _titles.get(key, (key, "", f"How do the runs of “{key}” compare?"))
+    title,section,question = titles or _titles[key]
     return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
         figures=figures, tables=[t for t in tables if t], parts=parts)
 
@@ -1474,10 +1482,11 @@ def _own_group(
 )->dict: # As `_experiment`
     "A group of runs that the report doesn't have"
     runs = f.done(group)
-    if group==ABLATION: return _experiment(group, [setup_words(runs), _ablation_setup], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
+    if _is_ablation(f, group): return _experiment(group, [setup_words(runs), _ablation_setup], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
-    return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
+    titles = group, "", f"How do the runs of “{group}” compare?"
+    return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)], titles=titles)
 
 def _own_groups(
     f:Facts # The study
@@ -1547,10 +1556,11 @@ def summary_words(
     "The study in a few sentences"
     parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1]+_help_summary(f),
         "Final networks.": final_words(f)[:1]}
-    parts |= {f"{g[0].upper()}{g[1:]}.": seed_words(f, g)[:1] or [_ranking(f.done(g))] for g in _own_groups(f) if g!=ABLATION and f.done(g)}
-    parts |= {"Ablation.": ablation_words(f)[:3], "How soon.": soon_words(f)[:1], ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
-    said = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
-    return said or [("", "Nothing is finished yet.")]
+    def own(g): return ablation_words(f)[:3] if _is_ablation(f, g) else seed_words(f, g)[:1] or [_ranking(f.done(g))]
+    parts |= {f"{g[0].upper()}{g[1:]}.": own(g) for g in _own_groups(f) if f.done(g)}
+    parts |= {"How soon.": soon_words(f)[:1], ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
+    told = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
+    return told or [("", "Nothing is finished yet.")]
 
 def gaps_table(
     f:Facts # The study
