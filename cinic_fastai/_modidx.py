@@ -559,6 +559,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page.Facts.trainings': ( 'results.page.html#facts.trainings',
                                                                                           'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._ablation_setup': ( 'results.page.html#_ablation_setup',
+                                                                                          'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._as_text': ( 'results.page.html#_as_text',
                                                                                    'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._augmentation_words': ( 'results.page.html#_augmentation_words',

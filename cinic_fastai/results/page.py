@@ -816,10 +816,11 @@ def ablation_words(
     for against,intro in (("recipe", "Left out of the recipe, these move its accuracy"), ("plain", "Alone on top of the plain training, these move its accuracy")):
         rows = df[(df["against"]==against)&(df["ingredient"]!="")]
         clear = rows[(rows["low"]>0)|(rows["high"]<0)]
-        if len(clear): words.append(f"{intro} by more than seeds do: {_moves(clear)}.")
+        if len(clear): words.append(f"{intro}, by a difference whose 95{_nbsp}% interval excludes 0: {_moves(clear)}.")
         rest = rows.drop(clear.index)
         if len(rest): words.append(f"{'Left out' if against=='recipe' else 'Alone'}, {listed(rest['ingredient'])} {'makes' if len(rest)==1 else 'make'} no difference that these seeds can show.")
-    return words
+    n = int(df.loc[df["ingredient"]!="", "low"].notna().sum())
+    return words+[f"These are {n} intervals, each one by itself; of 20 such intervals one excludes 0 by chance where there is no difference."]*(n>1)
 
 def _mean_sd(
     d, # A row of `ablation`
@@ -1371,7 +1372,6 @@ _titles = { # Title, section of the report, question
     "ensembling": ("Ensembling", "4.4", "Do several networks together see more than the best one alone?"),
     "ablation": ("Ablation", "", "What does each ingredient of the recipe bring?"),
     "soon": ("How soon", "", "How long does it take to be as good as the report's best result?")}
-_ablation_setup = "Every variant differs from the recipe, or from the plain training, in one ingredient and is trained with the same seeds."
 _policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and " \
     "flips. “advanced” mixes pairs of images, each by MixUp or CutMix. “combined” and “combined-gentle” do both."
 _vote_words = "Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those " \
@@ -1476,13 +1476,21 @@ def vote_parts(
         part("origins", "Where the best predictor fails", origin_words(f), _map_figures(f), [origin_table(f)])]
     return [p for p in parts if p["words"] or p["tables"] or any(o["draw"] for o in p["figures"])]
 
+def _ablation_setup(
+    f:Facts # The study
+)->str: # One sentence, or two
+    "How variants were made, and whether their seeds are the same"
+    same = f.tables["ablation"]["seeds"].nunique()==1
+    words = "Every variant differs from the recipe, or from the plain training, in one ingredient"
+    return words+(" and is trained with the same seeds." if same else ". Not all variants have finished with the same seeds.")
+
 def _own_group(
     f:Facts, # The study
     group:str # Not one of the report's
 )->dict: # As `_experiment`
     "A group of runs that the report doesn't have"
     runs = f.done(group)
-    if _is_ablation(f, group): return _experiment(group, [setup_words(runs), _ablation_setup], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
+    if _is_ablation(f, group): return _experiment(group, [setup_words(runs), _ablation_setup(f)], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
     titles = group, "", f"How do the runs of “{group}” compare?"

@@ -668,7 +668,7 @@ def seeds_table(
 
 # %% ../../nbs/32_results.tables.ipynb #e23cd564
 ABLATION = "ablation" # The group of such runs
-_ablation_columns = ["variant", "ingredient", "against", "n", "valid_mean", "valid_sd", "test_mean", "test_sd", "difference", "low", "high", "seconds"]
+_ablation_columns = ["variant", "ingredient", "against", "n", "seeds", "valid_mean", "valid_sd", "test_mean", "test_sd", "difference", "low", "high", "seconds"]
 
 def _ablation_parts(
     variant:str # For example `without flip` or `plain + flip`
@@ -687,7 +687,7 @@ def ablation_of(
     rows = []
     for k,d in variants.items():
         ingredient, against = _ablation_parts(k)
-        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seconds=d["seconds"].mean())
+        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=", ".join(map(str, sorted(d["seed"]))), seconds=d["seconds"].mean())
         row |= {f"{s}_{o}": v for s in ("valid", "test") for o,v in zip(("mean", "sd"), mean_interval(d[f"{s}_acc"])[:2])}
         if against in variants: row |= dict(zip(("difference", "low", "high"), welch(d["valid_acc"].tolist(), variants[against]["valid_acc"].tolist())))
         rows.append(row)
