@@ -29,7 +29,7 @@ from ..core import SPLITS
 from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
-from .metrics import confusion, ece, interval, most_confused, welch
+from .metrics import confusion, ece, interval, mean_interval, most_confused, welch
 from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
@@ -193,8 +193,6 @@ def _trial_epochs(
     trials = f.tables["trials"]
     done = {int(n) for n in trials.loc[trials["status"]=="done", "epochs"].dropna()}
     return sorted(done or {_scaled_epochs(f, {**plan.get("defaults", {}), **s}) for s in plan.get("search", [])})
-
-
 
 def _data_words(
     data:dict # The study's `data`
@@ -436,21 +434,40 @@ def final_words(
     return words+([f"Against the best trial of the same search the longer training gives {longer}."] if longer else [])+[_overfitted(f, "final")]
 
 # %% ../../nbs/35_results.page.ipynb #6679cb67
+def _mean_sd(
+    mean:float, # Accuracy, perhaps NaN
+    sd:float # Over the seeds, NaN for one
+)->str: # For example `47.1 ± 0.4 %`
+    "Mean and standard deviation"
+    return pct(mean) if pd.isna(sd) else f"{100*mean:.1f} ± {100*sd:.1f}{_nbsp}%"
+
 def spread_words(
     accs:list[float] # Accuracies, one a seed
 )->str: # For example `47.1 ± 0.4 %`
-    "Mean and standard deviation"
-    if len(accs)<2: return pct(accs[0]) if len(accs) else "–"
-    return f"{100*np.mean(accs):.1f} ± {100*np.std(accs, ddof=1):.1f}{_nbsp}%"
+    "Mean and standard deviation of some numbers"
+    return _mean_sd(*mean_interval(accs)[:2])
+
+def _span(
+    low:float, # Ends of a difference's interval, perhaps NaN
+    high:float
+)->str: # For example `−0.2 to +1.4`
+    "Between how many points a difference may lie"
+    return "–" if pd.isna(low) else f"{100*low:+.1f} to {100*high:+.1f}".replace("-", "−")
+
+def _between(
+    low:float, # Ends of a difference's interval
+    high:float
+)->str: # For example `95 % interval −0.2 to +1.4`
+    "An interval in a sentence"
+    return f"95{_nbsp}% interval {_span(low, high)}"
 
 def interval_words(
     a:list[float], # Accuracies of one point, one a seed
     b:list[float] # Of another
 )->str: # For example `+0.9 points, 95 % interval +0.2 to +1.6`
     "A difference and how sure it is"
-    difference, *ends = welch(a, b)
-    low, high = (f"{100*o:+.1f}".replace("-", "−") for o in ends)
-    return points(difference)+("" if np.isnan(ends[0]) else f", 95{_nbsp}% interval {low} to {high}")
+    difference, low, high = welch(a, b)
+    return points(difference)+("" if np.isnan(low) else f", {_between(low, high)}")
 
 def verdict(
     a:list[float], # Accuracies of a search's winner, one a new seed
@@ -593,13 +610,6 @@ def one_search_words(
     return [p for part in parts if (p := " ".join(w for o in part if (w := o(f, name))))]
 
 # %% ../../nbs/35_results.page.ipynb #126d1c91
-def _interval_of(
-    d:dict # A row of `ensembles` or `leave_one_out`
-)->str: # For example `95 % interval +0.2 to +1.4`
-    "Between which values a difference may lie"
-    low, high = (f"{100*d[k]:+.1f}".replace("-", "−") for k in ("low", "high"))
-    return f"95{_nbsp}% interval {low} to {high}"
-
 def _luck(
     p:float # McNemar's
 )->str: # For example `p = 0.02`
@@ -613,7 +623,7 @@ def _vote_against_member(
     vote, best, gain = said(d["predictor"]), said(d["best_member"]), d["difference"]
     side = "above" if gain>0 else "below" if gain<0 else "from"
     doubt = "" if d["low"]>0 or d["high"]<0 else " These images can't tell the two apart."
-    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_interval_of(d)}): the vote alone is right on " \
+    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_between(d['low'], d['high'])}): the vote alone is right on " \
         f"{count(d['only_ensemble'], 'image')}, {best} alone on {count(d['only_member'])} ({_luck(d['p'])}).{doubt}"
 
 _test_words = "The best member is chosen on valid images, or where members were trained on those, on the test images, which favours it. Intervals come from drawing the test images again (paired bootstrap); " \
@@ -706,7 +716,7 @@ def _worth_words(
     df = _of_predictor(f, "leave_one_out", name)
     if df.empty: return ""
     most, least = _rows(df.sort_values("difference", ascending=False, kind="stable"))[::max(1, len(df)-1)][:2] if len(df)>1 else (_rows(df)[0], None)
-    words = f"Without {said(most['without'])}, and fitted again, {said(name)} changes by {points(-most['difference'])} ({_interval_of({'low': -most['high'], 'high': -most['low']})})"
+    words = f"Without {said(most['without'])}, and fitted again, {said(name)} changes by {points(-most['difference'])} ({_between(-most['high'], -most['low'])})"
     return words+(f", without {said(least['without'])} by {points(-least['difference'])}." if least else ".")
 
 def _too_sure(
@@ -788,8 +798,13 @@ def _mean_words(
     d:dict # A row of `seeds`
 )->str: # For example ` (95 % interval of the mean 60.2 to 67.2 %)`
     "How sure the mean is"
-    if pd.isna(d["test_low"]): return ""
-    return f" (95{_nbsp}% interval of the mean {100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%)"
+    return "" if pd.isna(d["test_low"]) else f" (95{_nbsp}% interval of the mean {_mean_span(d)})"
+
+def _mean_span(
+    d:dict # A row of `seeds`
+)->str: # For example `60.2 to 67.2 %`
+    "Between which values the mean on test images may lie"
+    return "–" if pd.isna(d["test_low"]) else f"{100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%"
 
 # %% ../../nbs/35_results.page.ipynb #9ca4cc0d
 def _moves(
@@ -812,7 +827,9 @@ def ablation_words(
     df, by = f.tables["ablation"], f.tables["ablation"].set_index("variant")
     if not {"recipe", "plain"}<=set(by.index): return ["Recipe and plain training are not both finished yet."]
     d = by.loc["plain"]
-    words = [f"The recipe reaches {_mean_sd(by.loc['recipe'])} of the valid images, the plain training {_mean_sd(d)}: {points(-d['difference'])} in all{_ends(-d['high'], -d['low'])}."]
+    recipe, plain = (_mean_sd(by.loc[k, "valid_mean"], by.loc[k, "valid_sd"]) for k in ("recipe", "plain"))
+    ends = "" if pd.isna(d["low"]) else f" ({_between(-d['high'], -d['low'])})"
+    words = [f"The recipe reaches {recipe} of the valid images, the plain training {plain}: {points(-d['difference'])} in all{ends}."]
     for against,intro in (("recipe", "Left out of the recipe, these move its accuracy"), ("plain", "Alone on top of the plain training, these move its accuracy")):
         rows = df[(df["against"]==against)&(df["ingredient"]!="")]
         clear = rows[(rows["low"]>0)|(rows["high"]<0)]
@@ -821,20 +838,6 @@ def ablation_words(
         if len(rest): words.append(f"{'Left out' if against=='recipe' else 'Alone'}, {listed(rest['ingredient'])} {'makes' if len(rest)==1 else 'make'} no difference that these seeds can show.")
     n = int(df.loc[df["ingredient"]!="", "low"].notna().sum())
     return words+[f"These are {n} intervals, each one by itself; of 20 such intervals one excludes 0 by chance where there is no difference."]*(n>1)
-
-def _mean_sd(
-    d, # A row of `ablation`
-    split:str="valid" # Or `test`
-)->str: # For example `65.2 ± 0.3 %`
-    "Mean and standard deviation over the seeds"
-    return pct(d[f"{split}_mean"]) if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
-
-def _ends(
-    low:float, # Of an interval, perhaps NaN
-    high:float # Of the same
-)->str: # For example ` (95 % interval +0.2 to +1.4)`, "" where there is none
-    "An interval in brackets"
-    return "" if pd.isna(low) else f" ({_interval_of(dict(low=low, high=high))})"
 
 def _soon_settings(
     f:Facts # The study
@@ -1302,7 +1305,7 @@ def ensembles_words(
     def number(x, digits=3): return "–" if pd.isna(x) else f"{x:.{digits}f}"
     table = _rows(f.tables["ensembles"])
     rows = [(pretty(d["predictor"]), d["weights"] if d["method"]!="hard" else "–", number(d["temperature"], 2) if d["temperature"]!=1 else "–", pct(d["valid_acc"]), pct(d["test_acc"]),
-        points(d["difference"]), _interval_of(d).split("interval ")[1], _luck(d["p"]).removeprefix("p ").removeprefix("= "), number(d["test_nll"]),
+        points(d["difference"]), _span(d["low"], d["high"]), _luck(d["p"]).removeprefix("p ").removeprefix("= "), number(d["test_nll"]),
         number(d["ece_before"]), number(d["ece"])) for d in table]
     columns = [("ensemble", "name"), ("weights", "name"), ("temperature", "num"), ("valid", "num"), ("test", "num"), ("against its best member", "num"), ("95 % interval", "num"),
         ("p", "num"), ("NLL", "num"), ("ECE before", "num"), ("ECE", "num")]
@@ -1316,7 +1319,7 @@ def leave_one_out_words(
 )->dict|None: # As `_table`, None without finished ensembles
     "Ensembles without each of their members"
     rows = [(pretty(d["predictor"]), pretty(d["without"]), d["weights"], pct(d["valid_acc"]), pct(d["test_acc"]), points(-d["difference"]),
-        _interval_of(dict(low=-d["high"], high=-d["low"])).split("interval ")[1]) for d in _rows(f.tables["leave_one_out"])]
+        _span(-d["high"], -d["low"])) for d in _rows(f.tables["leave_one_out"])]
     columns = [("ensemble", "name"), ("without", "name"), ("weights", "name"), ("valid", "num"), ("test", "num"), ("change", "num"), ("95 % interval", "num")]
     return _table("leave-one-out", "Without one of the members", "Fitted again on the rest; the change is against the whole ensemble, on test images.", columns, rows) if rows else None
 
@@ -1337,9 +1340,7 @@ def seed_table(
 )->dict|None: # As `_table`, None where each setting has one seed
     "A group's settings over their seeds"
     table = _seeds_of(f, group)
-    def spread(d, split): return "–" if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
-    def ends(d): return "–" if pd.isna(d["test_low"]) else f"{100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%"
-    rows = [(pretty(d["name"]), str(d["n"]), d["seeds"], spread(d, "valid"), spread(d, "test"), ends(d)) for d in table]
+    rows = [(pretty(d["name"]), str(d["n"]), d["seeds"], _mean_sd(d["valid_mean"], d["valid_sd"]), _mean_sd(d["test_mean"], d["test_sd"]), _mean_span(d)) for d in table]
     columns = [("setting", "name"), ("n", "num"), ("seeds", "name"), ("valid", "num"), ("test", "num"), ("95 % interval of the test mean", "num")]
     return _table(f"seeds-{_slug(group)}", "Over seeds", "Mean ± standard deviation of runs that differ only in their seed; interval by Student's t.", columns, rows) if rows else None
 
@@ -1348,8 +1349,8 @@ def ablation_rows(
 )->dict|None: # As `_table`, None without an ablation
     "Variants of a recipe"
     table = _rows(f.tables["ablation"])
-    rows = [(d["variant"], str(d["n"]), _mean_sd(d), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
-        _ends(d["low"], d["high"]).strip(" ()").removeprefix(f"95{_nbsp}% interval ") or "–", _mean_sd(d, "test"), duration(d["seconds"])) for d in table]
+    rows = [(d["variant"], str(d["n"]), _mean_sd(d["valid_mean"], d["valid_sd"]), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
+        _span(d["low"], d["high"]), _mean_sd(d["test_mean"], d["test_sd"]), duration(d["seconds"])) for d in table]
     columns = [("variant", "name"), ("n", "num"), ("valid", "num"), ("against", "text"), ("difference", "num"), ("95 % interval", "num"), ("test", "num"), ("time", "num")]
     return _table("ablation", "Variants", "Mean ± standard deviation over the seeds; differences on valid images.", columns, rows) if rows else None
 
