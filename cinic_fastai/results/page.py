@@ -86,7 +86,8 @@ def facts(
     tables = all_tables(out, preds)|learnt_tables(out)
     journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
     names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds), *tables["seeds"]["name"]]
-    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names))
+    settings = {m: d["name"] for d in _rows(tables["seeds"]) for m in d["members"].split(", ")}
+    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names, settings))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
 _nbsp = "\u00a0" # Keeps a number and its unit on one line

@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_
            'plot_confusion', 'plot_disagreement', 'plot_ablation']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
-import re, textwrap
+import textwrap
 from pathlib import Path
 import matplotlib, numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -38,11 +38,12 @@ def pretty(
     return _votes.get(name) or (" ".join(_pretty[p] for p in parts) if all(p in _pretty for p in parts) else name)
 
 def palette(
-    names # Names in the order of the plan
+    names, # Names in the order of the plan
+    settings:dict[str,str]|None=None # Name of its setting by run, of runs that differ only in their seed
 )->dict[str,str]: # Colour by name
-    "A colour for each name: its own, or the next one that is left; seeds of one setting (`net-1`, `net-2`) are shades of its colour"
+    "A colour for each name: its own, or the next one that is left; seeds of one setting are shades of its colour"
     names = list(dict.fromkeys(names))
-    base = {n: n if n in COLOURS else re.sub(r"-\d+$", "", n) for n in names}
+    base = {n: n if n in COLOURS else (settings or {}).get(n, n) for n in names}
     spare = [b for b in dict.fromkeys(base.values()) if b not in COLOURS]
     colour = {b: COLOURS.get(b) or SPARE[spare.index(b)%len(SPARE)] for b in base.values()}
     seeds = {b: [n for n in names if base[n]==b!=n] for b in colour}
