@@ -68,6 +68,8 @@ def test_the_page_can_be_read(opened, width, dark):
     page.evaluate("() => Promise.all([...document.images].map(o => o.decode()))") # fails where one is broken
     sizes = page.evaluate("[...document.images].map(o => [o.naturalWidth, o.getBoundingClientRect().width])")
     assert len(sizes)>20 and all(natural>0 and shown>200 for natural,shown in sizes)
+    looks = page.evaluate("[...document.images].map(o => getComputedStyle(o)).map(o => `${o.filter} on ${o.backgroundColor}`)")
+    assert set(looks)=={"none on rgb(255, 255, 255)"} # colours of charts are the same in the dark
     colours = page.evaluate(TEXTS)
     assert len(colours)>8 and len({paper for _,paper,_ in colours})>1
     low = [(round(contrast(rgb(c), rgb(p)), 2), c, p, tag) for c,p,tag in colours if contrast(rgb(c), rgb(p))<4.5]

@@ -152,12 +152,22 @@ def test_several_seeds_have_a_mean_and_a_spread(example):
     assert "“small-stem” over 3 seeds:" in page.text() and "interval of the mean" in page.text() and "±" in page.text()
     assert "but for the repeats of searches and “small-stem”" in page.text()
 
-def test_the_leak_is_said_beside_the_map(example, tmp_path):
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    "The page of a study that is called as the report's are, on other images"
+    return undrawn(example_study(tmp_path_factory.mktemp("photos"), images=50, origins=False))
+
+def test_the_leak_is_said_beside_the_map(example, photos):
     html = (example/"report.html").read_text(encoding="utf-8")
     caption = html[html.index('id="class_origin"'):].split("</figcaption>")[0]
     assert "are training images of CIFAR-10" in caption and "CIFAR-10's test images alone" in read(example/"report.html").text()
-    page = undrawn(example_study(tmp_path, images=50, origins=False))
-    assert "class_origin" not in {a["id"] for a in page.all("figure")}
+    assert "class_origin" not in {a["id"] for a in photos.all("figure")}
+
+def test_no_published_number_stands_beside_other_images(example, photos):
+    def cells(page): return [a for _,a in page.tags if "published" in a.get("class", "")]
+    assert cells(read(example/"report.html")) and not cells(photos) and photos.stack==[]
+    assert "No number of the report stands beside those here" in photos.text() and "How soon" not in photos.text()
+    for number in ("3.158 × 10⁻³", "0.8547", "(≈ 45)", "≈ 53.0 %"): assert number not in photos.text(), number
 
 def with_repeats(out, change):
     "The page's text after the repeats of the search with a control were changed"

@@ -25,17 +25,17 @@ import matplotlib, numpy as np, pandas as pd
 from jinja2 import Environment, StrictUndefined
 from fastcore.basics import noop
 from matplotlib.figure import Figure
-from ..core import CINIC_CLASSES, SPLITS
+from ..core import SPLITS
 from ..files import sha256, write_bytes, write_text
 from ..runs import RunConfig, scaled
 from .ensemble import tied
-from .metrics import confusion, ece, interval, most_confused, welch
+from .metrics import confusion, ece, interval, mean_interval, most_confused, welch
 from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
 from .surrogate import learnt_tables
-from cinic_fastai.results.tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, PUBLISHED_BEST, TOTAL, all_tables, journal_of, planned, predictions, progress_table,
-    read_journal, read_study)
+from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, beside_published, is_cinic, journal_of, planned, predictions,
+    progress_table, read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def facts(
     tables = all_tables(out, preds)|learnt_tables(out)
     journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
     names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds), *tables["seeds"]["name"]]
-    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names))
+    settings = {m: d["name"] for d in _rows(tables["seeds"]) for m in d["members"].split(", ")}
+    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names, settings))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
 _nbsp = "\u00a0" # Keeps a number and its unit on one line
@@ -194,18 +195,12 @@ def _trial_epochs(
     done = {int(n) for n in trials.loc[trials["status"]=="done", "epochs"].dropna()}
     return sorted(done or {_scaled_epochs(f, {**plan.get("defaults", {}), **s}) for s in plan.get("search", [])})
 
-def _is_cinic(
-    data:dict # The study's `data`
-)->bool: # By classes and origins
-    "Are these CINIC-10's images, or some of them?"
-    return tuple(data["classes"])==CINIC_CLASSES and any((data.get("origins") or {}).values())
-
 def _data_words(
     data:dict # The study's `data`
 )->str: # A few words
     "What the images are"
     if data.get("demo"): return "scikit-learn's handwritten digits (the built-in demo set)"
-    return f"CINIC-10 images ({data['name']})" if _is_cinic(data) else data["name"]
+    return f"CINIC-10 images ({data['name']})" if is_cinic(data) else data["name"]
 
 def _size_row(
     what:str, # What is counted
@@ -225,7 +220,7 @@ def size_rows(
     "This study's size beside the full study's"
     data, best, full = f.study["data"], f.tables["table1_search"], FULL_STUDY
     name = _data_words(data)
-    rows = [dict(what="data", here=name, full="CINIC-10", less=not _is_cinic(data), words=f"{name} instead of CINIC-10")]
+    rows = [dict(what="data", here=name, full="CINIC-10", less=not is_cinic(data), words=f"{name} instead of CINIC-10")]
     rows += [_size_row(f"images, {s}", [data["counts"].get(s, 0)], full["split"]) for s in SPLITS]
     rows.append(_size_row("images in all", [sum(data["counts"].values())], full["images"], "images"))
     for g,n in full["epochs"].items():
@@ -239,8 +234,10 @@ def size_rows(
     return rows+[dict(what="seeds", here=f"1 to {most}" if most>1 else f"1 ({f.study['options'].get('seed')})", full="1", less=False, words="")]
 
 # %% ../../nbs/35_results.page.ipynb #69eeea6d
-_full_words = "The full study trains 68 networks on CINIC-10's 270,000 images: 50 epochs for networks and augmentations, 15 for each trial of a " \
-    "search, 150 for the final networks. Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
+_full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINIC-10's {count(FULL_STUDY['images'])} images: {FULL_STUDY['epochs']['architectures']} epochs for " \
+    f"networks and augmentations, {FULL_STUDY['trial_epochs']} for each trial of a search, {FULL_STUDY['epochs']['final']} for the final networks."
+_published_words = "Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
+_incomparable_words = "No number of the report stands beside those here: other images are another task."
 
 def scale_notice(
     f:Facts # The study
@@ -250,7 +247,8 @@ def scale_notice(
     less = [r["words"] for r in rows if r["less"] and r["words"]]
     table = _table("size", "Size", "This study beside the full one.", [("what", "text"), ("this study", "num"), ("the full study", "num")],
         [(r["what"], r["here"], r["full"]) for r in rows])
-    if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words}", table=table)
+    beside = _published_words if beside_published(f.study["data"]) else _incomparable_words
+    if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words} {beside}", table=table)
     same = "Images, epochs and trials are those of the report or more. Published numbers are the report's."
     return dict(title="This is the full study.", text=same, table=table)
 
@@ -308,7 +306,8 @@ def setup_words(
     text = listed(o for o in shared if o)
     frozen = [f" The body of {said(r['name'])}, from pretrained weights, stays frozen for {count(int(r['frozen_epochs']), 'epoch')} "
         f"at rate {sci(r['frozen_lr'])}." for r in runs if r["frozen_epochs"]>0]
-    return text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")+"".join(frozen)
+    if text: text = text[0].upper()+text[1:]+(" for every run." if len(runs)>1 else ".")
+    return (text+"".join(frozen)).strip()
 
 # %% ../../nbs/35_results.page.ipynb #d1c4119b
 _nothing = "Nothing to report yet: no run of this experiment is finished."
@@ -436,21 +435,40 @@ def final_words(
     return words+([f"Against the best trial of the same search the longer training gives {longer}."] if longer else [])+[_overfitted(f, "final")]
 
 # %% ../../nbs/35_results.page.ipynb #6679cb67
+def _mean_sd(
+    mean:float, # Accuracy, perhaps NaN
+    sd:float # Over the seeds, NaN for one
+)->str: # For example `47.1 ± 0.4 %`
+    "Mean and standard deviation"
+    return pct(mean) if pd.isna(sd) else f"{100*mean:.1f} ± {100*sd:.1f}{_nbsp}%"
+
 def spread_words(
     accs:list[float] # Accuracies, one a seed
 )->str: # For example `47.1 ± 0.4 %`
-    "Mean and standard deviation"
-    if len(accs)<2: return pct(accs[0]) if len(accs) else "–"
-    return f"{100*np.mean(accs):.1f} ± {100*np.std(accs, ddof=1):.1f}{_nbsp}%"
+    "Mean and standard deviation of some numbers"
+    return _mean_sd(*mean_interval(accs)[:2])
+
+def _span(
+    low:float, # Ends of a difference's interval, perhaps NaN
+    high:float
+)->str: # For example `−0.2 to +1.4`
+    "Between how many points a difference may lie"
+    return "–" if pd.isna(low) else f"{100*low:+.1f} to {100*high:+.1f}".replace("-", "−")
+
+def _between(
+    low:float, # Ends of a difference's interval
+    high:float
+)->str: # For example `95 % interval −0.2 to +1.4`
+    "An interval in a sentence"
+    return f"95{_nbsp}% interval {_span(low, high)}"
 
 def interval_words(
     a:list[float], # Accuracies of one point, one a seed
     b:list[float] # Of another
 )->str: # For example `+0.9 points, 95 % interval +0.2 to +1.6`
     "A difference and how sure it is"
-    difference, *ends = welch(a, b)
-    low, high = (f"{100*o:+.1f}".replace("-", "−") for o in ends)
-    return points(difference)+("" if np.isnan(ends[0]) else f", 95{_nbsp}% interval {low} to {high}")
+    difference, low, high = welch(a, b)
+    return points(difference)+("" if np.isnan(low) else f", {_between(low, high)}")
 
 def verdict(
     a:list[float], # Accuracies of a search's winner, one a new seed
@@ -593,13 +611,6 @@ def one_search_words(
     return [p for part in parts if (p := " ".join(w for o in part if (w := o(f, name))))]
 
 # %% ../../nbs/35_results.page.ipynb #126d1c91
-def _interval_of(
-    d:dict # A row of `ensembles` or `leave_one_out`
-)->str: # For example `95 % interval +0.2 to +1.4`
-    "Between which values a difference may lie"
-    low, high = (f"{100*d[k]:+.1f}".replace("-", "−") for k in ("low", "high"))
-    return f"95{_nbsp}% interval {low} to {high}"
-
 def _luck(
     p:float # McNemar's
 )->str: # For example `p = 0.02`
@@ -613,7 +624,7 @@ def _vote_against_member(
     vote, best, gain = said(d["predictor"]), said(d["best_member"]), d["difference"]
     side = "above" if gain>0 else "below" if gain<0 else "from"
     doubt = "" if d["low"]>0 or d["high"]<0 else " These images can't tell the two apart."
-    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_interval_of(d)}): the vote alone is right on " \
+    return f"{vote} is {points(gain, sign=False)} {side} its best member, {best} ({_between(d['low'], d['high'])}): the vote alone is right on " \
         f"{count(d['only_ensemble'], 'image')}, {best} alone on {count(d['only_member'])} ({_luck(d['p'])}).{doubt}"
 
 _test_words = "The best member is chosen on valid images, or where members were trained on those, on the test images, which favours it. Intervals come from drawing the test images again (paired bootstrap); " \
@@ -706,7 +717,7 @@ def _worth_words(
     df = _of_predictor(f, "leave_one_out", name)
     if df.empty: return ""
     most, least = _rows(df.sort_values("difference", ascending=False, kind="stable"))[::max(1, len(df)-1)][:2] if len(df)>1 else (_rows(df)[0], None)
-    words = f"Without {said(most['without'])}, and fitted again, {said(name)} changes by {points(-most['difference'])} ({_interval_of({'low': -most['high'], 'high': -most['low']})})"
+    words = f"Without {said(most['without'])}, and fitted again, {said(name)} changes by {points(-most['difference'])} ({_between(-most['high'], -most['low'])})"
     return words+(f", without {said(least['without'])} by {points(-least['difference'])}." if least else ".")
 
 def _too_sure(
@@ -749,7 +760,7 @@ def _origin_reminder(
     "A leak in short, beside the numbers it touches"
     data = f.study["data"]
     if not (data.get("origins") or {}).get("cifar"): return ""
-    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if _is_cinic(data) else ""
+    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if is_cinic(data) else ""
     pre = any(r["pretrained"]==True and r["status"]=="done" for r in f.runs())
     return " ".join(o for o in (seen, "Weights pretrained on ImageNet may have seen larger versions of its images."*pre) if o)
 
@@ -781,14 +792,20 @@ def seed_words(
     a, b = (_test_accs(f, d) for d in rows[:2])
     _, low, high = welch(a, b)
     doubt = "" if low>0 or high<0 else "; these seeds can't tell them apart"
-    return words+[f"On the test images {said(rows[0]['name'])}, the better one on valid images, differs from {said(rows[1]['name'])} by {interval_words(a, b)}{doubt}."]
+    chosen = ", the better one on valid images," if all(pd.notna(d["valid_mean"]) for d in rows[:2]) else ""
+    return words+[f"On the test images {said(rows[0]['name'])}{chosen} differs from {said(rows[1]['name'])} by {interval_words(a, b)}{doubt}."]
 
 def _mean_words(
     d:dict # A row of `seeds`
 )->str: # For example ` (95 % interval of the mean 60.2 to 67.2 %)`
     "How sure the mean is"
-    if pd.isna(d["test_low"]): return ""
-    return f" (95{_nbsp}% interval of the mean {100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%)"
+    return "" if pd.isna(d["test_low"]) else f" (95{_nbsp}% interval of the mean {_mean_span(d)})"
+
+def _mean_span(
+    d:dict # A row of `seeds`
+)->str: # For example `60.2 to 67.2 %`
+    "Between which values the mean on test images may lie"
+    return "–" if pd.isna(d["test_low"]) else f"{100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%"
 
 # %% ../../nbs/35_results.page.ipynb #9ca4cc0d
 def _moves(
@@ -797,35 +814,31 @@ def _moves(
     "Ingredients and their differences, the largest first"
     return listed(f"{d['ingredient']} ({points(d['difference'])})" for d in sorted(_rows(df), key=lambda d: -abs(d["difference"])))
 
+def _is_ablation(
+    f:Facts, # The study
+    group:str # Of runs
+)->bool: # A group of one's own may be called so, too
+    "Does a group hold variants of a recipe?"
+    return group==ABLATION and bool({"recipe", "plain"}&set(f.tables["ablation"]["variant"]))
+
 def ablation_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "What each ingredient of a recipe brings"
     df, by = f.tables["ablation"], f.tables["ablation"].set_index("variant")
-    if not {"recipe", "plain"}<=set(by.index): return [_nothing]
+    if not {"recipe", "plain"}<=set(by.index): return ["Recipe and plain training are not both finished yet."]
     d = by.loc["plain"]
-    words = [f"The recipe reaches {_mean_sd(by.loc['recipe'])} of the valid images, the plain training {_mean_sd(d)}: {points(-d['difference'])} in all{_ends(-d['high'], -d['low'])}."]
+    recipe, plain = (_mean_sd(by.loc[k, "valid_mean"], by.loc[k, "valid_sd"]) for k in ("recipe", "plain"))
+    ends = "" if pd.isna(d["low"]) else f" ({_between(-d['high'], -d['low'])})"
+    words = [f"The recipe reaches {recipe} of the valid images, the plain training {plain}: {points(-d['difference'])} in all{ends}."]
     for against,intro in (("recipe", "Left out of the recipe, these move its accuracy"), ("plain", "Alone on top of the plain training, these move its accuracy")):
         rows = df[(df["against"]==against)&(df["ingredient"]!="")]
         clear = rows[(rows["low"]>0)|(rows["high"]<0)]
-        if len(clear): words.append(f"{intro} by more than seeds do: {_moves(clear)}.")
+        if len(clear): words.append(f"{intro}, by a difference whose 95{_nbsp}% interval excludes 0: {_moves(clear)}.")
         rest = rows.drop(clear.index)
         if len(rest): words.append(f"{'Left out' if against=='recipe' else 'Alone'}, {listed(rest['ingredient'])} {'makes' if len(rest)==1 else 'make'} no difference that these seeds can show.")
-    return words
-
-def _mean_sd(
-    d, # A row of `ablation`
-    split:str="valid" # Or `test`
-)->str: # For example `65.2 ± 0.3 %`
-    "Mean and standard deviation over the seeds"
-    return pct(d[f"{split}_mean"]) if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
-
-def _ends(
-    low:float, # Of an interval, perhaps NaN
-    high:float # Of the same
-)->str: # For example ` (95 % interval +0.2 to +1.4)`, "" where there is none
-    "An interval in brackets"
-    return "" if pd.isna(low) else f" ({_interval_of(dict(low=low, high=high))})"
+    n = int(df.loc[df["ingredient"]!="", "low"].notna().sum())
+    return words+[f"These are {n} intervals, each one by itself; of 20 such intervals one excludes 0 by chance where there is no difference."]*(n>1)
 
 def _soon_settings(
     f:Facts # The study
@@ -1018,7 +1031,7 @@ def search_figures(
 )->list[dict]: # As `_figure`
     "Every trial of every search"
     trials, best = f.tables["trials"], f.tables["table1_search"].dropna(subset="valid_acc")
-    published = {k: v for k,v in PUBLISHED_BEST.items() if k in set(trials["search"])}
+    published = f.tables["table1_search"].dropna(subset="published").set_index("search")["published"].to_dict()
     def draw(): return plot_searches(trials, published, f.colours)
     caption = "Each search's trials in order."+(" The published best is the report's, from CINIC-10 in full." if published else "")
     alt = "One panel a search: valid accuracy of each trial and the best so far. Best: " \
@@ -1159,7 +1172,14 @@ def _mistake_figure(
     s = f.samples
     def draw(): return plot_mistakes(s, new_axes(4.8, .05+.97*-(-len(s["mistakes"])//6))[0]).figure
     alt = f"Small photos that were classed wrongly: {_taken_for(s['mistake_true'], s['mistake_pred'])}."
-    return _figure("mistakes", "Surest mistakes", "What was said, how surely, and what is right.", alt, draw, "middle", "photo")
+    return _figure("mistakes", "Surest mistakes", _by_predictor(s, "what was said, how surely, and what is right."), alt, draw, "middle", "photo")
+
+def _by_predictor(
+    samples:dict, # From `samples_table`
+    words:str # A sentence that begins small
+)->str: # For example `Soft voting: what was said`
+    "A caption that begins with the predictor whose mistakes are shown, where the study kept its name"
+    return f"{pretty(str(samples['mistakes_of']))}: {words}" if "mistakes_of" in samples else words[0].upper()+words[1:]
 
 def _taken_for(
     true:Iterable[str], # Right classes
@@ -1176,7 +1196,7 @@ def _pairs_figure(
     rows = len(set(zip(s["pair_true"], s["pair_pred"])))
     def draw(): return plot_pairs(s, new_axes(4.8, .1+.52*rows)[0]).figure
     alt = f"Small photos of the classes that are confused most: {_taken_for(s['pair_true'], s['pair_pred'])}."
-    return _figure("confused_pairs", "Most confused pairs", "The surest of each pair's mistakes; a label may be wrong, too.", alt, draw, "middle", "photo")
+    return _figure("confused_pairs", "Most confused pairs", _by_predictor(s, "the surest of each pair's mistakes; a label may be wrong, too."), alt, draw, "middle", "photo")
 
 _shown_best = 12
 
@@ -1194,12 +1214,22 @@ def brief_figure(
 
 # %% ../../nbs/35_results.page.ipynb #3c33fa07
 def _published(
+    f:Facts, # The study
     run:dict # A row of `runs_table`
 )->str: # For example `≈ 53.0 %`
     "What the report says of a run's valid accuracy"
-    if (run["group"], run["name"])==("architectures", "custom_cnn"): return "similar to ResNet-18"
+    if (run["group"], run["name"])==("architectures", "custom_cnn") and beside_published(f.study["data"]): return "similar to ResNet-18"
     if pd.isna(run["published"]): return "–"
     return pct(run["published"]) if run["group"]=="final" else f"≈ {pct(run['published'])}"
+
+def _without_empty(
+    table:dict, # As `_table`
+    heading:str # Of a column
+)->dict: # The same; without that column where no cell says anything
+    "A table without a column of dashes"
+    i = [c for c,_ in table["columns"]].index(heading)
+    if any(r[i]!="–" for r in table["rows"]): return table
+    return {**table, "columns": table["columns"][:i]+table["columns"][i+1:], "rows": [r[:i]+r[i+1:] for r in table["rows"]]}
 
 def group_table(
     f:Facts, # The study
@@ -1208,15 +1238,16 @@ def group_table(
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
     def valid(r, key): return f"({pct(r[key])})" if _saw_valid(r) and pd.notna(r[key]) else pct(r[key])
-    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(r),
+    cells = [(pretty(r["name"]), r["status"], valid(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), valid(r, "last_valid_acc"), _published(f, r),
         pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
-    caption = "On valid and test images. Weights are kept from the epoch of the highest valid accuracy; the published number is valid accuracy at " \
-        "the end."+" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
+    beside = any(_published(f, r)!="–" for r in runs)
+    caption = f"On valid and test images. Weights are kept from the epoch of the highest valid accuracy{'; the published number is valid accuracy at the end'*beside}." \
+        +" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
-    return _table(f"table-{_slug(group)}", title, caption, columns, cells, best)
+    return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
 
 def _view_words(
     runs:list[dict] # Rows of `runs_table`
@@ -1232,7 +1263,7 @@ def search_table(
     for b in _rows(f.tables["table1_search"]):
         rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
             "–" if pd.isna(b["run_id"]) else b["run_id"]))
-        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), "? of 14", "–"))
+        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), f"? of {FULL_STUDY['random']+FULL_STUDY['guided']}", "–"))
     columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in POINT), ("valid", "num"), ("trial", "num"), ("run id", "code")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
 
@@ -1240,7 +1271,7 @@ def predictor_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Table 2: test accuracy of predictors"
-    ids = {n: r["run_id"] for r in f.runs() for n in (r["name"], f"{r['group']}/{r['name']}")}
+    ids = {o["predictor"]: o["run_id"] for o in f.preds if o["kind"]=="run"}
     def source(d): return (ids.get(d["predictor"]) or "–", "–") if d["kind"]=="run" else ("–", listed(pretty(m) for m in d["members"].split(", ")))
     def certainty(d): return "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}"
     table = _rows(f.tables["table2_predictors"])
@@ -1249,8 +1280,8 @@ def predictor_table(
     columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"),
         ("status", "text"), ("run id", "code"), ("vote of", "long")]
     caption = "With the 95 % interval that the number of test images allows."
-    return _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows,
-        0 if table and table[0]["test_acc"]>0 else None)
+    made = _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows, 0 if table and table[0]["test_acc"]>0 else None)
+    return _without_empty(made, "published")
 
 def class_table_words(
     f:Facts # The study
@@ -1275,7 +1306,7 @@ def ensembles_words(
     def number(x, digits=3): return "–" if pd.isna(x) else f"{x:.{digits}f}"
     table = _rows(f.tables["ensembles"])
     rows = [(pretty(d["predictor"]), d["weights"] if d["method"]!="hard" else "–", number(d["temperature"], 2) if d["temperature"]!=1 else "–", pct(d["valid_acc"]), pct(d["test_acc"]),
-        points(d["difference"]), _interval_of(d).split("interval ")[1], _luck(d["p"]).removeprefix("p ").removeprefix("= "), number(d["test_nll"]),
+        points(d["difference"]), _span(d["low"], d["high"]), _luck(d["p"]).removeprefix("p ").removeprefix("= "), number(d["test_nll"]),
         number(d["ece_before"]), number(d["ece"])) for d in table]
     columns = [("ensemble", "name"), ("weights", "name"), ("temperature", "num"), ("valid", "num"), ("test", "num"), ("against its best member", "num"), ("95 % interval", "num"),
         ("p", "num"), ("NLL", "num"), ("ECE before", "num"), ("ECE", "num")]
@@ -1289,7 +1320,7 @@ def leave_one_out_words(
 )->dict|None: # As `_table`, None without finished ensembles
     "Ensembles without each of their members"
     rows = [(pretty(d["predictor"]), pretty(d["without"]), d["weights"], pct(d["valid_acc"]), pct(d["test_acc"]), points(-d["difference"]),
-        _interval_of(dict(low=-d["high"], high=-d["low"])).split("interval ")[1]) for d in _rows(f.tables["leave_one_out"])]
+        _span(-d["high"], -d["low"])) for d in _rows(f.tables["leave_one_out"])]
     columns = [("ensemble", "name"), ("without", "name"), ("weights", "name"), ("valid", "num"), ("test", "num"), ("change", "num"), ("95 % interval", "num")]
     return _table("leave-one-out", "Without one of the members", "Fitted again on the rest; the change is against the whole ensemble, on test images.", columns, rows) if rows else None
 
@@ -1310,9 +1341,7 @@ def seed_table(
 )->dict|None: # As `_table`, None where each setting has one seed
     "A group's settings over their seeds"
     table = _seeds_of(f, group)
-    def spread(d, split): return "–" if pd.isna(d[f"{split}_sd"]) else f"{100*d[f'{split}_mean']:.1f} ± {100*d[f'{split}_sd']:.1f}{_nbsp}%"
-    def ends(d): return "–" if pd.isna(d["test_low"]) else f"{100*d['test_low']:.1f} to {100*d['test_high']:.1f}{_nbsp}%"
-    rows = [(pretty(d["name"]), str(d["n"]), d["seeds"], spread(d, "valid"), spread(d, "test"), ends(d)) for d in table]
+    rows = [(pretty(d["name"]), str(d["n"]), d["seeds"], _mean_sd(d["valid_mean"], d["valid_sd"]), _mean_sd(d["test_mean"], d["test_sd"]), _mean_span(d)) for d in table]
     columns = [("setting", "name"), ("n", "num"), ("seeds", "name"), ("valid", "num"), ("test", "num"), ("95 % interval of the test mean", "num")]
     return _table(f"seeds-{_slug(group)}", "Over seeds", "Mean ± standard deviation of runs that differ only in their seed; interval by Student's t.", columns, rows) if rows else None
 
@@ -1321,8 +1350,8 @@ def ablation_rows(
 )->dict|None: # As `_table`, None without an ablation
     "Variants of a recipe"
     table = _rows(f.tables["ablation"])
-    rows = [(d["variant"], str(d["n"]), _mean_sd(d), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
-        _ends(d["low"], d["high"]).strip(" ()").removeprefix(f"95{_nbsp}% interval ") or "–", _mean_sd(d, "test"), duration(d["seconds"])) for d in table]
+    rows = [(d["variant"], str(d["n"]), _mean_sd(d["valid_mean"], d["valid_sd"]), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
+        _span(d["low"], d["high"]), _mean_sd(d["test_mean"], d["test_sd"]), duration(d["seconds"])) for d in table]
     columns = [("variant", "name"), ("n", "num"), ("valid", "num"), ("against", "text"), ("difference", "num"), ("95 % interval", "num"), ("test", "num"), ("time", "num")]
     return _table("ablation", "Variants", "Mean ± standard deviation over the seeds; differences on valid images.", columns, rows) if rows else None
 
@@ -1345,7 +1374,6 @@ _titles = { # Title, section of the report, question
     "ensembling": ("Ensembling", "4.4", "Do several networks together see more than the best one alone?"),
     "ablation": ("Ablation", "", "What does each ingredient of the recipe bring?"),
     "soon": ("How soon", "", "How long does it take to be as good as the report's best result?")}
-_ablation_setup = "Every variant differs from the recipe, or from the plain training, in one ingredient and is trained with the same seeds."
 _policy_words = "“simple” crops and resizes, rotates by up to 180 degrees, flips, inverts and solarizes at random; “gentle” only rotates and " \
     "flips. “advanced” mixes pairs of images, each by MixUp or CutMix. “combined” and “combined-gentle” do both."
 _vote_words = "Soft voting averages the members' probabilities. Hard voting counts their classes; in a tie the most confident model among those " \
@@ -1356,15 +1384,16 @@ _guided_words = "Guided points are proposed by Bayesian optimisation (scikit-opt
     "valid images. Test images play no part."
 
 def _experiment(
-    key:str, # Into `_titles`, or a group's name
+    key:str, # Into `_titles`, or a group's name that has `titles` of its own
     setup:list[str], # Sentences; empty ones are left out
     results:list[str], # Sentences
     figures:list[dict], # As `_figure`
     tables:list, # As `_table`; None is left out
-    parts:tuple|list=() # As `search_parts`
+    parts:tuple|list=(), # As `search_parts`
+    titles:tuple=() # As in `_titles`, where they are not those of `key`
 )->dict: # For the page
     "One experiment of the page"
-    title,section,question = _titles.get(key, (key, "", f"How do the runs of “{key}” compare?"))
+    title,section,question = titles or _titles[key]
     return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
         figures=figures, tables=[t for t in tables if t], parts=parts)
 
@@ -1449,16 +1478,25 @@ def vote_parts(
         part("origins", "Where the best predictor fails", origin_words(f), _map_figures(f), [origin_table(f)])]
     return [p for p in parts if p["words"] or p["tables"] or any(o["draw"] for o in p["figures"])]
 
+def _ablation_setup(
+    f:Facts # The study
+)->str: # One sentence, or two
+    "How variants were made, and whether their seeds are the same"
+    same = f.tables["ablation"]["seeds"].nunique()==1
+    words = "Every variant differs from the recipe, or from the plain training, in one ingredient"
+    return words+(" and is trained with the same seeds." if same else ". Not all variants have finished with the same seeds.")
+
 def _own_group(
     f:Facts, # The study
     group:str # Not one of the report's
 )->dict: # As `_experiment`
     "A group of runs that the report doesn't have"
     runs = f.done(group)
-    if group==ABLATION: return _experiment(group, [setup_words(runs), _ablation_setup], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
+    if _is_ablation(f, group): return _experiment(group, [setup_words(runs), _ablation_setup(f)], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
     figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
-    return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)])
+    titles = group, "", f"How do the runs of “{group}” compare?"
+    return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)], titles=titles)
 
 def _own_groups(
     f:Facts # The study
@@ -1528,10 +1566,11 @@ def summary_words(
     "The study in a few sentences"
     parts = {"Networks.": architecture_words(f)[:1], "Augmentation.": augmentation_words(f)[:1], "Search.": search_words(f)[:1]+_help_summary(f),
         "Final networks.": final_words(f)[:1]}
-    parts |= {f"{g[0].upper()}{g[1:]}.": seed_words(f, g)[:1] or [_ranking(f.done(g))] for g in _own_groups(f) if g!=ABLATION and f.done(g)}
-    parts |= {"Ablation.": ablation_words(f)[:3], "How soon.": soon_words(f), ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
-    said = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
-    return said or [("", "Nothing is finished yet.")]
+    def own(g): return ablation_words(f)[:3] if _is_ablation(f, g) else seed_words(f, g)[:1] or [_ranking(f.done(g))]
+    parts |= {f"{g[0].upper()}{g[1:]}.": own(g) for g in _own_groups(f) if f.done(g)}
+    parts |= {"How soon.": soon_words(f)[:1], ("Ensembling." if f.study["ensembles"] else "Best predictor."): ensemble_words(f)[:2]}
+    told = [(k, " ".join(v)) for k,v in parts.items() if v and not v[0].startswith("Nothing")]
+    return told or [("", "Nothing is finished yet.")]
 
 def gaps_table(
     f:Facts # The study
@@ -1577,7 +1616,7 @@ def _leaks(
     why = "and part of these images come from ImageNet: the weights may have seen larger versions of test images" if origins.get("imagenet") \
         else "which may have seen images like these"
     if names: words.append(f"Leak: {names} began with weights trained on ImageNet, {why}.")
-    if origins.get("cifar") and _is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
+    if origins.get("cifar") and is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
         "of its training images. A network that was trained on CIFAR-10 elsewhere has seen some of them.")
     return words
 

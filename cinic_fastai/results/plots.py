@@ -10,7 +10,7 @@ __all__ = ['COLOURS', 'SPARE', 'DIMENSIONS', 'STYLE', 'pretty', 'palette', 'new_
            'plot_confusion', 'plot_disagreement', 'plot_ablation']
 
 # %% ../../nbs/33_results.plots.ipynb #e4bb0f82
-import re, textwrap
+import textwrap
 from pathlib import Path
 import matplotlib, numpy as np, pandas as pd
 from matplotlib.axes import Axes
@@ -38,11 +38,12 @@ def pretty(
     return _votes.get(name) or (" ".join(_pretty[p] for p in parts) if all(p in _pretty for p in parts) else name)
 
 def palette(
-    names # Names in the order of the plan
+    names, # Names in the order of the plan
+    settings:dict[str,str]|None=None # Name of its setting by run, of runs that differ only in their seed
 )->dict[str,str]: # Colour by name
-    "A colour for each name: its own, or the next one that is left; seeds of one setting (`net-1`, `net-2`) are shades of its colour"
+    "A colour for each name: its own, or the next one that is left; seeds of one setting are shades of its colour"
     names = list(dict.fromkeys(names))
-    base = {n: n if n in COLOURS else re.sub(r"-\d+$", "", n) for n in names}
+    base = {n: n if n in COLOURS else (settings or {}).get(n, n) for n in names}
     spare = [b for b in dict.fromkeys(base.values()) if b not in COLOURS]
     colour = {b: COLOURS.get(b) or SPARE[spare.index(b)%len(SPARE)] for b in base.values()}
     seeds = {b: [n for n in names if base[n]==b!=n] for b in colour}
@@ -222,6 +223,26 @@ def mosaic(
     padded[:,:,:h,:w] = images
     return padded.transpose(0, 2, 1, 3, 4).reshape(r*padded.shape[2], c*padded.shape[3], 3)
 
+def _rows_of(
+    rows:list[np.ndarray], # Pictures of each row, `(n,h,w,3)` uint8
+    cols:int # Pictures that a row has room for; more are left out
+)->np.ndarray: # For `mosaic`
+    "Rows of pictures, filled up with white"
+    full = np.full((len(rows), cols, *rows[0].shape[1:]), 255, dtype=np.uint8)
+    for place,row in zip(full, rows): place[:len(row)] = row[:cols]
+    return full
+
+def _name_rows(
+    ax:Axes, # With a `mosaic` of the usual gap
+    h:int, # Height of a picture
+    names:list[str] # Of the rows
+):
+    "Write names left of rows of pictures, and leave nothing else around these"
+    ax.set_anchor("NW") # so that the layout leaves the names their room
+    ax.set_yticks((np.arange(len(names))+.5)*(h+3)-2, names)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+
 @matplotlib.rc_context(STYLE)
 def plot_photos(
     samples:dict, # From `samples_table`
@@ -229,16 +250,14 @@ def plot_photos(
 )->Axes: # Drawn on
     "Original photos in the first row, one policy in each further row"
     images = np.concatenate([samples["original"][None], samples["augmented"]])
-    ax, (r,c,h,w,_) = _axes(ax, 5.6, 3.9), images.shape
+    ax, (_,c,h,w,_) = _axes(ax, 5.6, 3.9), images.shape
     ax.imshow(mosaic(images), interpolation="none")
-    ax.set_anchor("NW") # so that the layout leaves the labels their room
-    ax.set_yticks((np.arange(r)+.5)*(h+3)-2, ["original", *map(str, samples["policies"])])
+    _name_rows(ax, h, ["original", *map(str, samples["policies"])])
     ax.set_xticks((np.arange(c)+.5)*(w+3)-2, [textwrap.shorten(str(o), 12, placeholder="...") for o in samples["labels"]])
-    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.tick_params(labeltop=True, labelbottom=False)
     crowded = c*max(len(str(o)) for o in samples["labels"])>85
     ax.tick_params(axis="x", labelsize=7 if crowded else 6.3, labelrotation=40 if crowded else 0)
     if crowded: ax.set_xticks(ax.get_xticks(), ax.get_xticklabels(), ha="left", rotation_mode="anchor")
-    ax.spines[:].set_visible(False)
     return ax
 
 # %% ../../nbs/33_results.plots.ipynb #6d5e4cb5
@@ -249,11 +268,10 @@ def plot_mistakes(
     cols:int=6 # Pictures in a row
 )->Axes: # Drawn on
     "Photos that were classed wrongly: what was said, how surely, and what is right"
-    images, n = samples["mistakes"], len(samples["mistakes"])
-    rows, (h,w) = -(-n//cols), images.shape[1:3]
-    full = np.concatenate([images, np.full((rows*cols-n, h, w, 3), 255, dtype=np.uint8)]).reshape(rows, cols, h, w, 3)
-    ax = _axes(ax, 5.6, 1.5*rows)
-    ax.imshow(mosaic(full, w//4, h//2), interpolation="none")
+    images, (h,w) = samples["mistakes"], samples["mistakes"].shape[1:3]
+    rows = [images[i:i+cols] for i in range(0, len(images), cols)]
+    ax = _axes(ax, 5.6, 1.5*len(rows))
+    ax.imshow(mosaic(_rows_of(rows, cols), w//4, h//2), interpolation="none")
     for i,(said,p,right) in enumerate(zip(samples["mistake_pred"], samples["mistake_prob"], samples["mistake_true"])):
         said,right = (textwrap.shorten(str(o), 12, placeholder="...") for o in (said,right))
         ax.text((i%cols)*(w+w//4)+w/2, (i//cols)*(h+h//2)+h+1, f"{said} {100*p:.0f} %\nis: {right}", ha="center", va="top", fontsize=7)
@@ -269,17 +287,12 @@ def plot_pairs(
 )->Axes: # Drawn on
     "Photos of the pairs of classes that are confused most often, a pair a row"
     names = [f"{a}\nfor {b}" for a,b in zip(samples["pair_true"], samples["pair_pred"])]
-    kinds, (h,w) = list(dict.fromkeys(names)), samples["pairs"].shape[1:3]
-    full = np.full((len(kinds), cols, h, w, 3), 255, dtype=np.uint8)
-    for i,k in enumerate(kinds):
-        of = samples["pairs"][[o==k for o in names]][:cols]
-        full[i,:len(of)] = of
+    kinds = list(dict.fromkeys(names))
+    rows = [samples["pairs"][[o==k for o in names]] for k in kinds]
     ax = _axes(ax, 5.6, .7*len(kinds))
-    ax.imshow(mosaic(full), interpolation="none")
-    ax.set_anchor("NW")
-    ax.set_yticks((np.arange(len(kinds))+.5)*(h+3)-2, kinds)
+    ax.imshow(mosaic(_rows_of(rows, cols)), interpolation="none")
+    _name_rows(ax, samples["pairs"].shape[1], kinds)
     ax.set_xticks([])
-    ax.spines[:].set_visible(False)
     return ax
 
 # %% ../../nbs/33_results.plots.ipynb #38a37a2d

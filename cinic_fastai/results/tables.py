@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'POINT', 'TOTAL', 'ALL',
-           'CIFAR_PARTS', 'ABLATION', 'MARK', 'read_study', 'study_store', 'planned', 'runs_table', 'history_table',
-           'gap_table', 'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table',
-           'best_table', 'predictions', 'predictors_table', 'class_table', 'ensembles_table', 'leave_one_out_table',
-           'disagreement_table', 'calibration_table', 'class_origin_table', 'confusion_table', 'seeds_table',
-           'ablation_of', 'ablation_table', 'soon_table', 'progress_table', 'all_tables']
+           'CIFAR_PARTS', 'ABLATION', 'MARK', 'is_cinic', 'beside_published', 'read_study', 'study_store', 'planned',
+           'runs_table', 'history_table', 'gap_table', 'read_journal', 'journal_of', 'trials_table',
+           'convergence_table', 'repeats_table', 'best_table', 'predictions', 'predictors_table', 'class_table',
+           'valid_score', 'ensembles_table', 'leave_one_out_table', 'disagreement_table', 'calibration_table',
+           'class_origin_table', 'confusion_table', 'seeds_table', 'ablation_of', 'ablation_table', 'soon_table',
+           'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import PUBLISHED_POINTS, StoreError
+from ..core import CINIC_CLASSES, PUBLISHED_POINTS, StoreError
 from ..files import read_json, read_lines, read_npz, to_json
 from ..runs import RunStore, config_fields
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
@@ -32,6 +33,18 @@ PUBLISHED_TEST = {"soft": .694, "hard": .688, "resnet18-adam": .657, "resnet18-s
 PUBLISHED_CLASS = {("custom_cnn-adam", "dog"): .35, ("resnet18-sgd", "dog"): .35, ("resnet18-adam", "dog"): .45} # Section 4.4.2, "around"
 FULL_STUDY = dict(images=270_000, split=90_000, epochs={"architectures": 50, "augmentation": 50, "final": 150}, trial_epochs=15,
     random=4, guided=10, trainings=68)
+
+def is_cinic(
+    data:dict # A study's `data`
+)->bool: # By classes and origins
+    "Are these CINIC-10's images, or some of them?"
+    return tuple(data["classes"])==CINIC_CLASSES and any((data.get("origins") or {}).values())
+
+def beside_published(
+    data:dict # A study's `data`
+)->bool: # CINIC-10's images, or the demo set
+    "Do the report's numbers stand beside results on these images?"
+    return is_cinic(data) or bool(data.get("demo"))
 
 # %% ../../nbs/32_results.tables.ipynb #1a531ce5
 def read_study(
@@ -82,7 +95,7 @@ def _run_row(
     "Everything known about one run"
     rid, (status,reason) = run["run_id"], _status(run, store)
     row = dict(group=run["group"], name=run["name"], run_id=rid, status=status, reason=reason)
-    row["published"] = PUBLISHED_VALID.get((run["group"], run["name"]))
+    if beside_published(study["data"]): row["published"] = PUBLISHED_VALID.get((run["group"], run["name"]))
     has_config = rid and (store.folder(rid)/"config.json").exists()
     known = asdict(store.config(rid)) if has_config else planned(study, run)
     row |= known if has_config else {k: known[k] for k in ("model", "pretrained", "policy", "opt") if k in known}
@@ -259,8 +272,8 @@ def _best_row(
     name, done = search["name"], trials[trials["status"]=="done"]
     status = "left" if search["status"]=="running" else search["status"]
     row = dict(search=name, model=search["model"], opt=search["opt"], status=status, reason=search.get("reason") or "", trials=len(trials),
-        planned=max(len(trials), _n_planned(study, search, header)), published=PUBLISHED_BEST.get(name))
-    row |= _effort(trials)|{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()}
+        planned=max(len(trials), _n_planned(study, search, header)), **_effort(trials))
+    if beside_published(study["data"]): row |= dict(published=PUBLISHED_BEST.get(name), **{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()})
     if done.empty: return row
     best, acc = done.loc[done["valid_acc"].idxmax()], done["valid_acc"]
     kinds = {f"{k}_best": acc[done["kind"]==k].max() for k in ("random", "guided")}
@@ -369,11 +382,12 @@ def predictions(
 _predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high", "images", "published"]
 
 def _predictor_row(
-    p:dict # From `predictions`
+    p:dict, # From `predictions`
+    published:dict[str,float] # Test accuracy in the report
 )->dict: # Values by column but the place
     "One predictor's test accuracy"
     row = {k: p[k] for k in ("predictor", "kind", "status", "reason")}
-    row |= dict(members=", ".join(p["members"]), published=PUBLISHED_TEST.get(p["predictor"]))
+    row |= dict(members=", ".join(p["members"]), published=published.get(p["predictor"]))
     if "preds" not in p: return row
     acc, n = accuracy(p["preds"], p["targs"]), len(p["targs"])
     low,high = interval(acc, n)
@@ -384,8 +398,9 @@ def predictors_table(
     preds:list[dict]|None=None # From `predictions`, when at hand
 )->pd.DataFrame: # A row a predictor, best first
     "Test accuracy of ensembles and their members"
-    df = pd.DataFrame([_predictor_row(p) for p in (predictions(out) if preds is None else preds)], columns=_predictor_columns)
-    df = _tidy(df.to_dict("records"), _predictor_columns).sort_values("test_acc", ascending=False, kind="stable", ignore_index=True)
+    published = PUBLISHED_TEST if beside_published(read_study(out)["data"]) else {}
+    rows = [_predictor_row(p, published) for p in (predictions(out) if preds is None else preds)]
+    df = _tidy(rows, _predictor_columns).sort_values("test_acc", ascending=False, kind="stable", ignore_index=True)
     df["place"] = pd.Series(range(1, len(df)+1), dtype="Int64").where(df["test_acc"].notna())
     return df
 
@@ -394,13 +409,14 @@ TOTAL = "(total)"
 _class_columns = ["predictor", "class", "images", "accuracy", "published"]
 
 def _class_rows(
-    p:dict # From `predictions`, done
+    p:dict, # From `predictions`, done
+    published:dict[tuple,float] # Accuracy in the report by predictor and class
 )->list[dict]: # Values by column
     "One predictor's accuracy by class, then in total"
     name, n, targs = p["predictor"], len(p["classes"]), p["targs"]
-    rows = [dict(images=int(k), accuracy=a, published=PUBLISHED_CLASS.get((name, c)), **{"class": c})
+    rows = [dict(images=int(k), accuracy=a, published=published.get((name, c)), **{"class": c})
         for c,k,a in zip(p["classes"], np.bincount(targs, minlength=n), class_accuracy(p["preds"], targs, n))]
-    rows.append(dict(images=len(targs), accuracy=accuracy(p["preds"], targs), published=PUBLISHED_TEST.get(name), **{"class": TOTAL}))
+    rows.append(dict(images=len(targs), accuracy=accuracy(p["preds"], targs), published=published.get((name, TOTAL)), **{"class": TOTAL}))
     return [{"predictor": name, **r} for r in rows]
 
 def class_table(
@@ -409,7 +425,8 @@ def class_table(
 )->pd.DataFrame: # A row a class and finished predictor
     "Test accuracy by class"
     preds = predictions(out) if preds is None else preds
-    return _tidy([r for p in preds if "preds" in p for r in _class_rows(p)], _class_columns)
+    published = PUBLISHED_CLASS|{(n, TOTAL): v for n,v in PUBLISHED_TEST.items()} if beside_published(read_study(out)["data"]) else {}
+    return _tidy([r for p in preds if "preds" in p for r in _class_rows(p, published)], _class_columns)
 
 # %% ../../nbs/32_results.tables.ipynb #3b804224
 _ensemble_columns = ["predictor", "method", "members", "weights", "member_temperatures", "temperature", "valid_acc", "valid_nll", "best_valid_acc", "best_valid_nll",
@@ -422,6 +439,16 @@ def _votes(
     "The ensembles"
     return [p for p in preds if "fitted" in p]
 
+def valid_score(
+    p:dict # A finished predictor, from `predictions`
+)->tuple[float,float]: # Accuracy and mean log-likelihood on valid images, the higher the better; (-1, 0) where nothing is known, a hard vote's likelihood is -inf
+    "How good a predictor is on images it was not trained on"
+    if p["kind"]!="run": members, targs = p["valid_members"], p["valid_targs"]
+    else: members, targs = (None, None) if isinstance(p["valid"], str) else ([p["valid"]["probs"]], p["valid"]["targs"])
+    if not members or not len(targs): return -1., 0.
+    found = predict_ensemble(p["fitted"], members) if p["kind"]!="run" else members[0]
+    return accuracy(found, targs), -np.inf if p["kind"]=="hard" else -nll(found, targs)
+
 def _numbers(
     values # Any number
 )->str: # For example `0.67, 0.33, 0.00`
@@ -433,9 +460,9 @@ def _valid_scores(
 )->dict: # Values by column
     "What an ensemble and its best member reach on the images by which it was chosen"
     if not p["valid_members"]: return {}
-    found, members, targs = predict_ensemble(p["fitted"], p["valid_members"]), p["valid_members"], p["valid_targs"]
-    scores = dict(valid_acc=accuracy(found, targs), best_valid_acc=max(accuracy(m, targs) for m in members), best_valid_nll=min(nll(m, targs) for m in members))
-    return scores|({} if p["kind"]=="hard" else dict(valid_nll=nll(found, targs)))
+    (acc,likelihood), members, targs = valid_score(p), p["valid_members"], p["valid_targs"]
+    scores = dict(valid_acc=acc, best_valid_acc=max(accuracy(m, targs) for m in members), best_valid_nll=min(nll(m, targs) for m in members))
+    return scores|({} if p["kind"]=="hard" else dict(valid_nll=-likelihood))
 
 def _test_scores(
     p:dict # A finished ensemble, from `predictions`
@@ -526,9 +553,8 @@ _calibration_columns = ["predictor", "stage", "low", "confidence", "accuracy", "
 def _best_run(
     preds:list[dict] # From `predictions`
 )->dict|None: # One of them, None when no run is done
-    "The best single run by valid accuracy, where that was not trained on; else the first"
-    def valid_acc(p): return -1. if isinstance(p["valid"], str) else accuracy(p["valid"]["probs"], p["valid"]["targs"])
-    return max((p for p in preds if "stored" in p), key=valid_acc, default=None)
+    "The best single run by `valid_score`; the first where nothing is known"
+    return max((p for p in preds if "stored" in p), key=valid_score, default=None)
 
 def _stages(
     p:dict # A finished predictor with probabilities, from `predictions`
@@ -642,7 +668,7 @@ def seeds_table(
 
 # %% ../../nbs/32_results.tables.ipynb #e23cd564
 ABLATION = "ablation" # The group of such runs
-_ablation_columns = ["variant", "ingredient", "against", "n", "valid_mean", "valid_sd", "test_mean", "test_sd", "difference", "low", "high", "seconds"]
+_ablation_columns = ["variant", "ingredient", "against", "n", "seeds", "valid_mean", "valid_sd", "test_mean", "test_sd", "difference", "low", "high", "seconds"]
 
 def _ablation_parts(
     variant:str # For example `without flip` or `plain + flip`
@@ -661,7 +687,7 @@ def ablation_of(
     rows = []
     for k,d in variants.items():
         ingredient, against = _ablation_parts(k)
-        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seconds=d["seconds"].mean())
+        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=", ".join(map(str, sorted(d["seed"]))), seconds=d["seconds"].mean())
         row |= {f"{s}_{o}": v for s in ("valid", "test") for o,v in zip(("mean", "sd"), mean_interval(d[f"{s}_acc"])[:2])}
         if against in variants: row |= dict(zip(("difference", "low", "high"), welch(d["valid_acc"].tolist(), variants[against]["valid_acc"].tolist())))
         rows.append(row)
@@ -681,10 +707,11 @@ _soon_columns = ["group", "name", "model", "mark", "epoch", "seconds", "best", "
 
 def soon_table(
     out:Path, # A study's folder
-    mark:float=MARK # Valid accuracy to reach
+    mark:float|None=None # Valid accuracy to reach; None: `MARK` on CINIC-10's images, and nothing on others
 )->pd.DataFrame: # A row a run with a history; `epoch` (from 1) and `seconds` until the mark, NA where it wasn't reached; `total` seconds
     "How soon each run reached an accuracy on valid images"
-    runs, rows = runs_table(out), []
+    if mark is None and not is_cinic(read_study(out)["data"]): return _tidy([], _soon_columns)
+    runs, rows, mark = runs_table(out), [], MARK if mark is None else mark
     for (group,name),h in history_table(out).groupby(["group", "name"], sort=False):
         run = runs.query("group==@group and name==@name").iloc[0]
         if run["train_on"]=="train+valid": continue
