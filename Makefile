@@ -12,7 +12,7 @@ test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/python tools/check_export.py
 	$(BIN)/nbdev-test --n-workers 2
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 readme: .venv/installed-dev
 	$(BIN)/python tools/make_readme.py

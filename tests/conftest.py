@@ -59,20 +59,24 @@ members = ["custom_cnn-sgd", "second"]
 
 ENV = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
-def cinic(*args, cwd=None, **kw):
-    "Run the command line in a process of its own, where it can be from one that has torch already"
+def cinic(*args, cwd=None, before=None, input=None):
+    "Run the command line in a process of its own, where it can be one that has torch already; `before` is called in it first"
     words = [*map(str, args)]
-    if os.name=="nt" or kw: return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *words], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, **kw)
+    if os.name=="nt" or input: return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *words], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, input=input)
     with tempfile.TemporaryDirectory() as d:
         said = [Path(d)/"out", Path(d)/"err"]
-        p = _prepared().Process(target=_main, args=(words, cwd, *said))
-        p.start()
+        p = started(*words, cwd=cwd, before=before, said=said)
         p.join()
         return subprocess.CompletedProcess(words, p.exitcode, *(f.read_text(encoding="utf-8") for f in said))
 
+def started(*args, cwd=None, before=None, said=(os.devnull, os.devnull)):
+    "Start the command line in a process forked from a server that has imported what every process needs"
+    p = _server().Process(target=_main, args=([*map(str, args)], cwd, before, *said))
+    p.start()
+    return p
+
 @functools.cache
-def _prepared():
-    "A server that imports once what every process needs, and forks"
+def _server():
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["cinic_fastai.cli", "cinic_fastai.all"])
     with pytest.MonkeyPatch.context() as m:
@@ -80,10 +84,11 @@ def _prepared():
         forkserver.ensure_running()
     return context
 
-def _main(words, cwd, *said):
-    "The command line in a fresh process"
-    for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT), fd)
+def _main(words, cwd, before, *said):
+    "What such a process does"
+    for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
     if cwd: os.chdir(cwd)
+    if before: before()
     sys.argv = ["cinic", *words]
     from cinic_fastai.cli import main
     main()

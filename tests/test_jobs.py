@@ -1,7 +1,7 @@
 "Trainings side by side: on this machine, on clusters, with workers that are lost; the results are always the same."
 import os, signal, subprocess, sys, time
 import psutil, pytest
-from conftest import ENV, cinic
+from conftest import ENV, cinic, started
 from test_study import results
 from cinic_fastai.files import read_json, read_lines
 
@@ -97,14 +97,14 @@ def begun(out): return list(out.glob("runs/*/env.json"))
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
 def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     "Killed once while it trains and once later, whatever it does"
-    out = tmp_path/"out"
-    p = subprocess.Popen([sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2", "--save-every", "0"],
-        env=ENV, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    out,said = tmp_path/"out",(tmp_path/"said",)*2
+    p = started("study", plan, "--data", images, "--out", out, "--jobs", "2", "--save-every", "0", said=said)
     for n in (1, 5):
-        while p.poll() is None and len(begun(out))<n: time.sleep(.005)
+        while p.is_alive() and len(begun(out))<n: time.sleep(.005)
         for o in workers(p)[:n]: o.kill() # one, then both
-    said,_ = p.communicate(timeout=300)
-    assert p.returncode==0 and "A worker was lost" in said and "Traceback" not in said, said
+    p.join(300)
+    text = said[0].read_text(encoding="utf-8")
+    assert p.exitcode==0 and "A worker was lost" in text and "Traceback" not in text, text
     same(out, alone)
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")

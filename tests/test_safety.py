@@ -48,10 +48,14 @@ def test_the_library_never_unpickles():
 
 # --- full disks and folders that are read-only
 
-def limited(bytes):
+def little_disk():
     "A limit on the size of a file, which is to a process what a full disk is"
     import resource
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (bytes, bytes))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+def little_memory():
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (16<<30, 16<<30))
 
 @posix
 def test_disk_full_while_saving(images, tmp_path):
@@ -64,7 +68,7 @@ def test_disk_full_while_saving(images, tmp_path):
     p.send_signal(signal.SIGTERM)
     assert "again to continue" in p.communicate()[1] and p.returncode==143
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    full = cinic(*args, "--out", tmp_path/"out", preexec_fn=limited(1_000_000))
+    full = cinic(*args, "--out", tmp_path/"out", before=little_disk)
     assert full.returncode==2 and "There is no room for" in full.stderr and "last.safetensors" in full.stderr and "Traceback" not in full.stderr
     need = int(full.stderr.split("needs ")[1].split(" bytes")[0].replace(",", ""))
     assert need>1_000_000
@@ -75,7 +79,7 @@ def test_disk_full_while_saving(images, tmp_path):
 
 @posix
 def test_disk_full_ends_a_study_and_is_no_failed_run(images, plan_file, tmp_path):
-    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--save-every", "0", preexec_fn=limited(1_000_000))
+    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--save-every", "0", before=little_disk)
     assert r.returncode==2 and "There is no room for" in r.stderr and "Traceback" not in r.stderr
     assert "failed" not in {e["status"] for e in read_json(tmp_path/"out"/"study.json")["runs"]}
     assert not list((tmp_path/"out").rglob("*.part"))
@@ -305,10 +309,8 @@ def test_trials_that_lack_weights_are_tried_again(images, tmp_path):
 
 @posix
 def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):
-    import resource
-    def little_memory(): resource.setrlimit(resource.RLIMIT_AS, (16<<30, 16<<30))
     (tmp_path/"failing.toml").write_text(FAILING, encoding="utf-8")
-    r = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out", preexec_fn=little_memory)
+    r = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out", before=little_memory)
     assert r.returncode==1 and "Traceback" not in r.stderr, r.stderr
     said = " ".join(r.stdout.split())
     assert "loss became nan" in said and "memory" in said and "None of 2 trials finished" in said

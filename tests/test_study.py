@@ -3,7 +3,7 @@ import json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ENV, TINY_PLAN, cinic
+from conftest import ENV, TINY_PLAN, cinic, started
 from cinic_fastai.test_utils import tiny_folder
 
 def results(out):
@@ -39,23 +39,21 @@ def began(out, root, what):
 
 def killed(command, out, root, what, wait=0.):
     "Start a study, let it come to a point and a little further, then kill it: 1, or 0 if it ended before"
-    p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while p.poll() is None and what and not began(out, root, what): time.sleep(.001)
-    until = time.monotonic()+wait
-    while p.poll() is None and time.monotonic()<until: time.sleep(.005)
-    alive = p.poll() is None
+    p = started(*command)
+    while p.is_alive() and what and not began(out, root, what): time.sleep(.001)
+    p.join(wait)
     p.kill()
-    p.wait()
-    return int(alive)
+    p.join()
+    return int(p.exitcode==-signal.SIGKILL)
 
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
 def test_killed_and_continued(study, plan_file, tmp_path):
     "Killed while packing, saving, searching and drawing, a study ends with the same weights, probabilities, tables and points"
     out,root = tmp_path/"out",tiny_folder(tmp_path/"images"/"tiny", n=12)
-    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(root), "--out", str(out), "--save-every", "0"]
+    command = ["study", plan_file, "--data", root, "--out", out, "--save-every", "0"]
     kills = sum(killed(command, out, root, what) for what in ("packing", "saving", "search", "page")) # saving: in the middle of an epoch
     assert kills>=3 # a moment may have passed before it was seen
-    assert cinic(*command[3:]).returncode==0
+    assert cinic(*command).returncode==0
     assert results(out)==results(study[0])
 
 @pytest.mark.slow
@@ -64,7 +62,7 @@ def test_killed_thirty_times(tmp_path):
     "At random moments, over one study"
     moments,kills,root,out,plan = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out",tmp_path/"tiny.toml"
     plan.write_text(TINY_PLAN.replace("[1e-3,1e-1]", "[1e-3,1e-2]"), encoding="utf-8") # so long, higher rates diverge
-    def command(out, every): return [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(root), "--out", str(out), "--scale", "10", "--save-every", every]
+    def command(out, every): return ["study", plan, "--data", root, "--out", out, "--scale", "10", "--save-every", every]
     for i in range(30):
         what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 9)
         if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
@@ -72,9 +70,9 @@ def test_killed_thirty_times(tmp_path):
         kills.append(killed(command(out, str(moments.choice([0, .2, 1]))), out, root, what, moments.uniform(0, longest)))
         print(f"{what or 'anywhere'}: {'killed' if kills[-1] else 'had ended'}, {len(list(out.glob('runs/*/done.json')))} runs done")
     assert sum(kills)>=28 # a moment may have passed before it was seen
-    assert cinic(*command(out, "60")[3:]).returncode==0
+    assert cinic(*command(out, "60")).returncode==0
     whole = tmp_path/"whole"
-    assert cinic(*command(whole, "60")[3:]).returncode==0
+    assert cinic(*command(whole, "60")).returncode==0
     assert results(out)==results(whole)
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
