@@ -137,7 +137,8 @@ def load_predictor(
     name:str="" # Of a run or an ensemble; the best one on valid images where ""
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
-    p,ids = choose_predictor(predictions(out, everyone=True), name), {n: r["run_id"] for r in read_study(out)["runs"] for n in (r["name"], f"{r['group']}/{r['name']}")}
+    preds = predictions(out, everyone=True)
+    p,ids = choose_predictor(preds, name),{o["predictor"]: o["run_id"] for o in preds if o["kind"]=="run"}
     names = [p["predictor"]] if p["kind"]=="run" else p["members"]
     read = {n: read_member(study_store(out).folder(ids[n])) for n in names}
     about = next(iter(read.values()))[1]
