@@ -994,6 +994,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict.in_float32': ( 'results.predict.html#in_float32',
                                                                                            'cinic_fastai/results/predict.py'),
+                                              'cinic_fastai.results.predict.in_markdown': ( 'results.predict.html#in_markdown',
+                                                                                            'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict.load_predictor': ( 'results.predict.html#load_predictor',
                                                                                                'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict.model_card': ( 'results.predict.html#model_card',

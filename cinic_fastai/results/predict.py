@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'Member', 'read_member', 'choose_predictor', 'Predictor', 'vote_probs', 'load_predictor',
            'image_files', 'predict_files', 'Whole', 'onnx_tools', 'trial_images', 'export_onnx', 'in_float32',
-           'export_safetensors', 'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
+           'export_safetensors', 'import_safetensors', 'card_facts', 'in_markdown', 'model_card', 'export_predictor']
 
 # %% ../../nbs/36_results.predict.ipynb #145d0289
-import contextlib, dataclasses, logging, os, warnings
+import contextlib, dataclasses, logging, os, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -314,7 +314,14 @@ def card_facts(
     return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of)["kind"],
         acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]), by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),
         by_origin=by_origin if len(by_origin)>1 else [], saw_valid=any(m.cfg.train_on!="train" for m in predictor.members.values()),
-        pretrained=any(m.cfg.pretrained for m in predictor.members.values()), pct=lambda x: f"{100*x:.1f} %")
+        pretrained=any(m.cfg.pretrained for m in predictor.members.values()), pct=lambda x: f"{100*x:.1f} %",
+        calibrated=any(t!=1 for t in (predictor.fitted.temperature, *predictor.fitted.member_temperatures)))
+
+def in_markdown(
+    text # A class name, or another word from outside
+)->str: # On one line, fit for a table's cell
+    "Words that mean themselves in Markdown"
+    return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(str(text).split()))
 
 def model_card(
     out:Path, # A study's folder
@@ -325,6 +332,7 @@ def model_card(
     from jinja2 import Environment, StrictUndefined
     template = files("cinic_fastai.results").joinpath("card.md").read_text(encoding="utf-8")
     env = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["plain"] = in_markdown
     return env.from_string(template).render(**card_facts(out, predictor), file=file, version=__version__)
 
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)
