@@ -229,9 +229,10 @@ def _quiet():
     "Keep the exporter's notes from the screen"
     with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
         try: yield
-        finally: logging.disable(logging.NOTSET)
+        finally: logging.disable(before)
 
 def trial_images(
     size:int, # Side
