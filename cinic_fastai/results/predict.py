@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'Member', 'read_member', 'choose_predictor', 'Predictor', 'vote_probs', 'load_predictor',
-           'image_files', 'predict_files', 'Whole', 'onnx_tools', 'trial_images', 'export_onnx', 'in_float32',
-           'export_safetensors', 'import_safetensors', 'card_facts', 'in_markdown', 'model_card', 'export_predictor']
+           'predict_files', 'Whole', 'onnx_tools', 'trial_images', 'export_onnx', 'in_float32', 'export_safetensors',
+           'import_safetensors', 'card_facts', 'in_markdown', 'model_card', 'export_predictor']
 
 # %% ../../nbs/36_results.predict.ipynb #145d0289
 import contextlib, dataclasses, logging, os, re, warnings
@@ -148,13 +148,6 @@ def load_predictor(
     return Predictor(p["predictor"], about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted)
 
 # %% ../../nbs/36_results.predict.ipynb #7225c56f
-def image_files(
-    paths:list[Path] # Files, or folders that are looked through
-)->list[Path]: # PNG and JPEG files of folders, and all that were named themselves
-    "Which files are meant"
-    def inside(p): return sorted(o for o in p.rglob("*") if o.suffix.lower() in (".png", ".jpg", ".jpeg") and o.is_file())
-    return [o for p in map(Path, paths) for o in (inside(p) if p.is_dir() else [p])]
-
 def predict_files(
     predictor:Predictor, # From `load_predictor`
     files:list[Path], # Image files
