@@ -976,8 +976,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict._read': ( 'results.predict.html#_read',
                                                                                       'cinic_fastai/results/predict.py'),
-                                              'cinic_fastai.results.predict._stats': ( 'results.predict.html#_stats',
-                                                                                       'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict._told': ( 'results.predict.html#_told',
                                                                                       'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict._valid_score': ( 'results.predict.html#_valid_score',

@@ -25,7 +25,7 @@ from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast
 from ..train.models import make_model
-from .ensemble import FittedEnsemble, apply_temperature, predict_ensemble
+from .ensemble import FittedEnsemble, predict_ensemble
 from .metrics import accuracy, as_preds, nll
 from .tables import ALL, TOTAL, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
 
@@ -39,8 +39,8 @@ class Member(nn.Module):
         precision:str="float32" # In which it computes, `float32` or `bf16`
     ):
         super().__init__()
-        self.cfg,self.precision,self.size = cfg,precision,about["size"]
-        self.to_floats = NormalizeBytes(about["mean"], about["std"], cfg.size)
+        self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
+        self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
         self.net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
         self.net.load_state_dict(tensors)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -157,7 +157,7 @@ def predict_files(
     "Classes of image files; those that can't be read are named, the rest is predicted"
     rows = []
     for i in range(0, len(files), bs):
-        part,good = [_read(predictor, f) for f in files[i:i+bs]],[]
+        part = [_read(predictor, f) for f in files[i:i+bs]]
         good = [o["pixels"] for o in part if "pixels" in o]
         probs = iter(predictor.probs(torch.cat(good), bs) if good else ())
         rows += [_told(predictor.classes, o, probs) for o in part]
@@ -210,12 +210,12 @@ def _cooled(
 # %% ../../nbs/36_results.predict.ipynb #3e53ef9a
 TOLERANCE = 1e-4 # Largest difference of a probability between an exported file and PyTorch
 
-def onnx_tools(): # The modules `onnxruntime` and `torch.onnx`
+def onnx_tools(): # The module `onnxruntime`
     "What an ONNX export needs; `ConfigError` says how to get it"
     try:
         import onnx, onnxruntime, onnxscript
     except ImportError as e: raise ConfigError(f"ONNX export needs {e.name}, which is not installed. Run: pip install 'cinic_fastai[onnx]'") from None
-    return onnxruntime, torch.onnx
+    return onnxruntime
 
 @contextlib.contextmanager
 def _quiet():
@@ -242,9 +242,9 @@ def export_onnx(
 )->float: # Largest difference from PyTorch, a probability
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
     whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size)
-    runtime,exporter = onnx_tools()
+    runtime = onnx_tools()
     with writing(path) as part, _quiet():
-        exporter.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
+        torch.onnx.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         gap = float(np.abs(session.run(None, {"images": x.numpy()})[0]-whole(x).numpy()).max())
@@ -265,7 +265,7 @@ def export_safetensors(
 )->float: # Largest difference after reading it again, a probability
     "Write a predictor's weights and all that is needed to use them as one file"
     tensors = {f"{i}.{k}": v for i,m in enumerate(predictor.members.values()) for k,v in m.net.state_dict().items()}
-    members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, **_stats(m)) for n,m in predictor.members.items()]
+    members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, mean=m.mean, std=m.std) for n,m in predictor.members.items()]
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size, fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = trial_images(predictor.size)
     with writing(path) as part:
@@ -273,13 +273,6 @@ def export_safetensors(
         gap = float(np.abs(import_safetensors(part).probs(x)-predictor.probs(x)).max())
         if not gap<=TOLERANCE: raise StoreError(f"What was read from the file differs by {gap:.1g}. It was not written.")
     return gap
-
-def _stats(
-    m:Member # One network
-)->dict: # `mean` and `std` of each channel
-    "Channel statistics of the training images"
-    std = 1/(255*m.to_floats.scale)
-    return dict(mean=(-m.to_floats.shift*std).tolist(), std=std.tolist())
 
 def import_safetensors(
     path:Path # From `export_safetensors`
