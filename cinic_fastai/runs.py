@@ -61,6 +61,7 @@ class RunConfig:
 _choices = dict(stem=STEMS, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
     precision=PRECISIONS, select=("best", "last"), train_on=("train", "train+valid"))
 _at_least = dict(shift=0, size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
+_own_words = "; one of your own is known in Python, once `register_policy` has been called"
 _unit = ("dropout", "average", "label_smoothing", "mom", "beta1", "beta2")
 _positive = ("width", "bias_lr", "lr", "frozen_lr", "mix_alpha")
 config_fields = {f.name: f for f in fields(RunConfig)}
@@ -81,7 +82,8 @@ def _range_error(
 )->str|None: # What is wrong, None if nothing
     "Check a value against its field's choices or range"
     known = policy_names() if name=="policy" else _choices.get(name)
-    if known and value not in known: return f"Unknown {name} '{value}'{nearest(value, known)}. Known: {', '.join(known)}"
+    if known and value not in known:
+        return f"Unknown {name} '{value}'{nearest(value, known)}. Known: {', '.join(known)}{_own_words*(name=='policy')}"
     if name in _at_least and value<_at_least[name]: return f"{name} = {value} is below {_at_least[name]}"
     if name in _unit and not 0<=value<1: return f"{name} = {value} lies outside [0, 1)"
     if name in _positive and value<=0: return f"{name} = {value} is not above 0"
@@ -262,8 +264,10 @@ class RunStore:
     def config(self,
         rid:str # Run id
     )->RunConfig: # As trained
-        "A run's configuration"
-        return make_config(read_json(self.folder(rid)/"config.json"))
+        "A run's configuration; it was checked before it was trained, and its policy may be one that another process registered"
+        d = read_json(self.folder(rid)/"config.json")
+        if unknown := [k for k in d if k not in config_fields]: raise StoreError(f"{self.folder(rid)/'config.json'} has fields that this version doesn't know: {', '.join(unknown)}. Update cinic_fastai.")
+        return RunConfig(**{k: config_fields[k].type(v) for k,v in d.items()})
 
     def history(self,
         rid:str # Run id
