@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'declared', 'run_id', 'prob_error',
-           'RunStore']
+           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'seed_name', 'setting_name', 'declared',
+           'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
-import dataclasses, math
+import dataclasses, math, re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
@@ -162,6 +162,20 @@ def fallen(
 )->int: # Epochs after which the best so far lay below a bar, 0 where it never did
     "Where a training should have ended"
     return next((n for n in sorted(bars) if n<=len(accs) and max(accs[:n])<bars[n]), 0)
+
+# %% ../nbs/02_runs.ipynb #9980d975
+def seed_name(
+    setting:str, # For example `net`
+    seed:int # One of its seeds
+)->str: # For example `net-3`
+    "What a setting's run with one seed is called"
+    return f"{setting}-{seed}"
+
+def setting_name(
+    name:str # Of a run
+)->str: # Without the seed, where it ends in one
+    "What the runs of a setting's seeds share"
+    return re.sub(r"-\d+$", "", name)
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
 RESULT_VERSION = 2
