@@ -11,7 +11,7 @@ __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PLAIN', 'PlanRun', 'PlanSearch', 'Pl
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import json, math, re, tomllib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from ..core import PUBLISHED_POINTS, PlanError, nearest
 from ..results.ensemble import method_error, needs_valid
@@ -661,13 +661,15 @@ def ablation_text(
     exact = any(name in (o.name, f"{o.group}/{o.name}") for o in plan.runs)
     run = next((o for o in plan.runs if not exact and setting_name(o.name)==name), None) or plan_run(plan, name)
     if run.source: raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
-    if unknown := [k for k in changes if k in ("seed", "train_on")]: raise PlanError(f"{unknown[0]} can't be set here: an ablation takes its own seeds, and compares on valid images.")
-    recipe = {k: v for k,v in ({**run.settings, **changes}).items() if k not in ("seed", "train_on", "select")}
-    found = ingredients(make_config(recipe))
+    if refused := [k for k in changes if k in ("seed", "train_on")]: raise PlanError(f"{refused[0]} can't be set here: an ablation takes its own seeds, and compares on valid images.")
+    left_out = ("seed", "train_on", *["select"]*(run.settings.get("train_on")=="train+valid")) # `select` is free again where valid images are
+    recipe = {k: v for k,v in run.settings.items() if k not in left_out}|changes
+    cfg = make_config(recipe)
+    found = ingredients(cfg)
     if not found: raise PlanError(f"Run '{name}' has no ingredient to leave out. Known: {', '.join(PLAIN)}.")
     head = dict(name=f"ablation-{name.rsplit('/', 1)[-1]}", title=f"What each ingredient of {name} brings", seed=1)
     tables = [f"[study]\n{_toml(head)}", f"[defaults]\n{_toml(recipe)}"]
-    variants = _ablated(found, {k: getattr(make_config(recipe), k) for k in config_fields}, alone)
+    variants = _ablated(found, asdict(cfg), alone)
     tables += [f"[[run]]\n{_toml(dict(group='ablation', name=k, seeds=[*range(1, seeds+1)])|v)}" for k,v in variants.items()]
     return "\n".join(tables)
 
