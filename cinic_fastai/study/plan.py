@@ -365,6 +365,7 @@ def _twice(
     searches,ensembles = Counter(o.lower() for o in _names(d, "search")),Counter(_names(d, "ensemble"))
     out = [f"[[run]]: {n} runs of group '{g}' are called '{k}'" for (g,k),n in runs.items() if n>1]
     out += [f"[[search]]: {n} searches are called '{k}'" for k,n in searches.items() if n>1]
+    out += [f"[[ensemble]]: '{k}' is a run's name, too; give the ensemble another one" for k in ensembles if k in _names(d, "run")]
     return out+[f"[[ensemble]]: {n} ensembles are called '{k}'" for k,n in ensembles.items() if n>1]
 
 def plan_errors(
