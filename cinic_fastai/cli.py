@@ -17,6 +17,7 @@ import typer
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 from . import __version__
 from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable
 from .files import check_writable, lock
@@ -86,7 +87,7 @@ class Screen:
         console:Console=err_console # Where to draw
     ):
         self.console,self.live,self.text,self.share,self.left = console,console.is_terminal,"",0.,None
-        self.bar = Progress(BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"), console=console, transient=True)
+        self.bar = Progress(BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False), console=console, transient=True)
 
     def __enter__(self):
         self.task = self.bar.add_task("", total=1.)
@@ -103,7 +104,7 @@ class Screen:
         getattr(self, f"_{kind}", self._ignore)(**info)
 
     def _ignore(self, **info): pass
-    def _note(self, text, **info): self.console.print(text, style="dim", highlight=False, soft_wrap=True)
+    def _note(self, text, **info): self.console.print(Text(text, style="dim"), soft_wrap=True)
     def _start(self, name, epochs, **info): self._draw(f"{name}: epoch 1 of {epochs}", info)
     def _batch(self, name, epoch, epochs, **info): self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}", info)
     def _epoch(self, name, epoch, epochs, valid_acc, **info): self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}, valid accuracy {valid_acc:.3f}", info)
@@ -115,12 +116,12 @@ class Screen:
         told = f"valid accuracy {info['valid_acc']:.4f}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
         if "stopped" in info: told += f", after {info['stopped']} epochs"
         left = f"  ({duration(info['left'])} to go)" if info.get("left") and not self.live else ""
-        self.console.print(f"{_mark(status)} {name}: {told}{left}", highlight=False, soft_wrap=True)
+        self.console.print(Text.assemble(_mark(status), f" {name}: {told}{left}"), soft_wrap=True)
     def _draw(self, text, info):
         left = f", {duration(info['left'])} to go" if info.get("left") else ""
         self.bar.update(self.task, completed=info.get("share", 0.), description=text+left)
 
-def _mark(status): return {"done": "[green]done[/]", "stopped": "[cyan]stopped[/]", "skipped": "[yellow]skipped[/]", "failed": "[red]failed[/]"}.get(status, status)
+def _mark(status): return Text(status, style=dict(done="green", stopped="cyan", skipped="yellow", failed="red").get(status, ""))
 
 # %% ../nbs/50_cli.ipynb #7ce38edb
 def as_table(
@@ -128,7 +129,7 @@ def as_table(
     title:str="" # Above the table
 )->Table: # For a console
     "Rows as a table"
-    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(title=Text(title, style="table.title") if title else None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for k in rows[0] if rows else (): table.add_column(k, overflow="fold", justify="right" if all(isinstance(r[k], (int, float)) for r in rows) else "left")
     for r in rows: table.add_row(*(_cell(v) for v in r.values()))
     return table
@@ -141,9 +142,10 @@ def print_table(
     out_console.print(as_table(rows, title))
 
 def _cell(v):
-    if v is None or v!=v: return ""
-    if isinstance(v, float): return f"{v:.4g}"
-    return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
+    "A value as it is: brackets in a name are no markup"
+    if v is None or v!=v: return Text("")
+    if isinstance(v, float): return Text(f"{v:.4g}")
+    return Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v))
 
 def print_json(
     obj # Plain values
@@ -400,7 +402,7 @@ def _status_view(s, out):
     "A study's status as a table with a line below"
     table = as_table([dict(what=r["what"], status=r["status"], trainings=r["trainings"] or None, reason=r["reason"]) for r in s["rows"]], f"Study {s['name']} in {out}")
     words = ", ".join(f"{n} {k}" for k,n in s["counts"].items())+f" ({'being carried out now' if s['active'] else 'not running now'}; {duration(s['seconds'])} so far)"
-    return Group(table, "", words)
+    return Group(table, "", Text(words))
 
 @app.command(epilog=_examples("cinic report out/demo"))
 def report(out:Annotated[Path, typer.Argument(help="A study's folder.")]):
