@@ -10,7 +10,7 @@ __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson'
            'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, shutil, sys, tempfile, time, warnings
+import os, shlex, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -260,7 +260,7 @@ def plan_ablate(
     "Write a plan that switches each ingredient of a recipe off and on."
     from cinic_fastai.runs import parse_settings
     from cinic_fastai.study.plan import ablation_text, read_plan
-    words = " ".join(["cinic plan ablate", plan, run, *(settings or []), f"--seeds {seeds}", *["--no-alone"]*(not alone)])
+    words = shlex.join(["cinic", "plan", "ablate", plan, run, *(settings or []), "--seeds", str(seeds), *["--no-alone"]*(not alone)])
     print(f"# {words}\n\n{ablation_text(read_plan(plan), run, parse_settings(settings or []), seeds, alone)}", end="")
 
 # %% ../nbs/50_cli.ipynb #c35dc902
@@ -334,7 +334,7 @@ def _demo_folder(folder, screen):
     from cinic_fastai.data.folder import write_demo
     return write_demo(folder, on_event=screen)
 
-def _command(): return " ".join(["cinic", *(f'"{a}"' if " " in a else a for a in sys.argv[1:])])
+def _command(): return shlex.join(["cinic", *sys.argv[1:]])
 
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
