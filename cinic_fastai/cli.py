@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
-           'Backend', 'Address', 'SaveEvery', 'OnBad', 'Member', 'main', 'options', 'duration', 'Screen', 'as_table',
-           'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info',
-           'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status',
-           'report', 'clean', 'train', 'predict', 'export', 'bench']
+           'Backend', 'Address', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options', 'duration', 'Screen',
+           'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check',
+           'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
+           'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shlex, shutil, sys, tempfile, time, warnings
@@ -462,13 +462,13 @@ def train(
     print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #8f0f403a
-Member = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
+MemberName = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
 
 @app.command(epilog=_examples("cinic predict out/demo photo.png"))
 def predict(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     images:Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    member:Member="",
+    member:MemberName="",
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
@@ -494,7 +494,7 @@ def _second(row):
 def export(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     format:Annotated[str, typer.Option("--format", help="onnx (for other programs; needs the extra onnx) or safetensors (weights, for Python).")]="onnx",
-    member:Member="",
+    member:MemberName="",
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."
