@@ -84,6 +84,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cinic_fastai.cli._figure': ('cli.html#_figure', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli._finish': ('cli.html#_finish', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli._mark': ('cli.html#_mark', 'cinic_fastai/cli.py'),
+                                  'cinic_fastai.cli._most_common': ('cli.html#_most_common', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli._quit': ('cli.html#_quit', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli._second': ('cli.html#_second', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli._show_folder': ('cli.html#_show_folder', 'cinic_fastai/cli.py'),

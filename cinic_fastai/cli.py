@@ -209,8 +209,14 @@ def _show_folder(report, as_json):
     print_table(report.table().reset_index().to_dict("records"))
     if any(report.origins.values()): print_table(report.table("origin").reset_index().to_dict("records"))
     if report.mean: print("\nTraining pixels: mean "+" ".join(f"{m:.4f}" for m in report.mean)+", standard deviation "+" ".join(f"{m:.4f}" for m in report.std))
-    if report.sizes: print("Sizes: "+", ".join(f"{size} ({n:,})" for size,n in report.sizes.items()))
+    if report.sizes: print(f"Sizes: {_most_common(report.sizes)}")
     for line in report.findings(): print(line)
+
+def _most_common(counts, most=5):
+    "The largest counts by name, and how many others there are"
+    first = sorted(counts.items(), key=lambda o: -o[1])[:most]
+    more = f", and {len(counts)-most:,} more" if len(counts)>most else ""
+    return ", ".join(f"{name} ({n:,})" for name,n in first)+more
 
 @data_app.command("pack", epilog=_examples("cinic data pack data/photos", "cinic data pack data/photos --dest packs/photos"))
 def data_pack(
