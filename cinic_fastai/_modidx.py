@@ -1310,6 +1310,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.search_rows': ( 'study.conduct.html#search_rows',
                                                                                         'cinic_fastai/study/conduct.py'),
+                                            'cinic_fastai.study.conduct.shown_predictor': ( 'study.conduct.html#shown_predictor',
+                                                                                            'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.side_by_side': ( 'study.conduct.html#side_by_side',
                                                                                          'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.start_clock': ( 'study.conduct.html#start_clock',

@@ -7,8 +7,9 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'with_weights', 'train_one', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run',
            'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
            'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
-           'mistake_samples', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time',
-           'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'mistake_samples', 'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_data', 'conduct',
+           'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
+           'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -22,7 +23,6 @@ import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
-from ..results.ensemble import soft_vote
 from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
@@ -504,7 +504,7 @@ def confused_pairs(
     def rows(i, j):
         of = np.flatnonzero((targs==i)&(preds==j))
         return of[np.argsort(-probs[of,j], kind="stable")][:each]
-    return [(int(i), int(j), rows(int(i), int(j))) for i,j,_,_ in most_confused(confusion(preds, targs, n), list(map(str, range(n))), pairs)]
+    return [(i, j, rows(i, j)) for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs)]
 
 def mistake_samples(
     pack:Pack, # Images
@@ -529,13 +529,17 @@ def write_samples(
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
         augmented=augmented_examples(pack, rows, policies),
         cifar_test_rows=test[[f.rsplit("/", 1)[-1].startswith("cifar-10-test-") for f in pack.files[test]]])
-    finals = [r["run_id"] for r in c.record["runs"] if r["status"]=="done" and r["run_id"]]
-    groups = [e["members"] for e in c.record["ensembles"] if e["status"]=="done"]
-    ids = [member(c.record, m)["run_id"] for m in groups[0]] if groups else finals[-1:]
-    if ids:
-        stored = [c.store.probs(i, "test") for i in ids]
-        out.update(mistake_samples(pack, soft_vote([s["probs"] for s in stored]), stored[0]["targs"], stored[0]["rows"]))
+    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
     write_npz(c.out/"samples.npz", **out)
+
+def shown_predictor(
+    out:Path # A study's folder
+)->dict|None: # From `predictions`; None where none is finished
+    "The predictor whose mistakes are shown: the one that `cinic predict` takes, of those that say how sure they are"
+    from cinic_fastai.results.predict import choose_predictor
+    from cinic_fastai.results.tables import predictions
+    sure = [p for p in predictions(out) if p.get("probs") is not None]
+    return choose_predictor(sure) if sure else None
 
 # %% ../../nbs/43_study.conduct.ipynb #5f58ddf8
 def planned(
