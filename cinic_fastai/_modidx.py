@@ -1235,6 +1235,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.Conductor.save': ( 'study.conduct.html#conductor.save',
                                                                                            'cinic_fastai/study/conduct.py'),
+                                            'cinic_fastai.study.conduct._all_options': ( 'study.conduct.html#_all_options',
+                                                                                         'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct._cause': ( 'study.conduct.html#_cause',
                                                                                    'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct._halt': ( 'study.conduct.html#_halt',

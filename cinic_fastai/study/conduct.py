@@ -55,10 +55,14 @@ def differences(
     new:dict # The record asked for
 )->list[str]: # One phrase each
     "What makes two studies different ones"
-    out = differing(old["options"], new["options"])
+    out = differing(_all_options(old), _all_options(new))
     if _untracked(old["plan"])!=_untracked(new["plan"]): out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
+
+def _all_options(record):
+    "What is not said was not changed"
+    return dict(limit=0, scale=1., trials=None, seed=record["plan"].get("study", {}).get("seed", 42), published=False)|record["options"]
 
 def _untracked(plan): return {**plan, "study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}} # an onlooker changes no study
 
