@@ -221,7 +221,8 @@ def train_one(
     name:str, # For events and the log
     full:bool, # As for `fit_run`
     bars:dict|None=None, # As for `fit_run`
-    behind:int=1 # Trainings that wait for this one, itself included
+    behind:int=1, # Trainings that wait for this one, itself included
+    on_place:Callable=lambda: None # Called when it begins, which with workers may be long after
 )->dict: # As from `fit_run`
     "Train a run that is missing, tell about it, and keep the clock"
     rid = run_id(cfg, c.pack.digest)
@@ -230,7 +231,7 @@ def train_one(
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
@@ -246,6 +247,7 @@ def here(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     expected:float, # Estimated seconds
+    on_place:Callable, # As for `train_one`
     **kw # For `fit_run`
 )->dict: # As from `fit_run`
     "Train in this process"
@@ -255,6 +257,7 @@ def here(
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+    on_place()
     began = time.monotonic()
     try: return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
     finally: c.clock.took += (time.monotonic()-began)*bool(expected)
@@ -264,6 +267,7 @@ def elsewhere(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     expected:float, # Estimated seconds
+    on_place:Callable, # As for `train_one`
     behind:int=1, # As for `train_one`
     **kw # For `fit_run`
 )->dict: # As from `fit_run`
@@ -274,6 +278,7 @@ def elsewhere(
     def begin():
         if c.halted or c.stop(): raise Interrupted("Stopped before this run began.")
         c.clock.running[name] = expected,time.monotonic()
+        on_place()
     def call(task):
         try: return c.workers(task, begin, expected*behind)
         finally: c.clock.end(name, time.monotonic())
@@ -342,8 +347,8 @@ def do_run(
     "Carry one run out, unless it is there; its failure is recorded"
     entry,cfg = c.entry("runs", run.name, run.group),with_weights(cfg, c.weights)
     rid = run_id(cfg, c.pack.digest)
-    if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="running", reason="")
-    try: train_one(c, cfg, f"{run.group}/{run.name}", full=True)
+    if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="left", reason="")
+    try: train_one(c, cfg, f"{run.group}/{run.name}", full=True, on_place=partial(c.mark, entry, status="running"))
     except Halt: raise
     except Exception as e: failed(c, entry, e)
     else: entry.update(run_id=rid, status="done", reason="")
