@@ -2,6 +2,7 @@
 import os, signal, subprocess, sys, time
 import psutil, pytest
 from conftest import ENV, cinic
+from here import cinic_here
 from test_study import results
 from cinic_fastai.files import read_json, read_lines
 
@@ -61,7 +62,7 @@ def plan(tmp_path_factory):
 def alone(plan, images, tmp_path_factory):
     "The study, one training after the other"
     out = tmp_path_factory.mktemp("alone")/"out"
-    done = cinic("study", plan, "--data", images, "--out", out)
+    done = cinic_here("study", plan, "--data", images, "--out", out)
     assert done.returncode==0, done.stderr
     return out
 
@@ -82,7 +83,7 @@ def test_what_the_searches_leave(alone):
     stopped = [o for o in trials if o["status"]=="stopped"]
     assert stopped and all(len(o["accs"])==2 for o in stopped) and all(len(o["accs"])==3 for o in trials if o["status"]=="done")
     assert halved["best"]["number"] not in [o["number"] for o in stopped]
-    shown = cinic("status", alone).stdout
+    shown = cinic_here("status", alone).stdout
     assert "checked~control trials" in shown and "checked repeats" in shown and "stopped" in shown
 
 def workers(p):
@@ -129,9 +130,9 @@ def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
     same(out, alone)
 
 def test_a_backend_that_cant_be_had(plan, images, tmp_path):
-    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--backend", "dusk")
+    r = cinic_here("study", plan, "--data", images, "--out", tmp_path/"out", "--backend", "dusk")
     assert r.returncode==2 and "did you mean 'dask'" in r.stderr
-    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--address", "tcp://nowhere:1")
+    r = cinic_here("study", plan, "--data", images, "--out", tmp_path/"out", "--address", "tcp://nowhere:1")
     assert r.returncode==2 and "--backend dask" in r.stderr
 
 @pytest.mark.slow # in `make test` it is the study whose workers are killed that comes to the same

@@ -1,7 +1,8 @@
-"A finished study's answer on new images, and as files for other programs, from processes of their own."
+"A finished study's answer on new images, and as files for other programs."
 import json, subprocess, sys
 import pytest
 from conftest import ENV, cinic
+from here import cinic_here
 
 @pytest.fixture(scope="module")
 def files(images): return sorted((images/"test").rglob("*.png"))
@@ -16,7 +17,7 @@ def stored(out, images, name):
 
 @pytest.mark.parametrize("member", ["soft", "hard", "custom_cnn-sgd", "custom_cnn"])
 def test_classes_are_the_stored_ones(study, images, files, member):
-    r = cinic("predict", study[0], *files, "--member", member, "--json")
+    r = cinic_here("predict", study[0], *files, "--member", member, "--json")
     assert r.returncode==0, r.stderr
     found = {o["file"]: o["class"] for o in json.loads(r.stdout)["images"]}
     assert found==stored(study[0], images, member) and len(found)==len(files)
@@ -33,26 +34,26 @@ def test_bad_images_are_named_and_the_rest_is_predicted(study, files, tmp_path):
     (["--member", "resnet18-pretrained"], "no finished predictor"),
 ])
 def test_names_that_are_not_there(study, files, args, said):
-    r = cinic("predict", study[0], files[0], *args)
+    r = cinic_here("predict", study[0], files[0], *args)
     assert r.returncode==2 and said in r.stderr and "Traceback" not in r.stderr
 
 def test_nothing_to_predict(study, tmp_path):
-    r = cinic("predict", study[0], tmp_path)
+    r = cinic_here("predict", study[0], tmp_path)
     assert r.returncode==2 and "no PNG or JPEG" in r.stderr
 
 def test_export_and_reading_it_elsewhere(study, files, tmp_path):
-    r = cinic("export", study[0], "--format", "safetensors", "--member", "soft", "--dest", tmp_path/"e")
+    r = cinic_here("export", study[0], "--format", "safetensors", "--member", "soft", "--dest", tmp_path/"e")
     assert r.returncode==0, r.stderr
     card = (tmp_path/"e"/"README.md").read_text(encoding="utf-8")
     assert "soft vote of 2 networks" in card and "test images are right" in card
     code = "import sys; from cinic_fastai.results.predict import import_safetensors as f; print(f(sys.argv[1]).predict([sys.argv[2]])[0][0])"
     there = subprocess.run([sys.executable, "-c", code, tmp_path/"e"/"model.safetensors", files[0]], capture_output=True, text=True, env=ENV)
-    here = json.loads(cinic("predict", study[0], files[0], "--member", "soft", "--json").stdout)
+    here = json.loads(cinic_here("predict", study[0], files[0], "--member", "soft", "--json").stdout)
     assert there.stdout.strip()==here["images"][0]["class"], there.stderr
 
 def test_export_refuses_what_it_can_not_do(study, tmp_path):
     for args,said in ((["--format", "tflite"], "Known: onnx, safetensors"), (["--member", "hard"], "hard vote")):
-        r = cinic("export", study[0], "--dest", tmp_path/"e", *args)
+        r = cinic_here("export", study[0], "--dest", tmp_path/"e", *args)
         assert r.returncode==2 and said in r.stderr and "Traceback" not in r.stderr
     assert not list((tmp_path/"e").glob("model*"))
 
@@ -62,7 +63,7 @@ def test_onnx_equals_pytorch(study, files, tmp_path):
     import numpy as np
     onnxruntime = pytest.importorskip("onnxruntime")
     from PIL import Image
-    r = cinic("export", study[0], "--format", "onnx", "--member", "soft", "--dest", tmp_path)
+    r = cinic_here("export", study[0], "--format", "onnx", "--member", "soft", "--dest", tmp_path)
     assert r.returncode==0, r.stderr
     x = np.stack([np.asarray(Image.open(f).convert("RGB"), np.float32).transpose(2, 0, 1) for f in files])
     probs, = onnxruntime.InferenceSession(str(tmp_path/"model.onnx")).run(None, {"images": x})
@@ -70,5 +71,5 @@ def test_onnx_equals_pytorch(study, files, tmp_path):
     assert abs(probs-in_float32(load_predictor(study[0], "soft")).probs(files)).max()<1e-4
 
 def test_watching_a_finished_study(study):
-    r = cinic("status", study[0], "--watch")
+    r = cinic_here("status", study[0], "--watch")
     assert r.returncode==0 and "not running now" in r.stdout
