@@ -61,7 +61,7 @@ class RunConfig:
 _choices = dict(stem=STEMS, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
     precision=PRECISIONS, select=("best", "last"), train_on=("train", "train+valid"))
 _at_least = dict(shift=0, size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
-_own_words = "; one of your own is known in Python, once `register_policy` has been called"
+_own_words = ", and in Python your own after `register_policy`"
 _unit = ("dropout", "average", "label_smoothing", "mom", "beta1", "beta2")
 _positive = ("width", "bias_lr", "lr", "frozen_lr", "mix_alpha")
 config_fields = {f.name: f for f in fields(RunConfig)}
