@@ -4,19 +4,20 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
-           'Backend', 'Address', 'SaveEvery', 'OnBad', 'Member', 'main', 'options', 'duration', 'Screen', 'as_table',
-           'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info',
-           'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study', 'status',
-           'report', 'clean', 'train', 'predict', 'export', 'bench']
+           'Backend', 'Address', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options', 'duration', 'Screen',
+           'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check',
+           'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
+           'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, shutil, sys, tempfile, time, warnings
+import os, shlex, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
 from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+from rich.text import Text
 from . import __version__
 from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable
 from .files import check_writable, lock
@@ -86,7 +87,7 @@ class Screen:
         console:Console=err_console # Where to draw
     ):
         self.console,self.live,self.text,self.share,self.left = console,console.is_terminal,"",0.,None
-        self.bar = Progress(BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}"), console=console, transient=True)
+        self.bar = Progress(BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False), console=console, transient=True)
 
     def __enter__(self):
         self.task = self.bar.add_task("", total=1.)
@@ -103,7 +104,7 @@ class Screen:
         getattr(self, f"_{kind}", self._ignore)(**info)
 
     def _ignore(self, **info): pass
-    def _note(self, text, **info): self.console.print(text, style="dim", highlight=False, soft_wrap=True)
+    def _note(self, text, **info): self.console.print(Text(text, style="dim"), soft_wrap=True)
     def _start(self, name, epochs, **info): self._draw(f"{name}: epoch 1 of {epochs}", info)
     def _batch(self, name, epoch, epochs, **info): self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}", info)
     def _epoch(self, name, epoch, epochs, valid_acc, **info): self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}, valid accuracy {valid_acc:.3f}", info)
@@ -115,12 +116,12 @@ class Screen:
         told = f"valid accuracy {info['valid_acc']:.4f}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
         if "stopped" in info: told += f", after {info['stopped']} epochs"
         left = f"  ({duration(info['left'])} to go)" if info.get("left") and not self.live else ""
-        self.console.print(f"{_mark(status)} {name}: {told}{left}", highlight=False, soft_wrap=True)
+        self.console.print(Text.assemble(_mark(status), f" {name}: {told}{left}"), soft_wrap=True)
     def _draw(self, text, info):
         left = f", {duration(info['left'])} to go" if info.get("left") else ""
         self.bar.update(self.task, completed=info.get("share", 0.), description=text+left)
 
-def _mark(status): return {"done": "[green]done[/]", "stopped": "[cyan]stopped[/]", "skipped": "[yellow]skipped[/]", "failed": "[red]failed[/]"}.get(status, status)
+def _mark(status): return Text(status, style=dict(done="green", stopped="cyan", skipped="yellow", failed="red").get(status, ""))
 
 # %% ../nbs/50_cli.ipynb #7ce38edb
 def as_table(
@@ -128,7 +129,7 @@ def as_table(
     title:str="" # Above the table
 )->Table: # For a console
     "Rows as a table"
-    table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    table = Table(title=Text(title, style="table.title") if title else None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for k in rows[0] if rows else (): table.add_column(k, overflow="fold", justify="right" if all(isinstance(r[k], (int, float)) for r in rows) else "left")
     for r in rows: table.add_row(*(_cell(v) for v in r.values()))
     return table
@@ -141,9 +142,10 @@ def print_table(
     out_console.print(as_table(rows, title))
 
 def _cell(v):
-    if v is None or v!=v: return ""
-    if isinstance(v, float): return f"{v:.4g}"
-    return f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v)
+    "A value as it is: brackets in a name are no markup"
+    if v is None or v!=v: return Text("")
+    if isinstance(v, float): return Text(f"{v:.4g}")
+    return Text(f"{v:,}" if isinstance(v, int) and not isinstance(v, bool) else str(v))
 
 def print_json(
     obj # Plain values
@@ -207,8 +209,14 @@ def _show_folder(report, as_json):
     print_table(report.table().reset_index().to_dict("records"))
     if any(report.origins.values()): print_table(report.table("origin").reset_index().to_dict("records"))
     if report.mean: print("\nTraining pixels: mean "+" ".join(f"{m:.4f}" for m in report.mean)+", standard deviation "+" ".join(f"{m:.4f}" for m in report.std))
-    if report.sizes: print("Sizes: "+", ".join(f"{size} ({n:,})" for size,n in report.sizes.items()))
+    if report.sizes: print(f"Sizes: {_most_common(report.sizes)}")
     for line in report.findings(): print(line)
+
+def _most_common(counts, most=5):
+    "The largest counts by name, and how many others there are"
+    first = sorted(counts.items(), key=lambda o: -o[1])[:most]
+    more = f", and {len(counts)-most:,} more" if len(counts)>most else ""
+    return ", ".join(f"{name} ({n:,})" for name,n in first)+more
 
 @data_app.command("pack", epilog=_examples("cinic data pack data/photos", "cinic data pack data/photos --dest packs/photos"))
 def data_pack(
@@ -258,7 +266,7 @@ def plan_ablate(
     "Write a plan that switches each ingredient of a recipe off and on."
     from cinic_fastai.runs import parse_settings
     from cinic_fastai.study.plan import ablation_text, read_plan
-    words = " ".join(["cinic plan ablate", plan, run, *(settings or []), f"--seeds {seeds}", *["--no-alone"]*(not alone)])
+    words = shlex.join(["cinic", "plan", "ablate", plan, run, *(settings or []), "--seeds", str(seeds), *["--no-alone"]*(not alone)])
     print(f"# {words}\n\n{ablation_text(read_plan(plan), run, parse_settings(settings or []), seeds, alone)}", end="")
 
 # %% ../nbs/50_cli.ipynb #c35dc902
@@ -332,7 +340,7 @@ def _demo_folder(folder, screen):
     from cinic_fastai.data.folder import write_demo
     return write_demo(folder, on_event=screen)
 
-def _command(): return " ".join(["cinic", *(f'"{a}"' if " " in a else a for a in sys.argv[1:])])
+def _command(): return shlex.join(["cinic", *sys.argv[1:]])
 
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
@@ -400,7 +408,7 @@ def _status_view(s, out):
     "A study's status as a table with a line below"
     table = as_table([dict(what=r["what"], status=r["status"], trainings=r["trainings"] or None, reason=r["reason"]) for r in s["rows"]], f"Study {s['name']} in {out}")
     words = ", ".join(f"{n} {k}" for k,n in s["counts"].items())+f" ({'being carried out now' if s['active'] else 'not running now'}; {duration(s['seconds'])} so far)"
-    return Group(table, "", words)
+    return Group(table, "", Text(words))
 
 @app.command(epilog=_examples("cinic report out/demo"))
 def report(out:Annotated[Path, typer.Argument(help="A study's folder.")]):
@@ -460,19 +468,20 @@ def train(
     print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #8f0f403a
-Member = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
+MemberName = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
 
 @app.command(epilog=_examples("cinic predict out/demo photo.png"))
 def predict(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     images:Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
-    member:Member="",
+    member:MemberName="",
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
-    from cinic_fastai.results.predict import image_files, load_predictor, predict_files
+    from cinic_fastai.data.folder import image_files
     files = image_files(images)
     if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    from cinic_fastai.results.predict import load_predictor, predict_files
     predictor = load_predictor(out, member)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
     bad = [r for r in rows if "error" in r]
@@ -491,7 +500,7 @@ def _second(row):
 def export(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     format:Annotated[str, typer.Option("--format", help="onnx (for other programs; needs the extra onnx) or safetensors (weights, for Python).")]="onnx",
-    member:Member="",
+    member:MemberName="",
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."

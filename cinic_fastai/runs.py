@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'declared', 'run_id', 'prob_error',
-           'RunStore']
+           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'seed_name', 'setting_name', 'declared',
+           'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
-import dataclasses, math
+import dataclasses, math, re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
@@ -61,6 +61,7 @@ class RunConfig:
 _choices = dict(stem=STEMS, flip=FLIPS, tta=VIEWS, interp=("bilinear", "nearest"), mix_per=("image", "batch"), opt=OPTIMIZERS, schedule=SCHEDULES,
     precision=PRECISIONS, select=("best", "last"), train_on=("train", "train+valid"))
 _at_least = dict(shift=0, size=0, bs=1, epochs=1, frozen_epochs=0, seed=0, wd=0)
+_own_words = ", and in Python your own after `register_policy`"
 _unit = ("dropout", "average", "label_smoothing", "mom", "beta1", "beta2")
 _positive = ("width", "bias_lr", "lr", "frozen_lr", "mix_alpha")
 config_fields = {f.name: f for f in fields(RunConfig)}
@@ -81,7 +82,8 @@ def _range_error(
 )->str|None: # What is wrong, None if nothing
     "Check a value against its field's choices or range"
     known = policy_names() if name=="policy" else _choices.get(name)
-    if known and value not in known: return f"Unknown {name} '{value}'{nearest(value, known)}. Known: {', '.join(known)}"
+    if known and value not in known:
+        return f"Unknown {name} '{value}'{nearest(value, known)}. Known: {', '.join(known)}{_own_words*(name=='policy')}"
     if name in _at_least and value<_at_least[name]: return f"{name} = {value} is below {_at_least[name]}"
     if name in _unit and not 0<=value<1: return f"{name} = {value} lies outside [0, 1)"
     if name in _positive and value<=0: return f"{name} = {value} is not above 0"
@@ -160,6 +162,20 @@ def fallen(
 )->int: # Epochs after which the best so far lay below a bar, 0 where it never did
     "Where a training should have ended"
     return next((n for n in sorted(bars) if n<=len(accs) and max(accs[:n])<bars[n]), 0)
+
+# %% ../nbs/02_runs.ipynb #9980d975
+def seed_name(
+    setting:str, # For example `net`
+    seed:int # One of its seeds
+)->str: # For example `net-3`
+    "What a setting's run with one seed is called"
+    return f"{setting}-{seed}"
+
+def setting_name(
+    name:str # Of a run
+)->str: # Without the seed, where it ends in one
+    "What the runs of a setting's seeds share"
+    return re.sub(r"-\d+$", "", name)
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
 RESULT_VERSION = 2
@@ -262,8 +278,10 @@ class RunStore:
     def config(self,
         rid:str # Run id
     )->RunConfig: # As trained
-        "A run's configuration"
-        return make_config(read_json(self.folder(rid)/"config.json"))
+        "A run's configuration; it was checked before it was trained, and its policy may be one that another process registered"
+        d = read_json(self.folder(rid)/"config.json")
+        if unknown := [k for k in d if k not in config_fields]: raise StoreError(f"{self.folder(rid)/'config.json'} has fields that this version doesn't know: {', '.join(unknown)}. Update cinic_fastai.")
+        return RunConfig(**{k: config_fields[k].type(v) for k,v in d.items()})
 
     def history(self,
         rid:str # Run id

@@ -247,7 +247,7 @@ def example_study(
     write_json(dest/"study.json", dict(name="example", title="A made-up study", command="cinic study example --data example --scale 0.1",
         plan=_plan(epochs, trials, extras), options=dict(limit=0, scale=.1, trials=list(trials), seed=42, published=False), store="runs", data=data,
         runs=runs, searches=searches, ensembles=ensembles, env=_env, started="2024-01-01T12:00:00", seconds=612.5))
-    if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed)|({"cifar_test_rows": 10_000+np.arange(0, images, 9)} if origins and extras else {}))
+    if state!="fresh": write_npz(dest/"samples.npz", **_samples(classes, seed)|({"cifar_test_rows": 10_000+np.arange(0, images, 9)} if origins and extras else {})|({"mistakes_of": np.array("soft")} if extras else {}))
     return dest
 
 def _all_runs(extras):

@@ -84,6 +84,11 @@ def _server():
         forkserver.ensure_running()
     return context
 
+def no_page():
+    "Where a test looks at what else a study leaves"
+    from cinic_fastai.results import page
+    page.write_page = lambda *args: None
+
 def _main(words, cwd, before, *said):
     "What such a process does"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)

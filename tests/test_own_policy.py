@@ -1,11 +1,10 @@
-"A run with a policy of the user's repeats and continues to the same bits, and another process says that it doesn't know the name."
-import subprocess, sys
+"A run with a policy of the user's repeats and continues to the same bits, here and in workers, and its result needs no policy."
+from dataclasses import asdict, replace
 import pytest
 import torchvision.transforms.v2 as tv
-from conftest import ENV
-from cinic_fastai.core import Interrupted, own_policies
+from cinic_fastai.core import ConfigError, Interrupted, own_policies
 from cinic_fastai.data.augment import register_policy
-from cinic_fastai.runs import RunConfig, RunStore, run_id
+from cinic_fastai.runs import RunConfig, RunStore, make_config, run_id
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import fit_run
 
@@ -29,7 +28,10 @@ def test_cut_off_and_continued(cfg, tmp_path):
     fit_run(plain, pack, whole)
     assert run_id(plain, pack.digest)!=rid and (whole.probs(run_id(plain, pack.digest))["probs"]!=whole.probs(rid)["probs"]).any()
 
-def test_another_process_names_what_it_does_not_know(cfg):
-    code = "from cinic_fastai.runs import make_config; make_config(dict(policy='mine'))"
-    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
-    assert "Unknown policy 'mine'" in r.stderr
+def test_a_finished_run_is_read_where_the_policy_is_unknown(cfg, tmp_path):
+    pack,store = tiny_pack(),RunStore(tmp_path)
+    fit_run(replace(cfg, epochs=1), pack, store)
+    own_policies.clear()
+    rid, = store.ids()
+    assert store.config(rid)==replace(cfg, epochs=1)
+    with pytest.raises(ConfigError, match="Unknown policy 'mine'.*register_policy"): make_config(asdict(cfg))

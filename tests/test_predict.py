@@ -1,4 +1,4 @@
-"A finished study's answer on new images, and as files for other programs, from processes of their own."
+"A finished study's answer on new images, and as files for other programs."
 import json, subprocess, sys
 import pytest
 from conftest import ENV, cinic

@@ -1,5 +1,5 @@
 "A tracker looks on: it changes no result, and hears of every epoch once, whatever is cut off and wherever trainings run."
-import importlib.util
+import importlib.util, shutil
 import pytest
 from conftest import cinic
 from cinic_fastai.core import StoreError
@@ -53,35 +53,46 @@ def seen(monkeypatch):
 def plan(tracked): return parse_plan(PLAN.format(track='track = "tensorboard"' if tracked else ""))
 def results(out, record): return {r["run_id"]: RunStore(out/"runs").history(r["run_id"]).drop(columns="seconds").to_dict("list") for r in record["runs"]}
 
+@pytest.fixture(scope="module")
+def bare(pack, tmp_path_factory):
+    "The study without a tracker"
+    out = tmp_path_factory.mktemp("bare")
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(page, "write_page", lambda *args: None)
+        return out,c.conduct(plan(False), pack, out)
+
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_every_epoch_once(pack, seen, tmp_path, jobs):
+def test_every_epoch_once_and_the_same_results(pack, bare, seen, tmp_path, jobs):
     record = c.conduct(plan(True), pack, tmp_path, jobs=jobs)
     assert sorted(o[:2] for o in seen)==sorted(ALL)
     accs = {("runs/a", i): a for i,a in enumerate(RunStore(tmp_path/"runs").history(record["runs"][0]["run_id"]).valid_acc)}
     assert {o[:2]: o[2] for o in seen if o[0]=="runs/a"}==accs
     c.conduct(plan(True), pack, tmp_path, jobs=jobs)
     assert len(seen)==len(ALL)
+    assert results(tmp_path, record)==results(*bare) and not (bare[0]/"track").exists()
 
-def test_results_are_the_same_without(pack, seen, tmp_path):
-    with_it,without = (c.conduct(plan(t), pack, tmp_path/str(t)) for t in (True, False))
-    assert results(tmp_path/"True", with_it)==results(tmp_path/"False", without)
-    assert not (tmp_path/"False"/"track").exists()
-
-def test_switched_on_and_off_later(pack, seen, tmp_path):
-    c.conduct(plan(False), pack, tmp_path)
-    assert not seen
-    c.conduct(plan(True), pack, tmp_path) # all is done: what runs are there is shown, trials stay in their journal
+def test_switched_on_and_off_later(pack, bare, seen, tmp_path):
+    out = tmp_path/"out"
+    shutil.copytree(bare[0], out)
+    c.conduct(plan(True), pack, out) # all is done: what runs are there is shown, trials stay in their journal
     assert sorted(o[:2] for o in seen)==sorted(o for o in ALL if not o[0].startswith("s "))
-    c.conduct(plan(False), pack, tmp_path)
+    c.conduct(plan(False), pack, out)
     other = parse_plan(PLAN.format(track='title = "another"'))
-    with pytest.raises(StoreError, match="reads differently"): c.conduct(other, pack, tmp_path)
+    with pytest.raises(StoreError, match="reads differently"): c.conduct(other, pack, out)
 
-def test_cut_off_and_continued(pack, seen, tmp_path):
-    def stop(): return 15 if len(seen)==1 else 0
-    with pytest.raises(c.Interrupted): c.conduct(plan(True), pack, tmp_path, stop=stop)
-    assert seen[0][:2]==("runs/a", 0) and read_json(tmp_path/"track"/"runs"/"a"/"track.json")["epochs"]==1
+def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp_path):
+    "With TensorBoard itself, and its own reader"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    heard = []
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    def hear(kind, **info): heard.append(kind)
+    with pytest.raises(c.Interrupted): c.conduct(plan(True), pack, tmp_path, on_event=hear, stop=lambda: 15*("epoch" in heard))
+    assert read_json(tmp_path/"track"/"runs"/"a"/"track.json")["epochs"]==1
     c.conduct(plan(True), pack, tmp_path)
-    assert sorted(o[:2] for o in seen)==sorted(ALL)
+    folders = {f.parent for f in (tmp_path/"track").rglob("track.json")}
+    events = {f.relative_to(tmp_path/"track").as_posix(): EventAccumulator(str(f)).Reload() for f in folders}
+    assert sorted((name, e.step) for name,o in events.items() for e in o.Scalars("valid_acc"))==sorted(ALL)
+    assert "lr" in events["runs/a"].Tags()["scalars"]
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named_before_work(images, tmp_path):
@@ -90,12 +101,3 @@ def test_a_missing_package_is_named_before_work(images, tmp_path):
     r = cinic("study", tmp_path/"p.toml", "--data", images, "--out", tmp_path/"out")
     assert r.returncode==2 and "pip install 'cinic_fastai[wandb]'" in r.stderr and "Traceback" not in r.stderr
     assert not (tmp_path/"out").exists() and set(images.glob(".pack*"))==packs
-
-def test_tensorboard_reads_it(images, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    (tmp_path/"p.toml").write_text(PLAN.format(track='track = "tensorboard"'), encoding="utf-8")
-    r = cinic("study", tmp_path/"p.toml", "--data", images, "--out", tmp_path/"out")
-    assert r.returncode==0, r.stderr
-    events = EventAccumulator(str(tmp_path/"out"/"track"/"runs"/"a")).Reload()
-    assert [e.step for e in events.Scalars("valid_acc")]==[0, 1] and "lr" in events.Tags()["scalars"]

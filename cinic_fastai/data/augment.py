@@ -10,6 +10,7 @@ __all__ = ['CROP_TRIES', 'CROP_DRAWS', 'rotation_matrices', 'flip_matrices', 'cr
 # %% ../../nbs/12_data.augment.ipynb #037768f6
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -358,12 +359,21 @@ def register_policy(
     check_choice("per", per, ("image", "batch"))
     if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
     policy,there = OwnPolicy(name, transform, per),own_policies.get(name)
-    if there and _spelled(there)!=_spelled(policy): raise ConfigError(f"Policy '{name}' is another transform already, and runs are known by the name. Take another one, such as '{name}-2'.")
+    if there and not _alike(there, policy): raise ConfigError(f"Policy '{name}' is another transform already, and runs are known by the name. Take another one, such as '{name}-2'.")
     policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)
     own_policies[name] = policy
     return policy
 
-def _spelled(policy):
-    "A policy in words, as far as its transform has any: functions are known by name"
-    t = policy.transform
-    return policy.per,repr(t) if isinstance(t, torch.nn.Module) else getattr(t, "__qualname__", type(t).__qualname__)
+def _alike(a, b):
+    "Are two policies the same, as far as can be told?"
+    return a.per==b.per and (a.transform is b.transform or _spelled(a.transform)==_spelled(b.transform))
+
+def _spelled(transform):
+    "A transform in words: functions, those that a module holds included, by their code and what they refer to"
+    parts = [o for m in transform.modules() for o in vars(m).values()] if isinstance(transform, torch.nn.Module) else [transform]
+    codes = [_code(o) for o in parts if isinstance(o, FunctionType)]
+    return "" if isinstance(transform, FunctionType) else repr(transform),codes
+
+def _code(f):
+    "What makes a function another one"
+    return f.__code__.co_code,f.__code__.co_consts,f.__code__.co_names,repr(f.__defaults__),repr([o.cell_contents for o in f.__closure__ or ()])

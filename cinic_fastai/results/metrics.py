@@ -83,14 +83,14 @@ def confusion(
 
 def most_confused(
     counts:np.ndarray, # Confusion matrix `(n,n)`
-    classes:list[str], # Class names
+    classes:list, # Class names, or whatever stands for them
     k:int=5 # Pairs wanted at most
 )->list[tuple[str,str,int,float]]: # (right class, taken for, images, share of the right class's images), most frequent first
     "The mistakes that are made most often"
     off = counts-np.diag(np.diag(counts))
     order = np.argsort(-off, axis=None, kind="stable")[:k]
     pairs = [divmod(int(i), len(classes)) for i in order]
-    return [(str(classes[i]), str(classes[j]), int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs if off[i,j]]
+    return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs if off[i,j]]
 
 # %% ../../nbs/30_results.metrics.ipynb #520902a5
 def interval(

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'Member', 'read_member', 'choose_predictor', 'Predictor', 'vote_probs', 'load_predictor',
-           'image_files', 'predict_files', 'Whole', 'onnx_tools', 'trial_images', 'export_onnx', 'in_float32',
-           'export_safetensors', 'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
+           'predict_files', 'Whole', 'onnx_tools', 'trial_images', 'export_onnx', 'in_float32', 'export_safetensors',
+           'import_safetensors', 'card_facts', 'in_markdown', 'model_card', 'export_predictor']
 
 # %% ../../nbs/36_results.predict.ipynb #145d0289
-import contextlib, dataclasses, logging, os, warnings
+import contextlib, dataclasses, logging, os, re, warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -25,7 +25,7 @@ from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast
 from ..train.models import make_model
-from .ensemble import FittedEnsemble, apply_temperature, predict_ensemble
+from .ensemble import FittedEnsemble, predict_ensemble
 from .metrics import accuracy, as_preds, nll
 from .tables import ALL, TOTAL, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
 
@@ -39,8 +39,8 @@ class Member(nn.Module):
         precision:str="float32" # In which it computes, `float32` or `bf16`
     ):
         super().__init__()
-        self.cfg,self.precision,self.size = cfg,precision,about["size"]
-        self.to_floats = NormalizeBytes(about["mean"], about["std"], cfg.size)
+        self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
+        self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
         self.net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
         self.net.load_state_dict(tensors)
         self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -137,7 +137,8 @@ def load_predictor(
     name:str="" # Of a run or an ensemble; the best one on valid images where ""
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
-    p,ids = choose_predictor(predictions(out, everyone=True), name), {n: r["run_id"] for r in read_study(out)["runs"] for n in (r["name"], f"{r['group']}/{r['name']}")}
+    preds = predictions(out, everyone=True)
+    p,ids = choose_predictor(preds, name),{o["predictor"]: o["run_id"] for o in preds if o["kind"]=="run"}
     names = [p["predictor"]] if p["kind"]=="run" else p["members"]
     read = {n: read_member(study_store(out).folder(ids[n])) for n in names}
     about = next(iter(read.values()))[1]
@@ -147,13 +148,6 @@ def load_predictor(
     return Predictor(p["predictor"], about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted)
 
 # %% ../../nbs/36_results.predict.ipynb #7225c56f
-def image_files(
-    paths:list[Path] # Files, or folders that are looked through
-)->list[Path]: # PNG and JPEG files of folders, and all that were named themselves
-    "Which files are meant"
-    def inside(p): return sorted(o for o in p.rglob("*") if o.suffix.lower() in (".png", ".jpg", ".jpeg") and o.is_file())
-    return [o for p in map(Path, paths) for o in (inside(p) if p.is_dir() else [p])]
-
 def predict_files(
     predictor:Predictor, # From `load_predictor`
     files:list[Path], # Image files
@@ -163,7 +157,7 @@ def predict_files(
     "Classes of image files; those that can't be read are named, the rest is predicted"
     rows = []
     for i in range(0, len(files), bs):
-        part,good = [_read(predictor, f) for f in files[i:i+bs]],[]
+        part = [_read(predictor, f) for f in files[i:i+bs]]
         good = [o["pixels"] for o in part if "pixels" in o]
         probs = iter(predictor.probs(torch.cat(good), bs) if good else ())
         rows += [_told(predictor.classes, o, probs) for o in part]
@@ -216,21 +210,22 @@ def _cooled(
 # %% ../../nbs/36_results.predict.ipynb #3e53ef9a
 TOLERANCE = 1e-4 # Largest difference of a probability between an exported file and PyTorch
 
-def onnx_tools(): # The modules `onnxruntime` and `torch.onnx`
+def onnx_tools(): # The module `onnxruntime`
     "What an ONNX export needs; `ConfigError` says how to get it"
     try:
         import onnx, onnxruntime, onnxscript
     except ImportError as e: raise ConfigError(f"ONNX export needs {e.name}, which is not installed. Run: pip install 'cinic_fastai[onnx]'") from None
-    return onnxruntime, torch.onnx
+    return onnxruntime
 
 @contextlib.contextmanager
 def _quiet():
     "Keep the exporter's notes from the screen"
     with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
         warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
+        before = logging.root.manager.disable
+        logging.disable(max(before, logging.WARNING))
         try: yield
-        finally: logging.disable(logging.NOTSET)
+        finally: logging.disable(before)
 
 def trial_images(
     size:int, # Side
@@ -247,9 +242,9 @@ def export_onnx(
 )->float: # Largest difference from PyTorch, a probability
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
     whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size)
-    runtime,exporter = onnx_tools()
+    runtime = onnx_tools()
     with writing(path) as part, _quiet():
-        exporter.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
+        torch.onnx.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         gap = float(np.abs(session.run(None, {"images": x.numpy()})[0]-whole(x).numpy()).max())
@@ -270,7 +265,7 @@ def export_safetensors(
 )->float: # Largest difference after reading it again, a probability
     "Write a predictor's weights and all that is needed to use them as one file"
     tensors = {f"{i}.{k}": v for i,m in enumerate(predictor.members.values()) for k,v in m.net.state_dict().items()}
-    members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, **_stats(m)) for n,m in predictor.members.items()]
+    members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, mean=m.mean, std=m.std) for n,m in predictor.members.items()]
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size, fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = trial_images(predictor.size)
     with writing(path) as part:
@@ -278,13 +273,6 @@ def export_safetensors(
         gap = float(np.abs(import_safetensors(part).probs(x)-predictor.probs(x)).max())
         if not gap<=TOLERANCE: raise StoreError(f"What was read from the file differs by {gap:.1g}. It was not written.")
     return gap
-
-def _stats(
-    m:Member # One network
-)->dict: # `mean` and `std` of each channel
-    "Channel statistics of the training images"
-    std = 1/(255*m.to_floats.scale)
-    return dict(mean=(-m.to_floats.shift*std).tolist(), std=std.tolist())
 
 def import_safetensors(
     path:Path # From `export_safetensors`
@@ -313,7 +301,14 @@ def card_facts(
     return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of)["kind"],
         acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]), by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),
         by_origin=by_origin if len(by_origin)>1 else [], saw_valid=any(m.cfg.train_on!="train" for m in predictor.members.values()),
-        pretrained=any(m.cfg.pretrained for m in predictor.members.values()), pct=lambda x: f"{100*x:.1f} %")
+        pretrained=any(m.cfg.pretrained for m in predictor.members.values()), pct=lambda x: f"{100*x:.1f} %",
+        calibrated=any(t!=1 for t in (predictor.fitted.temperature, *predictor.fitted.member_temperatures)))
+
+def in_markdown(
+    text # A class name, or another word from outside
+)->str: # On one line, fit for a table's cell
+    "Words that mean themselves in Markdown"
+    return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(str(text).split()))
 
 def model_card(
     out:Path, # A study's folder
@@ -324,6 +319,7 @@ def model_card(
     from jinja2 import Environment, StrictUndefined
     template = files("cinic_fastai.results").joinpath("card.md").read_text(encoding="utf-8")
     env = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["plain"] = in_markdown
     return env.from_string(template).render(**card_facts(out, predictor), file=file, version=__version__)
 
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)

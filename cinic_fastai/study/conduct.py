@@ -7,8 +7,9 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'with_weights', 'train_one', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run',
            'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
            'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
-           'mistake_samples', 'write_samples', 'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time',
-           'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'mistake_samples', 'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_data', 'conduct',
+           'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
+           'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -22,7 +23,6 @@ import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
-from ..results.ensemble import soft_vote
 from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
@@ -55,10 +55,14 @@ def differences(
     new:dict # The record asked for
 )->list[str]: # One phrase each
     "What makes two studies different ones"
-    out = differing(old["options"], new["options"])
+    out = differing(_all_options(old), _all_options(new))
     if _untracked(old["plan"])!=_untracked(new["plan"]): out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
+
+def _all_options(record):
+    "What is not said was not changed"
+    return dict(limit=0, scale=1., trials=None, seed=record["plan"].get("study", {}).get("seed", 42), published=False)|record["options"]
 
 def _untracked(plan): return {**plan, "study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}} # an onlooker changes no study
 
@@ -217,7 +221,8 @@ def train_one(
     name:str, # For events and the log
     full:bool, # As for `fit_run`
     bars:dict|None=None, # As for `fit_run`
-    behind:int=1 # Trainings that wait for this one, itself included
+    behind:int=1, # Trainings that wait for this one, itself included
+    on_place:Callable=lambda: None # Called when it begins, which with workers may be long after
 )->dict: # As from `fit_run`
     "Train a run that is missing, tell about it, and keep the clock"
     rid = run_id(cfg, c.pack.digest)
@@ -226,7 +231,7 @@ def train_one(
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
@@ -242,6 +247,7 @@ def here(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     expected:float, # Estimated seconds
+    on_place:Callable, # As for `train_one`
     **kw # For `fit_run`
 )->dict: # As from `fit_run`
     "Train in this process"
@@ -251,6 +257,7 @@ def here(
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+    on_place()
     began = time.monotonic()
     try: return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
     finally: c.clock.took += (time.monotonic()-began)*bool(expected)
@@ -260,6 +267,7 @@ def elsewhere(
     cfg:RunConfig, # What to train
     name:str, # For events and the log
     expected:float, # Estimated seconds
+    on_place:Callable, # As for `train_one`
     behind:int=1, # As for `train_one`
     **kw # For `fit_run`
 )->dict: # As from `fit_run`
@@ -270,6 +278,7 @@ def elsewhere(
     def begin():
         if c.halted or c.stop(): raise Interrupted("Stopped before this run began.")
         c.clock.running[name] = expected,time.monotonic()
+        on_place()
     def call(task):
         try: return c.workers(task, begin, expected*behind)
         finally: c.clock.end(name, time.monotonic())
@@ -338,8 +347,8 @@ def do_run(
     "Carry one run out, unless it is there; its failure is recorded"
     entry,cfg = c.entry("runs", run.name, run.group),with_weights(cfg, c.weights)
     rid = run_id(cfg, c.pack.digest)
-    if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="running", reason="")
-    try: train_one(c, cfg, f"{run.group}/{run.name}", full=True)
+    if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="left", reason="")
+    try: train_one(c, cfg, f"{run.group}/{run.name}", full=True, on_place=partial(c.mark, entry, status="running"))
     except Halt: raise
     except Exception as e: failed(c, entry, e)
     else: entry.update(run_id=rid, status="done", reason="")
@@ -504,7 +513,7 @@ def confused_pairs(
     def rows(i, j):
         of = np.flatnonzero((targs==i)&(preds==j))
         return of[np.argsort(-probs[of,j], kind="stable")][:each]
-    return [(int(i), int(j), rows(int(i), int(j))) for i,j,_,_ in most_confused(confusion(preds, targs, n), list(map(str, range(n))), pairs)]
+    return [(i, j, rows(i, j)) for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs)]
 
 def mistake_samples(
     pack:Pack, # Images
@@ -529,13 +538,17 @@ def write_samples(
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
         augmented=augmented_examples(pack, rows, policies),
         cifar_test_rows=test[[f.rsplit("/", 1)[-1].startswith("cifar-10-test-") for f in pack.files[test]]])
-    finals = [r["run_id"] for r in c.record["runs"] if r["status"]=="done" and r["run_id"]]
-    groups = [e["members"] for e in c.record["ensembles"] if e["status"]=="done"]
-    ids = [member(c.record, m)["run_id"] for m in groups[0]] if groups else finals[-1:]
-    if ids:
-        stored = [c.store.probs(i, "test") for i in ids]
-        out.update(mistake_samples(pack, soft_vote([s["probs"] for s in stored]), stored[0]["targs"], stored[0]["rows"]))
+    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
     write_npz(c.out/"samples.npz", **out)
+
+def shown_predictor(
+    out:Path # A study's folder
+)->dict|None: # From `predictions`; None where none is finished
+    "The predictor whose mistakes are shown: the one that `cinic predict` takes, of those that say how sure they are"
+    from cinic_fastai.results.predict import choose_predictor
+    from cinic_fastai.results.tables import predictions
+    sure = [p for p in predictions(out) if p.get("probs") is not None]
+    return choose_predictor(sure) if sure else None
 
 # %% ../../nbs/43_study.conduct.ipynb #5f58ddf8
 def planned(

@@ -11,11 +11,11 @@ __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PLAIN', 'PlanRun', 'PlanSearch', 'Pl
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import json, math, re, tomllib
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from ..core import PUBLISHED_POINTS, PlanError, nearest
 from ..results.ensemble import method_error, needs_valid
-from ..runs import RunConfig, config_errors, config_fields, make_config, scaled
+from ..runs import RunConfig, config_errors, config_fields, make_config, scaled, seed_name, setting_name
 from ..space import dim_ends, dim_error, dim_kind, is_number, outside, space_errors
 from .track import TRACKERS
 
@@ -365,6 +365,7 @@ def _twice(
     searches,ensembles = Counter(o.lower() for o in _names(d, "search")),Counter(_names(d, "ensemble"))
     out = [f"[[run]]: {n} runs of group '{g}' are called '{k}'" for (g,k),n in runs.items() if n>1]
     out += [f"[[search]]: {n} searches are called '{k}'" for k,n in searches.items() if n>1]
+    out += [f"[[ensemble]]: '{k}' is a run's name, too; give the ensemble another one" for k in ensembles if k in _names(d, "run")]
     return out+[f"[[ensemble]]: {n} ensembles are called '{k}'" for k,n in ensembles.items() if n>1]
 
 def plan_errors(
@@ -406,7 +407,7 @@ def with_seeds(
 )->dict: # Each run with `seeds` as several runs, NAME-SEED
     "Write runs out that are to be trained with several seeds; what isn't sound is left to the checks"
     def sound(t): return isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("seeds"), list) and t["seeds"] and all(type(o) is int for o in t["seeds"])
-    def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": f"{t['name']}-{o}", "seed": o} for o in t["seeds"]] if sound(t) else [t]
+    def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": seed_name(t["name"], o), "seed": o} for o in t["seeds"]] if sound(t) else [t]
     return {**d, "run": [o for t in d["run"] for o in each(t)]} if isinstance(d.get("run"), list) else d
 
 def parse_plan(
@@ -658,15 +659,18 @@ def ablation_text(
 )->str: # A plan as TOML
     "A plan that switches each ingredient of a recipe off and on"
     if seeds<1: raise PlanError(f"seeds = {seeds} is below 1.")
-    run = next((o for o in plan.runs if re.fullmatch(rf"{re.escape(name)}-\d+", o.name)), None) or plan_run(plan, name)
+    exact = any(name in (o.name, f"{o.group}/{o.name}") for o in plan.runs)
+    run = next((o for o in plan.runs if not exact and setting_name(o.name)==name), None) or plan_run(plan, name)
     if run.source: raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
-    if unknown := [k for k in changes if k in ("seed", "train_on")]: raise PlanError(f"{unknown[0]} can't be set here: an ablation takes its own seeds, and compares on valid images.")
-    recipe = {k: v for k,v in ({**run.settings, **changes}).items() if k not in ("seed", "train_on", "select")}
-    found = ingredients(make_config(recipe))
+    if refused := [k for k in changes if k in ("seed", "train_on")]: raise PlanError(f"{refused[0]} can't be set here: an ablation takes its own seeds, and compares on valid images.")
+    left_out = ("seed", "train_on", *["select"]*(run.settings.get("train_on")=="train+valid")) # `select` is free again where valid images are
+    recipe = {k: v for k,v in run.settings.items() if k not in left_out}|changes
+    cfg = make_config(recipe)
+    found = ingredients(cfg)
     if not found: raise PlanError(f"Run '{name}' has no ingredient to leave out. Known: {', '.join(PLAIN)}.")
-    head = dict(name=f"ablation-{name}", title=f"What each ingredient of {name} brings", seed=1)
+    head = dict(name=f"ablation-{name.rsplit('/', 1)[-1]}", title=f"What each ingredient of {name} brings", seed=1)
     tables = [f"[study]\n{_toml(head)}", f"[defaults]\n{_toml(recipe)}"]
-    variants = _ablated(found, {k: getattr(make_config(recipe), k) for k in config_fields}, alone)
+    variants = _ablated(found, asdict(cfg), alone)
     tables += [f"[[run]]\n{_toml(dict(group='ablation', name=k, seeds=[*range(1, seeds+1)])|v)}" for k,v in variants.items()]
     return "\n".join(tables)
 

@@ -88,10 +88,11 @@ class Tracker:
     def close(self):
         "End the training that is open"
         with self.guard:
-            try:
-                if self.end: self.end()
-            except Exception as e: self._give_up(e)
+            end = self.end
             self.training,self.log,self.end = None,None,None
+            try:
+                if end: end()
+            except Exception as e: self._give_up(e)
 
     def _write(self, name, cfg, rows):
         folder = track_folder(self.folder, name)
@@ -101,11 +102,12 @@ class Tracker:
         if not new: return
         if name!=self.training:
             self.close()
+            if self.off: return
             folder.mkdir(parents=True, exist_ok=True)
             (self.log,self.end),self.training = self.open(folder, self.project, name, state["id"], asdict(cfg)),name
         for row in new: self.log(row)
         write_json(f, {**state, "epochs": int(new[-1]["epoch"])+1})
 
     def _give_up(self, e):
-        self.off = True
+        self.off,self.training,self.log,self.end = True,None,None,None
         self.on_event("note", text=f"Tracking has ended ({type(e).__name__}: {' '.join(str(e).split())[:200]}). The study goes on.")

@@ -28,10 +28,11 @@ def make_task(
     stop_file:Path, # Once it is there, the training saves and ends
     threads:int=1, # Threads of the training
     **kw # As for `fit_run`: `full`, `weights`, `save_every`, `bars`
-)->dict: # Plain values
+)->dict: # Plain values, and the user's policy where the run has one
     "What a worker has to know"
     kw["weights"] = str(Path(kw["weights"]).absolute()) if kw.get("weights") else None
-    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()), stop_file=str(stop_file), threads=threads, kw=kw)
+    own = {k: v for k,v in core.own_policies.items() if k==cfg.policy}
+    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()), stop_file=str(stop_file), threads=threads, kw=kw, own=own)
 
 def train_task(
     task:dict # From `make_task`, perhaps with a `slot`
@@ -45,6 +46,7 @@ def train_task(
     try:
         _one_gpu(task.get("slot", 0))
         use_threads(task["threads"])
+        core.own_policies.update(task["own"])
         cfg,store = RunConfig(**task["cfg"]),RunStore(task["store"])
         pack = _pack_of(task["pack"], task["limit"], task["digest"])
         done = fit_run(cfg, pack, store, on_event=hear, stop=_stopper(Path(task["stop_file"])), **task["kw"])
@@ -159,6 +161,7 @@ def _loky(jobs, address):
             with deaf_processes(): waiting = pool.submit(train_task, task)
             return waiting.result()
         except Exception as e: # `train_task` raises nothing
+            if type(e).__name__=="PicklingError": raise RunError(f"Policy '{task['cfg']['policy']}' can't be sent to another process ({e.__cause__ or e}). Make it of plain functions, or take --jobs 1.") from None
             pools.pop(task["slot"]).shutdown(wait=False, kill_workers=True)
             raise LostWorker(f"{type(e).__name__}: {str(e).splitlines()[0]}") from None
     ended = False

@@ -348,8 +348,8 @@ def make_learner(
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
     cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
     check_loaders(dls, cfg)
-    model = whitened(seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights), dls) if net is None and cfg.whiten else \
-        seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
+    model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
+    if net is None and cfg.whiten: model = whitened(model, dls)
     device = torch.device(dls.device or "cpu")
     if device.type=="cpu": keep_memory()
     cbs = [*L(cbs), PlainTensors()]
