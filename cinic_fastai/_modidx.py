@@ -996,8 +996,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict._told': ( 'results.predict.html#_told',
                                                                                       'cinic_fastai/results/predict.py'),
-                                              'cinic_fastai.results.predict._valid_score': ( 'results.predict.html#_valid_score',
-                                                                                             'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict.card_facts': ( 'results.predict.html#card_facts',
                                                                                            'cinic_fastai/results/predict.py'),
                                               'cinic_fastai.results.predict.choose_predictor': ( 'results.predict.html#choose_predictor',

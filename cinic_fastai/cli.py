@@ -350,8 +350,9 @@ def _finish(record, out, seconds):
     fell = [(s, r["name"], r.get("reason", "")) for s in ("skipped", "failed") for r in rows if r["status"]==s]
     fell += [("failed", r["what"], r["reason"]) for s in record["searches"] for r in search_rows(out, s) if r["status"]=="failed"]
     for status,name,reason in fell: print(f"{status}: {name} ({reason})")
-    rows = [{"place": r["place"], "predictor": r["predictor"], "test accuracy": f"{r['test_acc']:.4f}", "95 % interval": f"{r['low']:.3f} to {r['high']:.3f}",
-        "published": r["published"]} for r in predictors_table(out).to_dict("records") if r["status"]=="done"]
+    done = predictors_table(out).query("status=='done'").dropna(axis=1, how="all")
+    rows = [{"place": r["place"], "predictor": r["predictor"], "test accuracy": f"{r['test_acc']:.4f}", "95 % interval": f"{r['low']:.3f} to {r['high']:.3f}"}
+        |{k: r[k] for k in ("published",) if k in r} for r in done.to_dict("records")]
     if rows: print_table(rows, "Test accuracy")
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)

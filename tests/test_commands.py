@@ -5,6 +5,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 from cinic_fastai.cli import app
+from conftest import cinic
 
 root = Path(__file__).resolve().parents[1]
 HANDS_OFF = ("python3 -m venv", ".venv/bin/pip install", "for ", "done", "dask scheduler", "dask worker", "ray start") # they set an environment or a cluster up, or go round a command of ours

@@ -3,7 +3,7 @@ import json, os, random, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ENV, TINY_PLAN, cinic, started, no_page
+from conftest import ENV, TINY_PLAN, cinic, no_page, started
 from cinic_fastai.test_utils import tiny_folder
 
 def results(out):

@@ -26,8 +26,7 @@ from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast
 from ..train.models import make_model
 from .ensemble import FittedEnsemble, predict_ensemble
-from .metrics import accuracy, as_preds, nll
-from .tables import ALL, TOTAL, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
+from .tables import ALL, TOTAL, class_origin_table, class_table, predictions, predictors_table, read_study, study_store, valid_score
 
 # %% ../../nbs/36_results.predict.ipynb #4d33408e
 class Member(nn.Module):
@@ -63,16 +62,6 @@ def read_member(
     return Member(cfg, about, tensors, read_json(folder/"env.json")["precision"]), about
 
 # %% ../../nbs/36_results.predict.ipynb #f2d64e58
-def _valid_score(
-    p:dict # From `predictions`, done
-)->tuple[float,float]: # Accuracy and likelihood on valid images, the higher the better; -1 where nothing is known
-    "How good a predictor is on images it was not trained on"
-    if p["kind"]=="run": members,targs = ([p["valid"]["probs"]], p["valid"]["targs"]) if isinstance(p["valid"], dict) else (None, None)
-    else: members,targs = p["valid_members"],p["valid_targs"]
-    if members is None: return -1., 0.
-    found = members[0] if p["kind"]=="run" else predict_ensemble(p["fitted"], members)
-    return accuracy(as_preds(found), targs), -nll(found, targs) if np.ndim(found)==2 else -np.inf
-
 def choose_predictor(
     preds:list[dict], # From `predictions`
     name:str="" # Of a predictor; the best one on valid images where ""
@@ -82,8 +71,8 @@ def choose_predictor(
     if not done: raise StoreError("No predictor of this study is finished. Run the study again.")
     if name and name not in done: raise ConfigError(f"There is no finished predictor '{name}'{nearest(name, done)}. Known: {', '.join(done)}.")
     if name: return done[name]
-    best = max(done.values(), key=_valid_score)
-    return best if _valid_score(best)[0]>=0 else next((p for p in done.values() if p["kind"]!="run"), best)
+    best = max(done.values(), key=valid_score)
+    return best if valid_score(best)[0]>=0 else next((p for p in done.values() if p["kind"]!="run"), best)
 
 # %% ../../nbs/36_results.predict.ipynb #4664c9d3
 @dataclass
