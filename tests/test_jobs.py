@@ -1,7 +1,7 @@
 "Trainings side by side: on this machine, on clusters, with workers that are lost; the results are always the same."
 import os, signal, subprocess, sys, time
 import psutil, pytest
-from conftest import ENV, cinic, started
+from conftest import ENV, cinic, no_page, started
 from test_study import results
 from cinic_fastai.files import read_json, read_lines
 
@@ -61,13 +61,13 @@ def plan(tmp_path_factory):
 def alone(plan, images, tmp_path_factory):
     "The study, one training after the other"
     out = tmp_path_factory.mktemp("alone")/"out"
-    done = cinic("study", plan, "--data", images, "--out", out)
+    done = cinic("study", plan, "--data", images, "--out", out, before=no_page)
     assert done.returncode==0, done.stderr
     return out
 
 def journal(out, name): return [{k: v for k,v in o.items() if k not in ("seconds", "ask_seconds")} for o in read_lines(out/"searches"/f"{name}.jsonl")[0]]
 def same(out, other):
-    "Weights, probabilities, tables, journals and repeats"
+    "Weights, probabilities, journals and repeats"
     assert results(out)==results(other)
     for name in ("checked", "checked~control", "halved"): assert journal(out, name)==journal(other, name)
     for a,b in zip(read_json(out/"study.json")["searches"], read_json(other/"study.json")["searches"]): assert a==b
@@ -98,7 +98,7 @@ def begun(out): return list(out.glob("runs/*/env.json"))
 def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     "Killed once while it trains and once later, whatever it does"
     out,said = tmp_path/"out",(tmp_path/"said",)*2
-    p = started("study", plan, "--data", images, "--out", out, "--jobs", "2", "--save-every", "0", said=said)
+    p = started("study", plan, "--data", images, "--out", out, "--jobs", "2", "--save-every", "0", said=said, before=no_page)
     for n in (1, 5):
         while p.is_alive() and len(begun(out))<n: time.sleep(.005)
         for o in workers(p)[:n]: o.kill() # one, then both
@@ -125,7 +125,7 @@ def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
         assert p.returncode==code and "Traceback" not in err, err
         assert presses==2 or "Run the same command again" in err
         assert not psutil.wait_procs(helpers, timeout=20)[1] # nobody is left
-    assert cinic(*command[3:]).returncode==0
+    assert cinic(*command[3:], before=no_page).returncode==0
     same(out, alone)
 
 def test_a_backend_that_cant_be_had(plan, images, tmp_path):
@@ -138,6 +138,6 @@ def test_a_backend_that_cant_be_had(plan, images, tmp_path):
 @pytest.mark.parametrize("backend,module", [("loky", "joblib"), ("dask", "distributed"), ("ray", "ray")])
 def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, module):
     pytest.importorskip(module)
-    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend)
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend, before=no_page)
     assert r.returncode==0 and "Traceback" not in r.stderr, r.stderr
     same(tmp_path/"out", alone)

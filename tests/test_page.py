@@ -239,6 +239,7 @@ def test_a_study_that_has_not_started(tmp_path):
     assert "Nothing is finished yet." in page.text() and page.all("img")==[] and page.stack==[]
     assert "nan" not in page.text().split()
 
+@pytest.mark.slow
 def test_a_single_epoch_can_be_seen(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, epochs=1)))
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES) and len(page.all("img"))==len(page.all("figure"))
