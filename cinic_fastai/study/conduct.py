@@ -14,7 +14,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -297,10 +297,11 @@ def side_by_side(
     pool = ThreadPoolExecutor(max(1, len(steps)))
     waiting = [pool.submit(step) for step in steps]
     try:
-        while (ended := wait(waiting, .3, FIRST_EXCEPTION)).not_done:
-            if not c.halted and (c.stop() or any(f.exception() for f in ended.done)): _halt(c)
+        while not all(f.done() for f in waiting): # `futures.wait` would keep its locks where a second SIGINT cuts it off, and the process would never end
+            if not c.halted and (c.stop() or any(f.done() and f.exception() for f in waiting)): _halt(c)
             current = c.clock.under_way(time.monotonic())
             c.on_event("jobs", names=list(c.clock.running), left=c.clock.left(current), share=c.clock.share(current))
+            time.sleep(.1)
     except BaseException: # a second SIGINT: nobody waits, and the workers are killed
         _halt(c)
         pool.shutdown(wait=False, cancel_futures=True)
