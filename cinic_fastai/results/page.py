@@ -1548,7 +1548,7 @@ def key_numbers(
         out.append(_key("best single network, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}; guessing gives {pct(f.chance)}"))
     acc = {r["name"]: r["valid_acc"] for r in f.done("augmentation")}
     for n,a in list(acc.items())[:1]:
-        out.append(_key("best augmentation, valid", pct(a), n+(f", {points(a-acc['none'])} against none" if "none" in acc else "")))
+        out.append(_key("best augmentation, valid", pct(a), n+(f", {points(a-acc['none'])} against none" if "none" in acc and n!="none" else "")))
     p = f.progress[["done", "skipped", "failed", "left"]].sum()
     rest = listed(f"{p[k]} {k}" for k in ("skipped", "failed", "left") if p[k]) or "none skipped or failed"
     return out+[_key("trainings done", f"{p['done']} of {f.trainings}", f"{rest}; {duration(f.study.get('seconds'))}")]
