@@ -1527,6 +1527,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'cinic_fastai/study/work.py'),
                                          'cinic_fastai.study.work._dask': ('study.work.html#_dask', 'cinic_fastai/study/work.py'),
                                          'cinic_fastai.study.work._extra': ('study.work.html#_extra', 'cinic_fastai/study/work.py'),
+                                         'cinic_fastai.study.work._leave_with': ( 'study.work.html#_leave_with',
+                                                                                  'cinic_fastai/study/work.py'),
                                          'cinic_fastai.study.work._loky': ('study.work.html#_loky', 'cinic_fastai/study/work.py'),
                                          'cinic_fastai.study.work._one_gpu': ('study.work.html#_one_gpu', 'cinic_fastai/study/work.py'),
                                          'cinic_fastai.study.work._pack_of': ('study.work.html#_pack_of', 'cinic_fastai/study/work.py'),

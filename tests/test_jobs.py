@@ -107,6 +107,15 @@ def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     assert p.exitcode==0 and "A worker was lost" in text and "Traceback" not in text, text
     same(out, alone)
 
+@pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
+def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
+    "Killed as soon as it has any, whatever they do"
+    p = started("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--scale", "1000")
+    while p.is_alive() and not workers(p): time.sleep(.005)
+    helpers = workers(p)
+    p.kill()
+    assert helpers and not psutil.wait_procs(helpers, timeout=60)[1]
+
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 @pytest.mark.slow
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):

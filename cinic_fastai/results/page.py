@@ -920,7 +920,7 @@ def rendered(
     if not figure["draw"]: return {**figure, "files": {}, "uri": "", "inches": (0, 0)}
     fig = figure["draw"]()
     made = dict(png=png(fig))
-    fig.set_layout_engine("none") # the SVG takes the layout that was found for the PNG
+    fig.set_layout_engine(None) # the SVG takes the layout that was found for the PNG
     if figure["kind"]=="chart": made["svg"] = svg(fig, figure["title"])
     kind = "image/svg+xml" if "svg" in made else "image/png"
     uri = f"data:{kind};base64,{base64.b64encode(made.get('svg', made['png'])).decode()}"
@@ -1394,7 +1394,7 @@ def _experiment(
 )->dict: # For the page
     "One experiment of the page"
     title,section,question = titles or _titles[key]
-    return dict(id=f"experiment-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
+    return dict(id=f"{'group' if titles else 'experiment'}-{_slug(key)}", title=title, section=section, question=question, setup=[s for s in setup if s], results=results,
         figures=figures, tables=[t for t in tables if t], parts=parts)
 
 def _softmax_words(

@@ -60,16 +60,14 @@ def _pack_of(path, limit, digest):
     if pack.digest!=digest: raise StoreError(f"{path} holds other images here than where the study was started.")
     return pack
 
-_parent = os.getppid()
-
 def _stopper(
     stop_file:Path # Once it is there, the training ends
 )->Callable: # As `fit_run` wants it
-    "Look a few times a second for a wish to stop, and for the process that started this one"
+    "Look a few times a second for a wish to stop"
     looked,asked = 0.,False
     def stop():
         nonlocal looked,asked
-        if not asked and time.monotonic()-looked>.3: looked,asked = time.monotonic(),stop_file.exists() or os.getppid()!=_parent
+        if not asked and time.monotonic()-looked>.3: looked,asked = time.monotonic(),stop_file.exists()
         return 15*asked
     return stop
 
@@ -150,13 +148,22 @@ def open_workers(
                 return call({**task, "slot": slot})
         yield in_place,jobs
 
+def _leave_with(
+    parent:int # Process id of the one that started this one
+):
+    "End this process when that one is gone; what is saved stays"
+    def watch():
+        while os.getppid()==parent: time.sleep(1)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
 @contextmanager
 def _loky(jobs, address):
     "A process for each place, started when first needed and again when lost"
     from joblib.externals.loky import ProcessPoolExecutor
     pools = {}
     def call(task):
-        pool = pools.get(task["slot"]) or pools.setdefault(task["slot"], ProcessPoolExecutor(max_workers=1))
+        pool = pools.get(task["slot"]) or pools.setdefault(task["slot"], ProcessPoolExecutor(max_workers=1, initializer=_leave_with, initargs=(os.getpid(),)))
         try:
             with deaf_processes(): waiting = pool.submit(train_task, task)
             return waiting.result()
