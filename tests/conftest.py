@@ -57,7 +57,8 @@ method = "hard"
 members = ["custom_cnn-sgd", "second"]
 """
 
-ENV = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"} # equal bits need equal threads, here and in processes
+ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 def cinic(*args, cwd=None, before=None, input=None):
     "Run the command line in a process of its own, where it can be one that has torch already; `before` is called in it first"
@@ -71,12 +72,14 @@ def cinic(*args, cwd=None, before=None, input=None):
 
 def started(*args, cwd=None, before=None, said=(os.devnull, os.devnull)):
     "Start the command line in a process forked from a server that has imported what every process needs"
-    p = _server().Process(target=_main, args=([*map(str, args)], cwd, before, *said))
+    p = server().Process(target=_main, args=([*map(str, args)], cwd, before, *said))
     p.start()
     return p
 
 @functools.cache
-def _server():
+def server():
+    "A context of multiprocessing whose processes have torch from the start"
+    if os.name=="nt": return mp.get_context("spawn")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["cinic_fastai.cli", "cinic_fastai.all"])
     with pytest.MonkeyPatch.context() as m:

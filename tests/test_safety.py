@@ -1,9 +1,9 @@
 "Nothing lost, nothing let in: full disks, read-only folders, two at once, failures, and no file that runs code."
-import ast, json, multiprocessing as mp, os, shutil, signal, subprocess, sys, time
+import ast, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest
 import cinic_fastai
-from conftest import ENV, cinic, no_page
+from conftest import ENV, cinic, no_page, server
 from test_study import results
 from cinic_fastai.core import Interrupted, stop_on_signals
 from cinic_fastai.files import lock, read_json, read_lines
@@ -207,7 +207,7 @@ def train_counting(store, images, start, q):
     q.put((heard.count("epoch"), done))
 
 def test_a_shared_store_trains_each_run_once(images, tmp_path):
-    ctx = mp.get_context("spawn")
+    ctx = server()
     q,start = ctx.Queue(),ctx.Barrier(2)
     ps = [ctx.Process(target=train_counting, args=(tmp_path/"store", images, start, q)) for _ in range(2)]
     for p in ps: p.start()

@@ -18,6 +18,7 @@ __all__ = ['Facts', 'facts', 'pct', 'points', 'count', 'sci', 'duration', 'said'
 # %% ../../nbs/35_results.page.ipynb #410aec8f
 import base64, hashlib, io, re, warnings
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -875,20 +876,35 @@ def _of_seeds(
     return f"epoch {lo}{f' to {hi}' if hi>lo else ''}{seeds}"
 
 # %% ../../nbs/35_results.page.ipynb #aaa947f3
+@contextmanager
+def _drawing():
+    "The house's style, without words on letters that a font lacks: the page itself has them in the reader's fonts"
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cinic_fastai", "svg.fonttype": "path"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        yield
+
 def _saved(
     fig:Figure, # Drawn
     **kw # For `savefig`
 )->bytes: # A file, the same for the same figure
     "A figure as a file"
     buf = io.BytesIO()
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cinic_fastai", "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning) # the page itself has the name in the reader's fonts
-        fig.savefig(buf, **kw)
+    with _drawing(): fig.savefig(buf, **kw)
     return buf.getvalue()
+
+_dpi = 200 # Twice the page's pixels, so that it is sharp on a phone and on paper
+
+def _lay_out(
+    fig:Figure # With a layout engine
+):
+    "Find a figure's layout once, for all its files"
+    fig.set_dpi(_dpi)
+    with _drawing(): fig.get_layout_engine().execute(fig)
+    fig.set_layout_engine(None)
 
 def png(
     fig:Figure, # Drawn
-    dpi:int=200 # Twice the page's pixels, so that it is sharp on a phone and on paper
+    dpi:int=_dpi # Dots an inch
 )->bytes: # A PNG file
     "A figure as PNG"
     return _saved(fig, format="png", dpi=dpi, metadata={"Software": None})
@@ -919,8 +935,8 @@ def rendered(
     "Draw one figure of the page"
     if not figure["draw"]: return {**figure, "files": {}, "uri": "", "inches": (0, 0)}
     fig = figure["draw"]()
+    _lay_out(fig)
     made = dict(png=png(fig))
-    fig.set_layout_engine(None) # the SVG takes the layout that was found for the PNG
     if figure["kind"]=="chart": made["svg"] = svg(fig, figure["title"])
     kind = "image/svg+xml" if "svg" in made else "image/png"
     uri = f"data:{kind};base64,{base64.b64encode(made.get('svg', made['png'])).decode()}"
