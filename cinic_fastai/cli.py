@@ -107,7 +107,9 @@ class Screen:
     def _note(self, text, **info): self.console.print(Text(text, style="dim"), soft_wrap=True)
     def _start(self, name, epochs, **info): self._draw(f"{name}: epoch 1 of {epochs}", info)
     def _batch(self, name, epoch, epochs, **info): self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}", info)
-    def _epoch(self, name, epoch, epochs, valid_acc, **info): self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}, valid accuracy {valid_acc:.3f}", info)
+    def _epoch(self, name, epoch, epochs, **info):
+        told = f", valid accuracy {info['valid_acc']:.3f}" if "valid_acc" in info else ""
+        self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}{told}", info)
     def _progress(self, what, done, total, **info):
         if "left" in info: return self._draw(what, dict(info, share=done/total))
         self.bar.update(self.task, completed=done/max(total, 1), description=f"{what}: {done:,} of {total:,}")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'seed_name', 'setting_name', 'declared',
-           'run_id', 'prob_error', 'RunStore']
+           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'validates', 'seed_name', 'setting_name',
+           'declared', 'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math, re
@@ -162,6 +162,13 @@ def fallen(
 )->int: # Epochs after which the best so far lay below a bar, 0 where it never did
     "Where a training should have ended"
     return next((n for n in sorted(bars) if n<=len(accs) and max(accs[:n])<bars[n]), 0)
+
+def validates(
+    cfg:RunConfig, # `train_on` and `epochs`
+    epoch:int # From 0
+)->bool: # Always where valid images are held back
+    "Is an epoch validated? Where valid images are trained on only the last one is: between them they choose nothing"
+    return cfg.train_on=="train" or epoch==cfg.epochs-1
 
 # %% ../nbs/02_runs.ipynb #9980d975
 def seed_name(

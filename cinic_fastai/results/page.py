@@ -951,10 +951,11 @@ def _shares(
 
 def _last_values(
     df:pd.DataFrame, # From `curves_table`
-    measure:str # `accuracy` or `loss`
+    measure:str, # `accuracy` or `loss`
+    part:str="valid" # Or `train`
 )->str: # For alt texts
-    "Each valid curve's last value in words"
-    last = df[df["part"]=="valid"].groupby("name", sort=False)[measure].last()
+    "Each curve's last value in words"
+    last = df[df["part"]==part].groupby("name", sort=False)[measure].last()
     return _shares(last.index, last) if measure=="accuracy" else ", ".join(f"{pretty(n)} {v:.2f}" for n,v in last.items())
 
 def curve_figure(
@@ -963,12 +964,13 @@ def curve_figure(
     title:str, # What it shows
     group:str, # Of runs
     measure:str, # `accuracy` or `loss`
-    names:tuple=() # Runs, all when empty
+    names:tuple=(), # Runs, all when empty
+    part:str="valid" # Or `train`
 )->dict: # As `_figure`
-    "Valid accuracy or loss by epoch"
-    df = _curves(f, group, names)
+    "Accuracy or loss by epoch"
+    df = _curves(f, group, names, (part,))
     def draw(): return plot_curves(df, measure, new_axes()[0], f.colours).figure
-    alt = f"Line chart of valid {measure} by epoch. At the last epoch: {_last_values(df, measure)}."
+    alt = f"Line chart of {part} {measure} by epoch. At the last epoch: {_last_values(df, measure, part)}."
     return _figure(name, title, _band_words(f, group), alt, draw if len(df) else None)
 
 def _settings(
@@ -1509,7 +1511,8 @@ def _own_group(
     "A group of runs that the report doesn't have"
     runs = f.done(group)
     if _is_ablation(f, group): return _experiment(group, [setup_words(runs), _ablation_setup(f)], ablation_words(f)+missing_words(f, group), [ablation_figure(f)], [ablation_rows(f)])
-    figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"Valid {m} per epoch", group, m) for m in ("accuracy", "loss")]
+    part = "train" if runs and all(map(_saw_valid, runs)) else "valid"
+    figures = [curve_figure(f, f"curves_{_slug(group)}_{m}", f"{part.capitalize()} {m} per epoch", group, m, part=part) for m in ("accuracy", "loss")]
     results = [w for w in (_ranking(runs), *seed_words(f, group), _overfitted(f, group)) if w] if runs else [_nothing]
     titles = group, "", f"How do the runs of “{group}” compare?"
     return _experiment(group, [setup_words(runs)], results, figures, [seed_table(f, group), group_table(f, group)], titles=titles)

@@ -24,7 +24,7 @@ from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreErr
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
 from ..results.metrics import confusion, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
 from .track import Tracker, check_track
@@ -139,7 +139,7 @@ def estimate(
     "What a run should take"
     train,valid = speed.get(network(cfg), (0., 0.))
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
-    return cfg.epochs*(rows*train+counts["valid"]*valid)
+    return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 
 def network(
     cfg:RunConfig # One run

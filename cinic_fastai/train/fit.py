@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 import numpy as np
 import torch
-from fastai.callback.core import Callback, CancelFitException
+from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
 from fastai.torch_core import default_device
 from fastcore.basics import noop
@@ -25,7 +25,7 @@ from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
 from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, phases, run_id
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, phases, run_id, validates
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import Lookahead, autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
@@ -74,9 +74,9 @@ class EpochSums(Callback):
         n,k = len(self.yb[0]),"train" if self.training else "valid"
         acc = mixed_accuracy(self.pred.detach(), self.yb[0]).float().mean()
         self.sums[k] = self.sums[k]+torch.stack([self.loss.detach().float()*n, acc*n, torch.full_like(acc, n)])
-    def means(self)->dict: # `train_loss`, `train_acc`, `valid_loss`, `valid_acc`
+    def means(self)->dict: # `train_loss`, `train_acc` and, where the epoch was validated, `valid_loss`, `valid_acc`
         "Averages of the epoch"
-        return {f"{k}_{name}": (s[i]/s[2]).item() for k,s in self.sums.items() for i,name in enumerate(("loss", "acc"))}
+        return {f"{k}_{name}": (s[i]/s[2]).item() for k,s in self.sums.items() if s[2] for i,name in enumerate(("loss", "acc"))}
 
 # %% ../../nbs/23_train.fit.ipynb #339940e1
 @dataclass
@@ -92,8 +92,7 @@ class Progress:
         select:str="best" # "best" by valid accuracy, the first on ties, or "last"
     )->int: # Its number, from 0
         "The epoch whose weights are kept"
-        accs = [h["valid_acc"] for h in self.history]
-        return len(accs)-1 if select=="last" else int(np.argmax(accs))
+        return len(self.history)-1 if select=="last" else int(np.argmax([h["valid_acc"] for h in self.history]))
 
 # %% ../../nbs/23_train.fit.ipynb #6e685233
 class Steward(Callback):
@@ -111,6 +110,8 @@ class Steward(Callback):
         self.saved = self.told = time.monotonic()
         self.signum = 0
 
+    def before_validate(self):
+        if not validates(self.cfg, self.progress.epoch): raise CancelValidException
     def before_batch(self):
         if self.training: self.opt.set_hyper("lr", rate_at(self.cfg, self.progress.epoch, self.progress.batch/self.batches))
     def after_batch(self):
@@ -336,7 +337,7 @@ def train_epochs(
     steward = Steward(cfg, progress, save, stop, on_event, save_every)
     fastais = [cb for cb in learn.cbs if cb.name in ("progress", "recorder")] # ours stand in for them
     with learn.removed_cbs(fastais), learn.added_cbs([sums, steward, *([ahead] if ahead else [])]):
-        while progress.epoch<cfg.epochs and not fallen([h["valid_acc"] for h in progress.history], bars):
+        while progress.epoch<cfg.epochs and not (bars and fallen([h["valid_acc"] for h in progress.history], bars)):
             one_epoch(cfg, learn, sums, progress)
             if steward.signum: raise Interrupted(f"Stopped in epoch {progress.epoch+1} of {cfg.epochs}; everything so far is saved. Run the same command again to continue.", steward.signum)
             seconds,progress.seconds,began = progress.seconds+time.monotonic()-began,0.,time.monotonic()
@@ -345,7 +346,7 @@ def train_epochs(
     return progress
 
 def one_epoch(cfg, learn, sums, progress):
-    "Train and validate the next epoch, from the batch it had reached"
+    "Train the next epoch, from the batch it had reached, and validate it where that tells something"
     if progress.batch==0: sums.clear(learn.dls.device)
     learn.opt.freeze() if progress.epoch<cfg.frozen_epochs else learn.opt.unfreeze() # `learn.unfreeze()` would forget the momentum
     learn.dls.train.epoch,learn.dls.train.start_batch = progress.epoch,progress.batch
@@ -355,7 +356,7 @@ def finish_epoch(cfg, learn, sums, progress, seconds):
     "Add the epoch to the history and keep its weights if they are the best"
     row = dict(epoch=progress.epoch, frozen=progress.epoch<cfg.frozen_epochs, **sums.means(), lr=rate_at(cfg, progress.epoch, 1.), seconds=seconds)
     for k,loss in (("train_loss", "training"), ("valid_loss", "validation")):
-        if not math.isfinite(row[k]): raise CinicError(f"The {loss} loss became {row[k]} in epoch {progress.epoch+1}. Take a smaller learning rate (lr = {cfg.lr:g}).")
+        if not math.isfinite(row.get(k, 0.)): raise CinicError(f"The {loss} loss became {row[k]} in epoch {progress.epoch+1}. Take a smaller learning rate (lr = {cfg.lr:g}).")
     progress.history.append(row)
     progress.epoch,progress.batch = progress.epoch+1,0
     if cfg.select=="best" and progress.best_epoch()==progress.epoch-1: progress.best = {k: v.detach().cpu().clone() for k,v in learn.model.state_dict().items()}
