@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable
+from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable, thread_share
 from .files import check_writable, lock
 
 # %% ../nbs/50_cli.ipynb #7d9146db
@@ -322,9 +322,8 @@ def study(
     check_backend(backend, address)
     check_track(p.track)
     out = out or Path("out")/p.name
-    from cinic_fastai.train.learner import thread_share, use_threads
-    threads = use_threads(threads or (thread_share(jobs) if jobs>1 and "OMP_NUM_THREADS" not in os.environ else 0))
-    if dry_run: return _dry_run(p, data, limit, as_json)
+    threads = threads or _own_threads() or thread_share(max(1, jobs))
+    if dry_run: return _dry_run(p, data, limit, as_json, threads)
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.conduct import conduct
     began = time.monotonic()
@@ -337,6 +336,11 @@ def study(
         record = conduct(p, pack, out, options, dict(name=folder.name if data else "digits", demo=data is None), store, weights, _command(), screen, stop, save_every,
             jobs, backend, address, threads)
     _finish(record, out, time.monotonic()-began)
+
+def _own_threads():
+    "What the user's OMP_NUM_THREADS says, 0 where it says nothing"
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdigit() else 0
 
 def _demo_folder(folder, screen):
     from cinic_fastai.data.folder import write_demo
@@ -360,11 +364,13 @@ def _finish(record, out, seconds):
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
 # %% ../nbs/50_cli.ipynb #5c3de0bb
-def _dry_run(plan, data, limit, as_json):
+def _dry_run(plan, data, limit, as_json, threads):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import list_images
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import estimate, image_seconds, network
+    from cinic_fastai.train.learner import use_threads
+    use_threads(threads)
     from cinic_fastai.runs import make_config
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:

@@ -6,7 +6,7 @@
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS', 'PRECISIONS',
            'own_policies', 'PUBLISHED_POINTS', 'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError',
            'WeightsError', 'Halt', 'WriteError', 'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes',
-           'nearest', 'check_choice', 'policy_names', 'differing', 'derive_seed', 'rng', 'row_uniform']
+           'nearest', 'check_choice', 'policy_names', 'differing', 'thread_share', 'derive_seed', 'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -143,6 +143,15 @@ def differing(
         if isinstance(a, dict) and isinstance(b, dict): out += differing(a, b, f"{under}{k}.")
         elif a!=b: out.append(f"{under}{k} is {a} there, {b} here")
     return out
+
+# %% ../nbs/00_core.ipynb #b761165c
+def thread_share(
+    jobs:int=1, # Trainings at once
+    cores:int=0 # Cores to share; 0 for the physical ones that this process may use
+)->int: # At least 1
+    "Threads for each of several trainings"
+    import joblib # a tenth of a second, which `cinic --help` can do without
+    return max(1, (cores or joblib.cpu_count(only_physical_cores=True))//jobs)
 
 # %% ../nbs/00_core.ipynb #8475c1b9
 def derive_seed(

@@ -7,16 +7,16 @@ __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLA
            'CIFAR_PARTS', 'ABLATION', 'MARK', 'is_cinic', 'beside_published', 'read_study', 'study_store', 'planned',
            'runs_table', 'history_table', 'gap_table', 'read_journal', 'journal_of', 'trials_table',
            'convergence_table', 'repeats_table', 'best_table', 'predictions', 'predictors_table', 'class_table',
-           'valid_score', 'ensembles_table', 'leave_one_out_table', 'disagreement_table', 'calibration_table',
-           'class_origin_table', 'confusion_table', 'seeds_table', 'ablation_of', 'ablation_table', 'soon_table',
-           'progress_table', 'all_tables']
+           'valid_score', 'ensembles_table', 'choose_predictor', 'leave_one_out_table', 'disagreement_table',
+           'calibration_table', 'class_origin_table', 'confusion_table', 'seeds_table', 'ablation_of', 'ablation_table',
+           'soon_table', 'progress_table', 'all_tables']
 
 # %% ../../nbs/32_results.tables.ipynb #b236202e
 import os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import CINIC_CLASSES, PUBLISHED_POINTS, StoreError
+from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nearest
 from ..files import read_json, read_lines, read_npz, to_json
 from ..runs import RunStore, config_fields
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
@@ -505,6 +505,19 @@ def ensembles_table(
 )->pd.DataFrame: # A row an ensemble that could be formed
     "What each ensemble chose, and whether it beats its best member"
     return _tidy([_ensemble_row(p) for p in _votes(predictions(out) if preds is None else preds)], _ensemble_columns)
+
+# %% ../../nbs/32_results.tables.ipynb #a6b30051
+def choose_predictor(
+    preds:list[dict], # From `predictions`
+    name:str="" # Of a predictor; the best one on valid images where ""
+)->dict: # One of them
+    "The predictor to use"
+    done = {p["predictor"]: p for p in preds if "preds" in p}
+    if not done: raise StoreError("No predictor of this study is finished. Run the study again.")
+    if name and name not in done: raise ConfigError(f"There is no finished predictor '{name}'{nearest(name, done)}. Known: {', '.join(done)}.")
+    if name: return done[name]
+    best = max(done.values(), key=valid_score)
+    return best if valid_score(best)[0]>=0 else next((p for p in done.values() if p["kind"]!="run"), best)
 
 # %% ../../nbs/32_results.tables.ipynb #b4e4b0a2
 _without_columns = ["predictor", "without", "weights", "valid_acc", "test_acc", "difference", "low", "high"]

@@ -7,9 +7,9 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'with_weights', 'train_one', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run',
            'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
            'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
-           'mistake_samples', 'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_data', 'conduct',
-           'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
-           'clean_list']
+           'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned', 'start_clock',
+           'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows',
+           'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
-from ..files import cannot_write, is_locked, lock, read_json, sha256, write_json, write_npz
+from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
 from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
@@ -164,7 +164,7 @@ class Conductor:
     speed:dict = field(default_factory=dict) # Seconds an image, by network
     missing:dict = field(default_factory=dict) # Why a network's weights can't be had
     workers:Callable|None = None # From `open_workers`; None trains in this process
-    threads:int = 1 # Of a training in another process
+    threads:int = 0 # Of each training; 0 leaves this process as it is and gives another one
     stop_file:Path|None = None # Tells other processes to save and end
     halted:bool = False # Is the study ending?
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
@@ -282,7 +282,7 @@ def elsewhere(
     def call(task):
         try: return c.workers(task, begin, expected*behind)
         finally: c.clock.end(name, time.monotonic())
-    got = insist(call, make_task(cfg, c.pack, c.store, c.stop_file, c.threads, **kw), on_loss=tell)
+    got = insist(call, make_task(cfg, c.pack, c.store, c.stop_file, c.threads or 1, **kw), on_loss=tell)
     for text in got["notes"]: tell(text)
     return outcome(got)
 
@@ -529,15 +529,26 @@ def mistake_samples(
     return dict(mistakes=np.asarray(pack.images[rows[i]]), mistake_true=classes[targs[i]], mistake_pred=classes[probs[i].argmax(1)], mistake_prob=probs[i].max(1),
         pairs=np.asarray(pack.images[rows[of]]), pair_true=classes[targs[of]], pair_pred=classes[probs[of].argmax(1)])
 
+def kept_examples(
+    f:Path, # `samples.npz`, which need not be there
+    made_from:str # What its pictures have to be made from
+)->np.ndarray|None: # From `augmented_examples`; None where they have to be made
+    "Augmented pictures that an earlier call left, as making them anew takes torch"
+    try: there = read_npz(f)
+    except (FileNotFoundError, StoreError): return None
+    return there["augmented"] if there.get("made_from")==made_from else None
+
 def write_samples(
     c:Conductor # A study
 ):
     "Write `samples.npz`"
-    pack,policies = c.pack,[p for p in ("simple", "gentle", "advanced", "combined", "combined-gentle")]
+    pack,policies = c.pack,["simple", "gentle", "advanced", "combined", "combined-gentle"]
     train,test = pack.rows["train"],pack.rows["test"]
     rows = np.array([train[pack.targs[train]==i][0] for i in range(min(10, len(pack.classes)))])
+    made_from = f"{pack.digest}, version {RESULT_VERSION}"
+    augmented = kept_examples(c.out/"samples.npz", made_from)
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
-        augmented=augmented_examples(pack, rows, policies),
+        augmented=augmented_examples(pack, rows, policies) if augmented is None else augmented, made_from=np.array(made_from),
         cifar_test_rows=test[[f.rsplit("/", 1)[-1].startswith("cifar-10-test-") for f in pack.files[test]]])
     if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
     write_npz(c.out/"samples.npz", **out)
@@ -546,8 +557,7 @@ def shown_predictor(
     out:Path # A study's folder
 )->dict|None: # From `predictions`; None where none is finished
     "The predictor whose mistakes are shown: the one that `cinic predict` takes, of those that say how sure they are"
-    from cinic_fastai.results.predict import choose_predictor
-    from cinic_fastai.results.tables import predictions
+    from cinic_fastai.results.tables import choose_predictor, predictions
     sure = [p for p in predictions(out) if p.get("probs") is not None]
     return choose_predictor(sure) if sure else None
 
@@ -560,7 +570,8 @@ def planned(
     left = [cfg for cfg in cfgs if not c.store.is_sound(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
     for s in c.plan.searches:
         made,control = (len(read_journal(f)[1]) if (f := journal_path(c.out, name)).exists() else 0 for name in (s.name, control_name(s.name)))
-        repeats = n_repeats(s)-len(c.entry("searches", s.name).get("repeated", []))
+        repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
+        repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
         left += [trial_config(s, {})]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
     finals = [r for r in c.plan.runs if r.source and c.entry("runs", r.name, r.group)["status"]!="done"]
     return left+[final_config(c.plan, r, {}) for r in finals]
@@ -571,6 +582,8 @@ def start_clock(
     "Measure the networks and add up what is left"
     left = planned(c)
     if not left: return
+    from cinic_fastai.train.learner import use_threads # only now: where nothing is left, torch isn't needed
+    if c.threads: use_threads(c.threads)
     c.on_event("note", text="Timing the networks ...")
     c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
@@ -597,7 +610,7 @@ def conduct(
     jobs:int=1, # Trainings at a time, in other processes if more than one; 0 for as many as a cluster has cores
     backend:str="loky", # Where those are: one of `BACKENDS`
     address:str="", # Of a running cluster
-    threads:int=1 # Of each training in another process
+    threads:int=0 # Of each training; 0 leaves this process as it is and gives another one
 )->dict: # Content of `study.json` at the end
     "Do what is missing of a study and write its page"
     out = Path(out)

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'make_dls', 'in_memory_order', 'with_grads', 'FusedSGD', 'FusedAdam',
            'torch_opt', 'opt_func', 'native_bf16', 'resolve_precision', 'autocast', 'Bf16', 'DeviceMean',
-           'DeviceSmooth', 'LightProgress', 'PlainTensors', 'listens', 'LeanLearner', 'thread_share', 'use_threads',
-           'keep_memory', 'compiled', 'image_size', 'seeded_model', 'first_images', 'whitened', 'Lookahead',
-           'lookahead_keep', 'check_loaders', 'make_learner']
+           'DeviceSmooth', 'LightProgress', 'PlainTensors', 'listens', 'LeanLearner', 'use_threads', 'keep_memory',
+           'compiled', 'image_size', 'seeded_model', 'first_images', 'whitened', 'Lookahead', 'lookahead_keep',
+           'check_loaders', 'make_learner']
 
 # %% ../../nbs/21_train.learner.ipynb #6268223f
 import contextlib, ctypes, dataclasses, os, shutil, time
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
-import joblib, numpy as np, torch
+import numpy as np, torch
 import fastai.callback.schedule # gives every `Learner` its `fit_one_cycle` and `lr_find`
 from fastai.callback.core import Callback, event
 from fastai.callback.progress import ProgressCallback
@@ -26,7 +26,7 @@ from fastcore.foundation import L
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
-from ..core import ConfigError, derive_seed
+from ..core import ConfigError, derive_seed, thread_share
 from ..data.augment import augmentation, mixes
 from ..data.loaders import pack_dls
 from ..data.mix import Mix, SoftLoss, mixed_accuracy
@@ -222,13 +222,6 @@ class LeanLearner(Learner):
             if listens(cb, event_name): cb(event_name)
 
 # %% ../../nbs/21_train.learner.ipynb #ff135197
-def thread_share(
-    jobs:int=1, # Trainings at once
-    cores:int=0 # Cores to share; 0 for the physical ones that this process may use
-)->int: # At least 1
-    "Threads for each of several trainings"
-    return max(1, (cores or joblib.cpu_count(only_physical_cores=True))//jobs)
-
 def use_threads(
     n:int=0 # Threads; 0 for `OMP_NUM_THREADS` where that is set, else all cores
 )->int: # What was set
