@@ -124,9 +124,12 @@ def study(images, plan_file, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory):
-    "A finished made-up study with its page"
+    "A finished made-up study with its page, only read, drawn once for all processes of the test run"
+    from filelock import FileLock
     from cinic_fastai.results.page import write_page
     from cinic_fastai.test_study import example_study
-    out = example_study(tmp_path_factory.mktemp("example"), images=200)
-    write_page(out)
-    return out
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: root = root.parent
+    with FileLock(root/"example.lock"):
+        if not (root/"example"/"SHA256SUMS").exists(): write_page(example_study(root/"example", images=200))
+    return root/"example"

@@ -244,7 +244,8 @@ def test_a_single_epoch_can_be_seen(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, epochs=1)))
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES) and len(page.all("img"))==len(page.all("figure"))
 
-def test_hostile_names_do_no_harm(tmp_path):
+def test_hostile_names_do_no_harm(tmp_path, monkeypatch):
+    "In words, tables, and the figures that show them"
     evil = ('<script>alert("1")</script>', '"><img src=x onerror=alert(1)>', "$a_b^{c}$ $\\frac{$", "{{ 7*7 }}", "Ähre, \"quoted\"", "$broken",
         "../../etc", "100%", "a'b", "日本")
     out = example_study(tmp_path, images=60, classes=evil)
@@ -253,7 +254,10 @@ def test_hostile_names_do_no_harm(tmp_path):
     study["runs"][0]["group"] = "../<i>own</i>"
     study["data"]["skipped"] = ["<u>bad</u>.png"]
     write_json(out/"study.json", study)
+    shown = {"fig07_augmentation", "fig14_test_accuracy", "class_origin", "confusion", "confused_pairs", "mistakes", "curves_----i-own--i-_accuracy"}
+    monkeypatch.setattr("cinic_fastai.results.page.rendered", lambda figure: rendered(figure if figure["name"] in shown else {**figure, "draw": None}))
     page = read(write_page(out))
+    assert {p.stem for p in (out/"figures").glob("*.png")}==shown
     assert not {"b onerror", "u", "i"}&{t for t,_ in page.tags} and page.all("script")==[{}]
     assert not [k for _,a in page.tags for k in a if k.startswith("on")]
     for name in evil: assert name in page.text(), name

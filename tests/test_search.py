@@ -25,7 +25,9 @@ def objective(number, point): return dict(valid_acc=accuracy(point))
 def points(trials): return [o["point"] for o in trials]
 def same(trials): return [(o["number"], o["point"], o["valid_acc"], o["status"]) for o in trials]
 
-@pytest.mark.parametrize("name", BARE)
+SEVERAL = [pytest.param(name, marks=pytest.mark.slow if name in ("custom_cnn-sgd", "resnet18-adam") else ()) for name in BARE] # the largest and the smallest space are always tried
+
+@pytest.mark.parametrize("name", SEVERAL)
 def test_the_points_are_those_of_bare_skopt(name, tmp_path):
     "All four searches of the report, all 14 trials"
     plan = next(o for o in read_plan("report").searches if o.name==name)

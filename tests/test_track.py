@@ -61,7 +61,7 @@ def bare(pack, tmp_path_factory):
         m.setattr(page, "write_page", lambda *args: None)
         return out,c.conduct(plan(False), pack, out)
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_epoch_once_and_the_same_results(pack, bare, seen, tmp_path, jobs):
     record = c.conduct(plan(True), pack, tmp_path, jobs=jobs)
     assert sorted(o[:2] for o in seen)==sorted(ALL)
