@@ -98,7 +98,7 @@ class Tracker:
         folder = track_folder(self.folder, name)
         f = folder/"track.json"
         state = read_json(f) if f.exists() else dict(id=secrets.token_hex(8), epochs=0)
-        new = [{k: r[k] for k in HISTORY if k in r} for r in rows if r["epoch"]>=state["epochs"]]
+        new = [{k: r[k] for k in HISTORY if k in r and r[k]==r[k]} for r in rows if r["epoch"]>=state["epochs"]] # read back, an epoch that wasn't validated has NaN
         if not new: return
         if name!=self.training:
             self.close()
