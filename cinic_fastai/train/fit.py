@@ -269,7 +269,8 @@ def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bar
     if progress.best: learn.model.load_state_dict(progress.best)
     store.write_history(rid, progress.history)
     done = _summary(cfg, learn, progress)|dict(full=full)
-    try: accs = {s: store_probs(learn, pack, s, folder, stoppable(noop, stop), cfg.tta) for s in ("valid", "test")[:1+full]}
+    wanted = ["valid"]*(cfg.train_on=="train")+["test"]*full # of valid images that were trained on there is nothing to learn
+    try: accs = {s: store_probs(learn, pack, s, folder, stoppable(noop, stop), cfg.tta) for s in wanted}
     except Interrupted:
         if learn.opt: save_training(folder/"last.safetensors", cfg, learn, EpochSums(), progress)
         raise
