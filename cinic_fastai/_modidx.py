@@ -622,6 +622,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._is_ablation': ( 'results.page.html#_is_ablation',
                                                                                        'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._kept_words': ( 'results.page.html#_kept_words',
+                                                                                      'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._key': ('results.page.html#_key', 'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._last_values': ( 'results.page.html#_last_values',
                                                                                        'cinic_fastai/results/page.py'),

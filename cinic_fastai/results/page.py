@@ -1262,10 +1262,17 @@ def group_table(
         ("published", "num published"), ("test", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
     beside = any(_published(f, r)!="–" for r in runs)
-    caption = f"On valid and test images. Weights are kept from the epoch of the highest valid accuracy{'; the published number is valid accuracy at the end'*beside}." \
+    caption = f"On valid and test images. Weights are kept from {_kept_words(runs)}{'; the published number is valid accuracy at the end'*beside}." \
         +" In brackets: trained on these images, too."*any(map(_saw_valid, runs))+_view_words(runs)
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
+
+def _kept_words(
+    runs:list[dict] # Rows of `runs_table`
+)->str: # Part of a sentence
+    "Which epoch's weights a run keeps"
+    words = dict(best="the epoch of the highest valid accuracy", last="the last epoch")
+    return ", others from ".join(w for k,w in words.items() if k in {r["select"] for r in runs}) or words["best"]
 
 def _view_words(
     runs:list[dict] # Rows of `runs_table`
@@ -1742,7 +1749,8 @@ def _byline(
     "Plan, data, scale and seed in a line"
     s, data = f.study, f.study["data"]
     images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
-    return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. Epochs scaled by {s['options'].get('scale') or 1:g}, seed " \
+    scale = s["options"].get("scale") or 1
+    return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. {f'Epochs scaled by {scale:g}, seed' if scale!=1 else 'Seed'} " \
         f"{s['options'].get('seed')}. Started on {str(s.get('started', ''))[:10]}, {duration(s.get('seconds'))} in all."
 
 _footer = "Made by cinic_fastai. It repeats and extends “Deep Learning: Project 1 Report” by Maja Andrzejczuk and Maciej Orsłowski; published " \
