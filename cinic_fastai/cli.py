@@ -115,7 +115,8 @@ class Screen:
         self.bar.update(self.task, completed=done/max(total, 1), description=f"{what}: {done:,} of {total:,}")
     def _jobs(self, names, **info): self._draw(f"{len(names)} running: {', '.join(names)}"[:100], info)
     def _end(self, name, status, **info):
-        told = f"valid accuracy {info['valid_acc']:.4f}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
+        seen = " on images it was trained on" if info.get("saw_valid") else ""
+        told = f"valid accuracy {info['valid_acc']:.4f}{seen}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
         if "stopped" in info: told += f", after {info['stopped']} epochs"
         left = f"  ({duration(info['left'])} to go)" if info.get("left") and not self.live else ""
         self.console.print(Text.assemble(_mark(status), f" {name}: {told}{left}"), soft_wrap=True)

@@ -238,8 +238,9 @@ def train_one(
         finally: c.clock.done += expected
         if c.tracker: c.tracker(name, cfg, [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])] if "stopped" in done else c.store.history(rid).to_dict("records"))
         ended = f"stopped after {done['stopped']} of {cfg.epochs} epochs" if "stopped" in done else f"{cfg.epochs} epochs"
-        c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}, {done['seconds']:.1f} s, run {rid}")
-        c.on_event("end", name=name, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
+        saw = cfg.train_on!="train"
+        c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}{' on images it was trained on' if saw else ''}, {done['seconds']:.1f} s, run {rid}")
+        c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
 
 def here(
