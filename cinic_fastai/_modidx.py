@@ -1354,6 +1354,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.surest_mistakes': ( 'study.conduct.html#surest_mistakes',
                                                                                             'cinic_fastai/study/conduct.py'),
+                                            'cinic_fastai.study.conduct.take_threads': ( 'study.conduct.html#take_threads',
+                                                                                         'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.track_runs': ( 'study.conduct.html#track_runs',
                                                                                        'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct.train_one': ( 'study.conduct.html#train_one',

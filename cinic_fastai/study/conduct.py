@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
-           'with_weights', 'train_one', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run',
-           'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points', 'do_repeats',
-           'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes', 'confused_pairs',
-           'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned', 'start_clock',
-           'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows',
-           'trial_failures', 'is_active', 'clean_list']
+           'with_weights', 'train_one', 'take_threads', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed',
+           'do_run', 'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points',
+           'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes',
+           'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned',
+           'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status',
+           'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -243,6 +243,13 @@ def train_one(
         c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
 
+def take_threads(
+    c:Conductor # The study
+):
+    "Set the threads of trainings in this process; only where there is one, as it takes torch"
+    from cinic_fastai.train.learner import use_threads
+    if c.threads: use_threads(c.threads)
+
 def here(
     c:Conductor, # The study
     cfg:RunConfig, # What to train
@@ -258,6 +265,7 @@ def here(
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
         c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+    take_threads(c)
     on_place()
     began = time.monotonic()
     try: return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
@@ -583,8 +591,7 @@ def start_clock(
     "Measure the networks and add up what is left"
     left = planned(c)
     if not left: return
-    from cinic_fastai.train.learner import use_threads # only now: where nothing is left, torch isn't needed
-    if c.threads: use_threads(c.threads)
+    take_threads(c)
     c.on_event("note", text="Timing the networks ...")
     c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
