@@ -577,6 +577,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._ablation_setup': ( 'results.page.html#_ablation_setup',
                                                                                           'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._ablation_views': ( 'results.page.html#_ablation_views',
+                                                                                          'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._above_words': ( 'results.page.html#_above_words',
                                                                                        'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._alike': ('results.page.html#_alike', 'cinic_fastai/results/page.py'),

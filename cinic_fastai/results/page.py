@@ -215,7 +215,7 @@ def _size_row(
     "One number of this study beside the full study's"
     words = " or ".join(count(n) for n in here) or "–"
     less = bool(here) and max(here)<full
-    return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit} instead of {count(full)}{after}")
+    return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit[:-1] if here==[1] else unit} instead of {count(full)}{after}")
 
 def size_rows(
     f:Facts # The study
@@ -454,10 +454,12 @@ def _ranked_words(
     runs:list[dict] # Finished runs, best first
 )->str: # One sentence
     "Runs by valid accuracy"
-    first, others = runs[0], listed(f"{said(r['name'])} {pct(r['valid_acc'])}" for r in runs[1:])
-    epoch = _nth(first["best_epoch"], first["epochs"])
-    best = f"{said(first['name'])} reaches the highest valid accuracy, {pct(first['valid_acc'])} (in epoch {epoch})"
-    return f"{best}, before {others}." if others else f"{best}; no other run is finished."
+    top = [r for r in runs if r["valid_acc"]==runs[0]["valid_acc"]]
+    names, others = listed(said(r["name"]) for r in top), listed(f"{said(r['name'])} {pct(r['valid_acc'])}" for r in runs[len(top):])
+    when = f" (in epoch {_nth(top[0]['best_epoch'], top[0]['epochs'])})" if len(top)==1 else ""
+    if len(runs)==1: return f"Valid accuracy of {names} is {pct(top[0]['valid_acc'])}{when}."
+    best = f"{names} {'reaches' if len(top)==1 else 'reach'} the highest valid accuracy, {pct(top[0]['valid_acc'])}{when}"
+    return f"{best}, before {others}." if others else f"{best}."
 
 def _nth(
     i:int, # Epoch from 0, perhaps NA
@@ -637,7 +639,7 @@ def _span(
     high:float
 )->str: # For example `−0.2 to +1.4`
     "Between how many points a difference may lie"
-    return "–" if pd.isna(low) else f"{100*low:+.1f} to {100*high:+.1f}".replace("-", "−")
+    return "–" if pd.isna(low) else " to ".join(points(o).removesuffix(f"{_nbsp}points") for o in (low, high))
 
 def _between(
     low:float, # Ends of a difference's interval
@@ -839,11 +841,11 @@ def _class_words(
     "Easiest and hardest class, and what is taken for what"
     name = p["predictor"]
     df = f.tables["classes"].query("predictor==@name and `class`!=@TOTAL").dropna(subset="accuracy")
-    hardest,easiest = (df.loc[i] for i in (df["accuracy"].idxmin(), df["accuracy"].idxmax()))
+    hardest, easiest = df["accuracy"].min(), df["accuracy"].max()
+    def of(acc): return listed(df.loc[df["accuracy"]==acc, "class"]) if (df["accuracy"]==acc).sum()<=3 else f"{(df['accuracy']==acc).sum()} classes"
     pairs = most_confused(confusion(p["preds"], p["targs"], len(p["classes"])), p["classes"], 3)
     mistakes = listed(f"{a} for {b} ({count(n, 'image')}, {pct(share)} of {a})" for a,b,n,share in pairs)
-    words = f"{said(name)} finds {easiest['class']} the easiest class ({pct(easiest['accuracy'])}) and {hardest['class']} the hardest one " \
-        f"({pct(hardest['accuracy'])})."
+    words = f"{said(name)} is right most often on {of(easiest)} ({pct(easiest)}) and least often on {of(hardest)} ({pct(hardest)})."
     return words+(f" Most often it takes {mistakes}." if pairs else "")
 
 def ensemble_words(
@@ -853,7 +855,8 @@ def ensemble_words(
     done = f.tables["table2_predictors"].query("test_acc.notna()")
     if done.empty: return ["Nothing to report yet: no predictor has test probabilities."]
     top, by_name = _rows(done)[0], {p["predictor"]: p for p in f.preds}
-    words = [f"{said(top['predictor'])} is the best predictor: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
+    alike = listed(said(d["predictor"]) for d in _rows(done) if d["test_acc"]==top["test_acc"])
+    words = [f"{alike} {'is the best predictor' if alike==said(top['predictor']) else 'are the best predictors'}: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
         f"(95 % interval {pct(top['low'])} to {pct(top['high'])})."]
     votes = [p for p in f.preds if p["kind"]!="run" and "preds" in p]
     against = [_vote_against_member(d) for d in _rows(f.tables["ensembles"])]
@@ -1236,7 +1239,7 @@ def augmentation_figures(
     def photos(): return plot_photos(s, new_axes(5.4, .7+4.2*(1+len(policies))/k)[0]).figure
     alt = f"Grid of small photos: a row of originals, then a row for each policy: {', '.join(policies)}."
     return [_figure("fig07_augmentation", "Figure 7: original photos and augmented ones",
-            "Each column is one photo; each row what a policy made of it.", alt,
+            "Each column is one image; each row what a policy made of it.", alt,
             photos if "original" in s else None, "middle", "photo", "the study has stored no augmented photos"),
         curve_figure(f, "fig08_accuracy_augmentation", "Figure 8: valid accuracy per epoch by augmentation", "augmentation", "accuracy", first),
         curve_figure(f, "fig09_loss_augmentation", "Figure 9: valid loss per epoch by augmentation", "augmentation", "loss", first),
@@ -1589,7 +1592,11 @@ def ablation_rows(
     rows = [(d["variant"], str(d["n"]), _mean_sd(d["valid_mean"], d["valid_sd"]), d["against"] or "–", points(d["difference"]) if pd.notna(d["difference"]) else "–",
         _span(d["low"], d["high"]), _mean_sd(d["test_mean"], d["test_sd"]), duration(d["seconds"])) for d in table]
     columns = [("variant", "name"), ("n", "num"), ("valid", "num"), ("against", "text"), ("difference", "num"), ("95 % interval", "num"), ("test", "num"), ("time", "num")]
-    return _table("ablation", "Variants", "Mean ± standard deviation over the seeds; differences on valid images.", columns, rows) if rows else None
+    caption = f"Mean ± standard deviation over the seeds; differences on valid images.{_ablation_views(f.done(ABLATION))}"
+    return _table("ablation", "Variants", caption, columns, rows) if rows else None
+
+@_states("views of an ablation", "tta")
+def _ablation_views(runs): return " Valid accuracy, too, is of predictions averaged over views, where a variant has them."*any(r["tta"]!="none" for r in runs)
 
 def soon_rows(
     f:Facts # The study
@@ -1676,7 +1683,8 @@ def _search_setup(
     each = " or ".join(str(n) for n in sorted(set(best["planned"])))
     mix = f" ({', or '.join(mixes)})" if mixes else ""
     names, epochs = listed(said(n) for n in best["search"]), " or ".join(map(str, _trial_epochs(f)))
-    made = f"{count(len(best), 'search', 'searches')}: {names}, {each} trials each{mix}, every trial a training of {epochs} epochs."
+    made = f"{count(len(best), 'search', 'searches')}: {names}, {each} {'trial' if each=='1' else 'trials'}{' each'*(len(best)>1)}{mix}, every trial a training of {epochs} " \
+        f"{'epoch' if epochs=='1' else 'epochs'}."
     guided = any(h.get("strategy", "gp")=="gp" and h.get("guided") for (_,w),(h,_) in f.journals.items() if w=="search")
     searched = {k for h,_ in f.journals.values() for k in h.get("space") or ()}
     fixed = listed(_shared_words(_bases(f), {"epochs", *searched})) if _bases(f) else ""
