@@ -37,7 +37,7 @@ from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_ke
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table)
 from .surrogate import learnt_tables
-from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, beside_published, is_cinic, journal_of, planned, predictions,
+from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, is_cinic, journal_of, majority_of, other_dimensions, planned, predictions,
     progress_table, read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
@@ -65,10 +65,11 @@ class Facts:
         "The finished runs of a group"
         return sorted((r for r in self.runs(group) if r["status"]=="done"), key=lambda r: -r["valid_acc"])
 
-    @property
-    def chance(self)->float: # In (0, 1]
-        "Accuracy of guessing"
-        return 1/len(self.study["data"]["classes"])
+    def majority(self,
+        split:str # Whose images are scored
+    )->float: # NaN in a folder from before
+        "The level to beat: accuracy of always saying train's most frequent class"
+        return majority_of(self.study["data"], split)
 
     @property
     def trainings(self)->int: # Done or not
@@ -217,6 +218,13 @@ def _size_row(
     less = bool(here) and max(here)<full
     return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit[:-1] if here==[1] else unit} instead of {count(full)}{after}")
 
+def _seed(
+    f:Facts # The study
+)->int: # Of what states none
+    "The study's seed: an option's, else the plan's, else the default"
+    seed = f.study["options"].get("seed")
+    return (f.study.get("plan") or {}).get("study", {}).get("seed", 42) if seed is None else seed
+
 def size_rows(
     f:Facts # The study
 )->list[dict]: # `what`, `here`, `full`, `less` (smaller here?), `words` for the notice
@@ -239,8 +247,8 @@ def size_rows(
 # %% ../../nbs/35_results.page.ipynb #69eeea6d
 _full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINIC-10's {count(FULL_STUDY['images'])} images: {FULL_STUDY['epochs']['architectures']} epochs for " \
     f"networks and augmentations, {FULL_STUDY['trial_epochs']} for each trial of a search, {FULL_STUDY['epochs']['final']} for the final networks."
-_published_words = "Numbers here show tendencies at best; the published ones beside them are the report's, from the full study."
-_incomparable_words = "No number of the report stands beside those here: other images are another task."
+_published_words = "Published numbers are the report's; they stand only beside runs, searches and votes that have all its settings."
+_incomparable_words = "No number of the report stands beside those here: results on other images, on fewer of them or with other settings can't be compared with it."
 
 def scale_notice(
     f:Facts # The study
@@ -250,13 +258,12 @@ def scale_notice(
     less = [r["words"] for r in rows if r["less"] and r["words"]]
     table = _table("size", "Size", "This study beside the full one.", [("what", "text"), ("this study", "num"), ("the full study", "num")],
         [(r["what"], r["here"], r["full"]) for r in rows])
-    beside = _published_words if beside_published(f.study["data"]) else _incomparable_words
+    beside = _published_words if any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors")) else _incomparable_words
     data = f.study["data"]
     if not is_cinic(data) and not data.get("demo"): return dict(title="These are other images than the report's.",
         text=f"This study has {count(sum(data['counts'].values()), 'image')} in {count(len(data['classes']), 'class', 'classes')} and {count(f.trainings, 'training')}. {beside}", table=table)
     if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words} {beside}", table=table)
-    same = "Images, epochs and trials are those of the report or more. Published numbers are the report's."
-    return dict(title="This is the full study.", text=same, table=table)
+    return dict(title="This is the full study.", text=f"Images, epochs and trials are those of the report or more. {beside}", table=table)
 
 def _table(
     name:str, # Its id on the page
@@ -573,42 +580,39 @@ def search_words(
     failed = sum(b["failed"] for b in done)
     return words+([f"{count(failed, 'trial')} failed and counted as {_guessing}."] if failed else [])
 
+def _level_words(
+    f:Facts, # The study
+    runs:list[dict] # Finished runs
+)->list[str]: # Sentences, none where the level to beat isn't known
+    "Which runs are clearly above the level to beat: the low end of their accuracy's interval is, on valid images, or where they were trained on those, on test images"
+    words = []
+    for split,part in (("valid", [r for r in runs if not _saw_valid(r)]), ("test", [r for r in runs if _saw_valid(r)])):
+        level, n = f.majority(split), f.study["data"]["counts"].get(split, 0)
+        if not part or pd.isna(level): continue
+        over = [said(r["name"]) for r in part if interval(r[f"{split}_acc"], n)[0]>level]
+        which = "all of them are" if len(over)==len(part)>1 else f"{listed(over)} {'is' if len(over)==1 else 'are'}" if over else "none of them is"
+        words.append(f"Always saying train's most frequent class would give {pct(level)} of the {split} images; {which} clearly above it.")
+    return words
+
+def _only_longer(
+    f:Facts, # The study
+    run:dict # A row of `runs_table` that takes a search's point
+)->bool: # Else its accuracy can't be compared with that of a trial
+    "Does a run differ from the trials of its search in epochs and seed alone?"
+    plan = f.study.get("plan") or {}
+    search = next((s for s in plan.get("search", []) if s["name"]==run["search"]), {})
+    trial, fields = {**plan.get("defaults", {}), **search}, planned(f.study, run)
+    own = next(o for o in plan["run"] if (o.get("group", ""), o["name"])==(run["group"], run["name"]))
+    same = all(v==trial.get(k, config_fields[k].default) for k,v in fields.items() if k not in ("epochs", "seed"))
+    return same and not set(own)&set(search.get("space", {}))-{"epochs", "seed"}
+
 def final_words(
     f:Facts # The study
 )->list[str]: # Sentences
     "Result of the final runs"
     runs = f.done("final")
     if not runs: return [_nothing]
-    return [w for w in (_ranking(runs), *_above_words(f, runs), _longer_words(f, runs), _overfitted(f, "final")) if w]
-
-def _level(
-    f:Facts, # The study
-    split:str # `valid` or `test`
-)->float: # Accuracy
-    "The level to beat"
-    return f.chance
-
-def _above_words(
-    f:Facts, # The study
-    runs:list[dict] # Finished runs
-)->list[str]: # One sentence a split
-    "Which runs are better than a network that always says the same class; those that were trained on valid images are judged by test images"
-    words = []
-    for split,judged in (("valid", [r for r in runs if not _saw_valid(r)]), ("test", [r for r in runs if _saw_valid(r)])):
-        level, n = _level(f, split), f.study["data"]["counts"].get(split, 0)
-        over = [said(r["name"]) for r in judged if n and interval(r[f"{split}_acc"], n)[0]>level]
-        which = "all of these networks are" if len(over)==len(judged) else f"{listed(over)} {'is' if len(over)==1 else 'are'}" if over else "none of these networks is"
-        if judged and n: words.append(f"To say train's most frequent class of every image would be right for {pct(level)} of the {split} images; {which} clearly above that.")
-    return words
-
-def _source(
-    f:Facts, # The study
-    run:dict # A row of `runs_table`
-)->str: # Name of a search, "" where settings come from none
-    "Which search's best point a run takes"
-    plan = (f.study.get("plan") or {}).get("run", [])
-    own = next((o for o in plan if (o.get("group", "runs"), o.get("name"))==(run["group"], run["name"])), {})
-    return "" if f.study["options"].get("published") else own.get("from", "").removeprefix("search:")
+    return [w for w in (_ranking(runs), *_level_words(f, runs), _longer_words(f, runs), _overfitted(f, "final")) if w]
 
 def _longer_words(
     f:Facts, # The study
@@ -616,9 +620,12 @@ def _longer_words(
 )->str: # One sentence, "" where no run comes from a search
     "What became of a search's best point in a training of its own"
     best = dict(f.tables["table1_search"].dropna(subset="valid_acc")[["search", "valid_acc"]].itertuples(index=False))
-    def of(r): return f"{said(r['name'])}{f' (of {said(_source(f, r))})' if _source(f, r)!=r['name'] else ''}"
-    gains = listed(f"{points(r['valid_acc']-best[_source(f, r)])} for {of(r)}" for r in runs if _source(f, r) in best and not _saw_valid(r))
-    return f"Compared with the best trial of the search that a run takes its settings from: {gains}." if gains else ""
+    def of(r): return said(r["name"])+(f" (of {said(r['search'])})" if r["search"]!=r["name"] else "")
+    alike = [r for r in runs if r["search"] in best and not _saw_valid(r) and _only_longer(f, r)]
+    planned_epochs = f.tables["trials"].groupby("search")["planned_epochs"].max()
+    longer = "longer "*all(r["epochs"]>planned_epochs[r["search"]] for r in alike)
+    gains = listed(f"{points(r['valid_acc']-best[r['search']])} for {of(r)}" for r in alike)
+    return f"Against the best trial of the search that its settings come from, the {longer}training gives {gains}." if gains else ""
 
 # %% ../../nbs/35_results.page.ipynb #6679cb67
 def _mean_sd(
@@ -654,7 +661,8 @@ def interval_words(
 )->str: # For example `+0.9 points, 95 % interval +0.2 to +1.6`
     "A difference and how sure it is"
     difference, low, high = welch(a, b)
-    return points(difference)+("" if np.isnan(low) else f", {_between(low, high)}")
+    few = f" from {len(a)} and {len(b)} seeds" if min(len(a), len(b))<3 else ""
+    return points(difference)+("" if np.isnan(low) else f", {_between(low, high)}{few}")
 
 def verdict(
     a:list[float], # Accuracies of a search's winner, one a new seed
@@ -1224,7 +1232,8 @@ def _gap_figure(
     df = f.tables["gap"]
     height = .9+.235*(len(df)+1.3*df["group"].nunique())
     def draw(): return plot_gap(df, new_axes(4.8, height)[0], f.colours).figure
-    note = " † Trained on mixed images: train accuracy is weighted, and mixed images are harder." if df["mixed"].any() else ""
+    ways = [w for w in dict.fromkeys(w for o in df["train_differs"] for w in o.split(", ")) if w]
+    note = f" † Trained with {listed(ways)}: train accuracy isn't that of the same images as they are, and the gap can't be compared." if ways else ""
     alt = "Train minus valid accuracy at the last epoch: "+", ".join(f"{pretty(g['name'])} ({g['group']}) {points(g['gap'])}" for g in _rows(df))+"."
     caption = f"Accuracy at the last epoch of every run; the number is train minus valid, in points.{note}"
     return _figure("gap", "Gap between training and valid images", caption, alt, draw if len(df) else None, "middle")
@@ -1435,13 +1444,12 @@ def brief_figure(
 
 # %% ../../nbs/35_results.page.ipynb #3c33fa07
 def _published(
-    f:Facts, # The study
     run:dict # A row of `runs_table`
 )->str: # For example `≈ 53.0 %`
     "What the report says of a run's valid accuracy"
-    if (run["group"], run["name"])==("architectures", "custom_cnn") and beside_published(f.study["data"]): return "similar to ResNet-18"
+    if run["report"]=="custom_cnn": return "similar to ResNet-18"
     if pd.isna(run["published"]): return "–"
-    return pct(run["published"]) if run["group"]=="final" else f"≈ {pct(run['published'])}"
+    return f"≈ {pct(run['published'])}" if run["report"] in ("resnet18", "resnet18-pretrained") else pct(run["published"])
 
 def _without_empty(
     table:dict, # As `_table`
@@ -1458,15 +1466,15 @@ def group_table(
 )->dict: # As `_table`
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
-    cells = [(pretty(r["name"]), r["status"], _valid_cell(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), _valid_cell(r, "last_valid_acc"), _published(f, r),
-        pct(r["test_acc"]), r["run_id"] or "–") for r in runs]
+    cells = [(pretty(r["name"]), r["status"], _valid_cell(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), _valid_cell(r, "last_valid_acc"), _published(r),
+        pct(r["test_acc"]), pct(r["test_balanced_acc"]), pct(r["test_macro_f1"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
-        ("published", "num published"), ("test", "num"), ("run id", "code")]
+        ("published", "num published"), ("test", "num"), ("balanced", "num"), ("macro-F1", "num"), ("run id", "code")]
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
-    beside = any(_published(f, r)!="–" for r in runs)
+    beside = any(_published(r)!="–" for r in runs)
     done = f.done(group)
     caption = f"On valid and test images. Weights are kept from {_kept_words(done) or 'one of its epochs'}{'; the published number is valid accuracy at the end'*beside}." \
-        +_brackets_words(runs)+_view_words(done)
+        +_brackets_words(runs)+_view_words(done)+_score_words(f, ("valid", "test"))
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
 
@@ -1476,6 +1484,15 @@ def _valid_cell(
 )->str: # In brackets where it says nothing
     "A valid accuracy in a table"
     return f"({pct(r[key])})" if _saw_valid(r) and pd.notna(r[key]) else pct(r[key])
+
+def _score_words(
+    f:Facts, # The study
+    splits:tuple # Whose accuracies stand in the table
+)->str: # Sentences
+    "What balanced accuracy and macro-F1 are, and the level to beat"
+    levels = listed(f"{pct(f.majority(s))} of the {s} images" for s in splits if pd.notna(f.majority(s)))
+    words = " Balanced accuracy and macro-F1 are means over the classes on test images, in which each class counts the same."
+    return words+(f" Always saying train's most frequent class would give {levels}." if levels else "")
 
 @_states("brackets", "train_on")
 def _brackets_words(runs): return " In brackets: trained on these images, too."*any(map(_saw_valid, runs))
@@ -1492,16 +1509,30 @@ def _view_words(runs):
     averaged = dict.fromkeys(_outputs(r) for r in runs if r["tta"]!="none")
     return f" Test accuracy is of {listed(averaged)} averaged over views of each image, valid accuracy during training of one view." if averaged else ""
 
+def _other_dimensions(
+    f:Facts # The study
+)->list[str]: # Columns of tables 1 and of trials
+    "Dimensions of the searches that are not the report's"
+    headers = [h for h,_ in f.journals.values()]
+    return [k for k in ("model", "opt") if any(k in (h.get("space") or {}) for h in headers)]+other_dimensions(headers)
+
+def _value(
+    v # Of a dimension, perhaps missing
+)->str: # In a cell
+    "A value in print"
+    if v=="" or pd.isna(v): return "–"
+    return sci(v) if isinstance(v, (int, float, np.number)) and not isinstance(v, (bool, np.bool_)) else str(v)
+
 def search_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Table 1: two rows a search, ours and the published one"
-    rows = []
+    rows, others = [], _other_dimensions(f)
     for b in _rows(f.tables["table1_search"]):
-        rows.append((pretty(b["search"]), "here", *(sci(b[k]) for k in POINT), pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
+        rows.append((pretty(b["search"]), "here", *(_value(b[k]) for k in (*POINT, *others)), pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
             "–" if pd.isna(b["run_id"]) else b["run_id"]))
-        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), pct(b["published"]), f"? of {FULL_STUDY['random']+FULL_STUDY['guided']}", "–"))
-    columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in POINT), ("valid", "num"), ("trial", "num"), ("run id", "code")]
+        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), *["–"]*len(others), pct(b["published"]), f"? of {FULL_STUDY['random']+FULL_STUDY['guided']}", "–"))
+    columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in (*POINT, *others)), ("valid", "num"), ("trial", "num"), ("run id", "code")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
 
 def predictor_table(
@@ -1513,10 +1544,10 @@ def predictor_table(
     def certainty(d): return "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}"
     table = _rows(f.tables["table2_predictors"])
     rows = [("–" if pd.isna(d["place"]) else str(d["place"]), pretty(d["predictor"]), pct(d["test_acc"]), certainty(d), pct(d["published"]),
-        d["status"]+(f": {d['reason']}" if d["reason"] else ""), *source(d)) for d in table]
+        pct(d["balanced_acc"]), pct(d["macro_f1"]), d["status"]+(f": {d['reason']}" if d["reason"] else ""), *source(d)) for d in table]
     columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"),
-        ("status", "text"), ("run id", "code"), ("vote of", "long")]
-    caption = "With the 95 % interval that the number of test images allows."
+        ("balanced", "num"), ("macro-F1", "num"), ("status", "text"), ("run id", "code"), ("vote of", "long")]
+    caption = "With the 95 % interval that the number of test images allows."+_score_words(f, ("test",))
     made = _table("table2", "Table 2: test accuracy of different predictors", caption, columns, rows, 0 if table and table[0]["test_acc"]>0 else None)
     return _without_empty(made, "published")
 
@@ -1722,7 +1753,7 @@ def _final_setup(
     "Where the final runs' settings come from"
     runs = f.runs("final")
     if f.study["options"].get("published") and runs: return "Settings that the plan takes from a search are the published ones of the report's table 1."
-    found = {r["name"]: _source(f, r) for r in runs if _source(f, r)}
+    found = {r["name"]: r["search"] for r in runs if r["search"]}
     names = f" of {listed(dict.fromkeys(map(said, found)))}" if len(found)<len(runs) else ""
     return f"Settings{names} are best points of this study's own searches (table 1)." if found else ""
 
@@ -1817,7 +1848,7 @@ def key_numbers(
     out, table = [], [d for d in _rows(f.tables["table2_predictors"]) if pd.notna(d["test_acc"])]
     for d in table[:1]: out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
     for d in [d for d in table if d["kind"]=="run"][:1]:
-        out.append(_key("best single network, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}; guessing gives {pct(f.chance)}"))
+        out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+(f"; the most frequent class gives {pct(d['majority_acc'])}" if pd.notna(d["majority_acc"]) else "")))
     acc = {r["name"]: r["valid_acc"] for r in f.done("augmentation")}
     for n,a in list(acc.items())[:1]:
         out.append(_key("best augmentation, valid", pct(a), n+(f", {points(a-acc['none'])} against none" if "none" in acc and n!="none" else "")))
@@ -2040,8 +2071,8 @@ def _trials_trace(
     "Every trial by its run id, those of controls that are their own among them"
     known = set(f.tables["trials"]["run_id"])
     both = [(t, "") for t in _rows(f.tables["trials"])]+[(t, " control") for t in _rows(f.tables["controls"]) if t["run_id"] not in known]
-    point = [k for k in POINT if f.tables["trials"][k].notna().any()]
-    rows = [(f"{pretty(t['search'])}{which} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(sci(t[k]) for k in point),
+    point = [k for k in POINT if f.tables["trials"][k].notna().any()]+[k for k in _other_dimensions(f) if k!="epochs"]
+    rows = [(f"{pretty(t['search'])}{which} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(_value(t.get(k)) for k in point),
         pct(t["valid_acc"]), f"{_whole(t['epochs'])} of {_whole(t['planned_epochs'])}", duration(t["seconds"])) for t,which in both]
     columns = [("trial", "name"), ("kind", "text"), ("run id", "code"), ("status", "text"), *((DIMENSIONS.get(k, k), "num") for k in point)]
     columns += [("valid", "num"), ("epochs", "num"), ("time", "num")]
@@ -2064,12 +2095,19 @@ def _as_text(
     if isinstance(value, dict): return ", ".join(f"{k} {o}" for k,o in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
+def _shared_value(
+    rows:list[dict] # Of `environments`, about one thing
+)->str: # For example `cpu (60 trainings), cuda (2 trainings)`
+    "What all trainings have, or each value and how many have it"
+    if len(rows)==1: return rows[0]["value"] or "–"
+    return ", ".join(f"{d['value'] or 'none'} ({count(d['trainings'], 'training')})" for d in sorted(rows, key=lambda d: -d["trainings"]))
+
 def environment_table(
     f:Facts # The study
 )->dict: # As `_table`
     "Versions and machine"
     s, data = f.study, f.study["data"]
-    rows = [(k, _as_text(v)) for k,v in sorted((s.get("env") or {}).items())]
+    rows = [(k, _shared_value(_rows(d))) for k,d in f.tables["environments"].groupby("what")]
     rows += [("data digest", str(data.get("digest", ""))), ("classes", _as_text(data["classes"])), ("image size", str(data.get("size", ""))),
         ("options", _as_text(s["options"])), ("started", str(s.get("started", ""))), ("time of the whole study", duration(s.get("seconds")))]
     return _table("table-environment", "Versions and machine", "", [("what", "text"), ("value", "long")], rows)
@@ -2081,7 +2119,7 @@ def _byline(
     "Plan, data, scale and seed in a line"
     s, data = f.study, f.study["data"]
     images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
-    scale, seeds = s["options"].get("scale") or 1, _seed_list(_finished(f)+_trials(f)) or "nothing trained yet"
+    scale, seeds = s["options"].get("scale") or 1, _seed_list(_finished(f)+_trials(f)) or f"seed {_seed(f)}"
     return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. {f'Epochs scaled by {scale:g}, {seeds}' if scale!=1 else seeds[0].upper()+seeds[1:]}. " \
         f"Started on {str(s.get('started', ''))[:10]}, {duration(s.get('seconds'))} in all."
 
@@ -2109,7 +2147,7 @@ def page_html(
         scale=scale_notice(f), key=key_numbers(f), summary=summary_words(f), summary_figure=summary_figure, experiments=parts, gaps=gaps_table(f),
         cautions=cautions(f), decisions=decisions(f), traces=traced, environment=environment_table(f), footer=_footer)
 
-_when_known = ("controls", "convergence", "repeats", "dependence", "importance", "ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion", "seeds", "ablation", "soon") # Tables that not every study has
+_when_known = ("controls", "convergence", "repeats", "dependence", "importance", "ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion", "seeds", "ablation", "soon", "environments") # Tables that not every study has
 
 def write_page(
     out:Path, # A study's folder

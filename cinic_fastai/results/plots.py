@@ -339,7 +339,7 @@ def plot_gap(
         ax.text(0, y-.05, group, transform=ax.get_yaxis_transform(), fontweight="bold", fontsize=8.5, va="center")
         for d in part.to_dict("records"):
             y += 1
-            ticks.append((y, pretty(d["name"])+(" †" if d["mixed"] else "")))
+            ticks.append((y, pretty(d["name"])+(" †" if d["train_differs"] else "")))
             _dumbbell(ax, y, d["valid_acc"], d["train_acc"], colours[d["name"]])
         y += 1.3
     _clean(ax, "x", percent="x")
