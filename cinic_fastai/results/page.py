@@ -2109,7 +2109,7 @@ def environment_table(
     s, data = f.study, f.study["data"]
     rows = [(k, _shared_value(_rows(d))) for k,d in f.tables["environments"].groupby("what")]
     rows += [("data digest", str(data.get("digest", ""))), ("classes", _as_text(data["classes"])), ("image size", str(data.get("size", ""))),
-        ("options", _as_text(s["options"])), ("started", str(s.get("started", ""))), ("time of the whole study", duration(s.get("seconds")))]
+        ("options", _as_text({k: v for k,v in s["options"].items() if v is not None})), ("started", str(s.get("started", ""))), ("time of the whole study", duration(s.get("seconds")))]
     return _table("table-environment", "Versions and machine", "", [("what", "text"), ("value", "long")], rows)
 
 # %% ../../nbs/35_results.page.ipynb #d07bc823
