@@ -144,7 +144,7 @@ def test_cuda(pack, policy):
         order = -20
         def before_batch(self): torch.cuda.set_sync_debug_mode("error")
         def after_train(self): torch.cuda.set_sync_debug_mode("default")
-        def before_validate(self): torch.cuda.set_sync_debug_mode("default")
+        def after_validate(self): torch.cuda.set_sync_debug_mode("default")
     with learn.no_bar(), learn.no_logging(): learn.fit(3, cbs=Strict())
     assert pack.resident[learn.dls.device] is not None
     assert learn.recorder.values[-1][1]<learn.recorder.values[0][1]

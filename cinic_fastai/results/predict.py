@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import noop
 from torch import Tensor, nn
-from . import __version__
+from .. import __version__
 from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
 from ..data.loaders import NormalizeBytes, as_image, pick_device
