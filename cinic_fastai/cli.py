@@ -373,9 +373,10 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import list_images
     from cinic_fastai.data.pack import open_pack
-    from cinic_fastai.study.conduct import estimate, image_seconds, network
+    from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
+    check_device(device)
     from cinic_fastai.runs import make_config
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:
@@ -396,7 +397,6 @@ def _dry_run(plan, data, limit, as_json, threads, device):
 def _count(classes, items):
     "Classes, and images by split"
     return classes,{s: sum(i[0]==s for i in items) for s in SPLITS}
-
 
 # %% ../nbs/50_cli.ipynb #b4687659
 @app.command(epilog=_examples("cinic status out/demo", "cinic status out/demo --watch"))
