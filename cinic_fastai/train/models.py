@@ -209,6 +209,8 @@ def timm_net(
     check_name(name)
     kw = {"drop_rate": dropout} if dropout else {}
     if get_pretrained_cfg(name).fixed_input_size: kw["img_size"] = size
+    family = import_module(timm.model_entrypoint(name).__module__)
+    if getattr(family, "ResNet", None) is ResNet: kw["zero_init_last"] = False
     try:
         net = timm.create_model(name, num_classes=n_out, **kw)
         try_forward(net, size)
