@@ -53,6 +53,7 @@ class RunConfig:
     frozen_lr:float = 1e-4 # Learning rate of the frozen epochs
     precision:str = "auto" # `float32`, `bf16`, or `auto`: a rule on hardware and network
     compile:bool = False # `torch.compile` the network? The time that takes is counted
+    channels_last:bool = True # Lay images and weights out channels last? Off for networks that crash with it
     select:str = "best" # Keep the weights of the `best` epoch by valid accuracy, or of the `last`
     train_on:str = "train" # `train`, or `train+valid` (then nothing is chosen: last weights)
     seed:int = 42 # Of everything random

@@ -378,7 +378,8 @@ def time_steps(
     cfg = dataclasses.replace(cfg, pretrained=False, weights="")
     model = seeded_model(cfg, n_out, cfg.size or size).to(device)
     opt = torch_opt(cfg)(model.parameters(), lr=1e-3)
-    xb = torch.rand(cfg.bs, 3, cfg.size or size, cfg.size or size, device=device).to(memory_format=torch.channels_last)
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    xb = torch.rand(cfg.bs, 3, cfg.size or size, cfg.size or size, device=device).to(memory_format=layout)
     yb = torch.arange(cfg.bs, device=device)%n_out
     def forward():
         with autocast(resolve_precision(cfg, device), device): return model(xb).float()

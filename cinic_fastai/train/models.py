@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OWN', 'conv_out', 'cnn_side', 'conv_pair', 'FullSoftmax', 'CustomCNN', 'whitening', 'FixedConv', 'BiasNorm',
            'speed_block', 'SpeedNet', 'net_name', 'small_stem', 'check_name', 'WithSoftmax', 'try_forward', 'timm_net',
-           'inner_net', 'head_params', 'norm_biases', 'split_params', 'read_weights', 'without_other_head', 'misfits',
-           'converted', 'load_weights', 'hub_files', 'torch_file', 'cached_weights', 'ask', 'fetch_url', 'sources',
-           'download', 'find_weights', 'make_model']
+           'inner_net', 'contiguous_inputs', 'laid_out', 'head_params', 'norm_biases', 'split_params', 'read_weights',
+           'without_other_head', 'misfits', 'converted', 'load_weights', 'hub_files', 'torch_file', 'cached_weights',
+           'ask', 'fetch_url', 'sources', 'download', 'find_weights', 'make_model']
 
 # %% ../../nbs/20_train.models.ipynb #576f0879
 import difflib, threading
@@ -225,6 +225,22 @@ def inner_net(
 )->nn.Module: # Without the softmax around it
     "The network inside"
     return model[0] if isinstance(model, WithSoftmax) else model
+
+def contiguous_inputs(
+    net:nn.Module, # Whose forward pre-hook this is
+    args:tuple # Images
+)->tuple: # Row after row, channel after channel
+    "Images in PyTorch's own layout"
+    return tuple(x.contiguous() for x in args)
+
+def laid_out(
+    model:nn.Module, # As from `make_model`, changed in place
+    channels_last:bool=True # Channels last, or PyTorch's own layout for whatever comes in?
+)->nn.Module: # The same
+    "A network and its images in one memory format"
+    if channels_last: return model.to(memory_format=torch.channels_last)
+    model.register_forward_pre_hook(contiguous_inputs)
+    return model.to(memory_format=torch.contiguous_format)
 
 def head_params(
     net:nn.Module # With `get_classifier`, as timm's and ours have
