@@ -65,15 +65,15 @@ def one_cycle(
 
 # %% ../../nbs/23_train.fit.ipynb #19e28312
 class EpochSums(Callback):
-    "Sums of loss and accuracy over the images of an epoch: training, then validation"
+    "Sums of losses and hits over the images of an epoch: training, then validation"
     order = 60
     def __init__(self): self.clear()
     def clear(self, device="cpu"): self.sums = {k: torch.zeros(3, dtype=torch.float64, device=device) for k in ("train", "valid")}
     def before_validate(self): self.sums["valid"] = torch.zeros_like(self.sums["valid"])
     def after_batch(self):
         n,k = len(self.yb[0]),"train" if self.training else "valid"
-        acc = mixed_accuracy(self.pred.detach(), self.yb[0]).float().mean()
-        self.sums[k] = self.sums[k]+torch.stack([self.loss.detach().float()*n, acc*n, torch.full_like(acc, n)])
+        hits = mixed_accuracy(self.pred.detach(), self.yb[0], "none").float().sum()
+        self.sums[k] = self.sums[k]+torch.stack([self.loss.detach().float()*n, hits, torch.full_like(hits, n)])
     def means(self)->dict: # `train_loss`, `train_acc` and, where the epoch was validated, `valid_loss`, `valid_acc`
         "Averages of the epoch"
         return {f"{k}_{name}": (s[i]/s[2]).item() for k,s in self.sums.items() if s[2] for i,name in enumerate(("loss", "acc"))}
