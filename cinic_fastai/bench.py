@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import Tensor
-from .core import DataError, check_choice, rng
+from .core import ConfigError, DataError, check_choice, rng
 from .data.augment import FlipShift, image_policy
 from .data.folder import list_images, tell
-from .data.loaders import pack_dls
+from .data.loaders import pack_dls, pick_device
 from .data.pack import Pack, get_pack, make_pack
 from .results.ensemble import hard_vote, soft_vote
 from .runs import RunConfig
@@ -617,15 +617,17 @@ def bench(
     root:Path, # Image folder
     limit:int=20_000, # Images a split, 0 for all
     reps:int=3, # Repetitions of what takes long
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable|None=None, # Hears of progress
+    device:str="auto" # `auto` for the CPU and then CUDA where there is one, or one device as for `pick_device`
 )->list[dict]: # Rows, as from `compare`
-    "Measure; on a machine with CUDA the GPU's rows follow"
+    "Measure; on a machine with CUDA the GPU's rows follow the CPU's"
     check_choice("benchmark", name, [*BENCHES, "all"])
     root = Path(root)
     pack = get_pack(root, on_event=on_event)
     pack = pack.limit(limit) if 0<limit<min(pack.counts().values()) else pack
-    devices = ["cpu"]+["cuda"]*torch.cuda.is_available()
-    todo = [(n, e, Bench(root, pack, torch.device(d), reps)) for d in devices for n,e in BENCHES.items() if name in (n, "all") and (d=="cpu" or e.gpu)]
+    devices = dict.fromkeys([pick_device("cpu"), pick_device()] if device=="auto" else [pick_device(device)])
+    todo = [(n, e, Bench(root, pack, d, reps)) for d in devices for n,e in BENCHES.items() if name in (n, "all") and (d.type=="cpu" or e.gpu)]
+    if not todo: raise ConfigError(f"The benchmark {name} has no rows on {device}. Take --device cpu.")
     check_size(todo[0][2])
     out,total,done,began = [],sum(e.weight for _,e,_ in todo),0.,time.monotonic()
     for n,e,b in todo:

@@ -104,7 +104,7 @@ def warp(
     at = _places(m[:,:,:3,0,0], h, w)
     share = edge_share(at[:,0], w, interp).mul_(edge_share(at[:,1], h, interp))
     at = at.mul_(m[:,:,3]).add_(m[:,:,4]).maximum(m[:,:,5]).minimum(m[:,:,6])
-    return F.grid_sample(xb.float(), at.permute(0,2,3,1), mode=interp, padding_mode="border", align_corners=False).mul_(share[:,None])
+    return F.grid_sample(xb.float(), at.permute(0,2,3,1), mode=interp, align_corners=False).mul_(share[:,None])
 
 def _to_device(
     a:np.ndarray, # Parameters
@@ -336,14 +336,15 @@ class OwnPolicy:
         seed:int # The run's seed
     )->Tensor: # Same type and shape
         "Transform a batch"
-        with torch.random.fork_rng(devices=[xb.device] if xb.device.type=="cuda" else []):
+        kind = xb.device.type
+        with torch.random.fork_rng(devices=[xb.device] if kind!="cpu" else [], device_type="cuda" if kind=="cpu" else kind):
             if self.per=="batch": return self._drawn(xb.clone(), epoch, seed, *rows.tolist())
             return torch.stack([self._drawn(x, epoch, seed, row) for x,row in zip(xb.clone(), rows.tolist())])
 
     def _drawn(self, x, epoch, seed, *rows):
         number = derive_seed("augment", self.name, seed, epoch, *rows)
         torch.default_generator.manual_seed(number) # `torch.manual_seed` takes 0.2 ms, as it looks for every kind of device
-        if x.device.type=="cuda": torch.cuda.manual_seed(number)
+        if x.device.type!="cpu": torch.get_device_module(x.device).manual_seed(number)
         out = self.transform(x)
         found = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
         if found!=f"{x.dtype} {tuple(x.shape)}": raise ConfigError(f"Policy '{self.name}' makes {found} of {x.dtype} {tuple(x.shape)}. A policy keeps type and size: leave out ToDtype, Normalize and what crops without resizing.")

@@ -8,8 +8,8 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'do_run', 'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points',
            'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes',
            'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned',
-           'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status',
-           'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'start_clock', 'check_device', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out',
+           'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -120,13 +120,14 @@ class Clock:
 def image_seconds(
     models:set[tuple], # (model, stem, size) of every network
     n_out:int, # Number of classes
-    size:int # Side of the images
+    size:int, # Side of the images
+    device:str="auto" # As for `pick_device`
 )->dict: # (model, stem, size) -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
     from cinic_fastai.train.fit import time_steps
     out = {}
     for m in models:
-        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size)
+        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size, device=device)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
     return out
@@ -165,6 +166,8 @@ class Conductor:
     missing:dict = field(default_factory=dict) # Why a network's weights can't be had
     workers:Callable|None = None # From `open_workers`; None trains in this process
     threads:int = 0 # Of each training; 0 leaves this process as it is and gives another one
+    device:str = "auto" # As for `pick_device`
+    deterministic:bool = False # As for `fit_run`
     stop_file:Path|None = None # Tells other processes to save and end
     halted:bool = False # Is the study ending?
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
@@ -231,7 +234,7 @@ def train_one(
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
@@ -592,9 +595,17 @@ def start_clock(
     left = planned(c)
     if not left: return
     take_threads(c)
+    check_device(c.device)
     c.on_event("note", text="Timing the networks ...")
-    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size)
+    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.device)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
+
+def check_device(
+    device:str # As for `pick_device`
+):
+    "Refuse a device that isn't there, before any work"
+    from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
+    pick_device(device)
 
 def check_data(
     plan:Plan, # With its options applied
@@ -618,7 +629,9 @@ def conduct(
     jobs:int=1, # Trainings at a time, in other processes if more than one; 0 for as many as a cluster has cores
     backend:str="loky", # Where those are: one of `BACKENDS`
     address:str="", # Of a running cluster
-    threads:int=0 # Of each training; 0 leaves this process as it is and gives another one
+    threads:int=0, # Of each training; 0 leaves this process as it is and gives another one
+    device:str="auto", # Where to train: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; it is no part of what the runs are
+    deterministic:bool=False # The same bits from one study to the next on a GPU, too? Slower
 )->dict: # Content of `study.json` at the end
     "Do what is missing of a study and write its page"
     out = Path(out)
@@ -628,7 +641,7 @@ def conduct(
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(out/".lock", f"The study in {out}", wait=1), there as (workers,jobs): # a moment's patience: `cinic status` looks at the lock, too
         record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(Path(store).absolute()) if store else "runs", command)
         c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, one_at_a_time(on_event), stop, save_every, Clock(jobs=jobs),
-            workers=workers, threads=threads)
+            workers=workers, threads=threads, device=device, deterministic=deterministic)
         if plan.track: c.tracker = Tracker(plan.track, out/"track", plan.name, c.on_event)
         c.stop_file = c.store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
         began,before = time.monotonic(),c.record["seconds"]

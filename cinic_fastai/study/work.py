@@ -27,12 +27,13 @@ def make_task(
     store:RunStore, # Where the result goes
     stop_file:Path, # Once it is there, the training saves and ends
     threads:int=1, # Threads of the training
-    **kw # As for `fit_run`: `full`, `weights`, `save_every`, `bars`
+    device:str="auto", # As for `pick_device`, there
+    **kw # As for `fit_run`: `full`, `weights`, `save_every`, `bars`, `deterministic`
 )->dict: # Plain values, and the user's policy where the run has one
     "What a worker has to know"
     kw["weights"] = str(Path(kw["weights"]).absolute()) if kw.get("weights") else None
     own = {k: v for k,v in core.own_policies.items() if k==cfg.policy}
-    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()), stop_file=str(stop_file), threads=threads, kw=kw, own=own)
+    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()), stop_file=str(stop_file), threads=threads, device=device, kw=kw, own=own)
 
 def train_task(
     task:dict # From `make_task`, perhaps with a `slot`
@@ -44,12 +45,11 @@ def train_task(
     def hear(kind, **info):
         if kind=="note": notes.append(info["text"])
     try:
-        _one_gpu(task.get("slot", 0))
         use_threads(task["threads"])
         core.own_policies.update(task["own"])
         cfg,store = RunConfig(**task["cfg"]),RunStore(task["store"])
         pack = _pack_of(task["pack"], task["limit"], task["digest"])
-        done = fit_run(cfg, pack, store, on_event=hear, stop=_stopper(Path(task["stop_file"])), **task["kw"])
+        done = fit_run(cfg, pack, store, on_event=hear, stop=_stopper(Path(task["stop_file"])), **task["kw"], device=_own_gpu(task["device"], task.get("slot", 0)))
     except Exception as e: return dict(notes=notes, error=type(e).__name__, message=str(e), signum=getattr(e, "code", 130)-128, trace=traceback.format_exc())
     return dict(notes=notes, done=done)
 
@@ -71,10 +71,11 @@ def _stopper(
         return 15*asked
     return stop
 
-def _one_gpu(slot):
-    "Where there are several GPUs, each run gets one"
+def _own_gpu(device, slot):
+    "Where there are several GPUs, and none is named, each run gets one"
     import torch
-    if torch.cuda.device_count()>1: torch.cuda.set_device(slot%torch.cuda.device_count())
+    n = torch.cuda.device_count()
+    return f"cuda:{slot%n}" if device in ("auto", "cuda") and n>1 else device
 
 def outcome(
     got:dict # From `train_task`

@@ -141,21 +141,30 @@ def load_opt_tensors(
     opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()["param_groups"]))
 
 # %% ../../nbs/22_train.checkpoint.ipynb #1eaf056a
-def rng_tensors()->dict[str,Tensor]: # State of every global generator
+def _bits(
+    values:list[float] # Numbers
+)->Tensor: # int64, their bits; Apple's devices know no float64
+    "Floats as whole numbers"
+    return torch.tensor(np.array(values, dtype=np.float64).view(np.int64).tolist(), dtype=torch.int64)
+
+def rng_tensors(
+    device:torch.device=torch.device("cpu") # Where the training is
+)->dict[str,Tensor]: # State of every global generator
     "Where all random generators stand"
     name,keys,pos,has_gauss,gauss = np.random.get_state()
     version,words,gauss_next = random.getstate()
     out = dict(torch=torch.get_rng_state(), numpy=torch.from_numpy(keys.astype(np.int64)), python=torch.tensor(words),
-        numpy_rest=torch.tensor([pos, has_gauss, gauss], dtype=torch.float64), python_rest=torch.tensor([] if gauss_next is None else [gauss_next], dtype=torch.float64))
-    if torch.cuda.is_available(): out["cuda"] = torch.cuda.get_rng_state()
+        numpy_rest=_bits([pos, has_gauss, gauss]), python_rest=_bits([] if gauss_next is None else [gauss_next]))
+    if device.type in ("cuda", "mps"): out[device.type] = torch.get_device_module(device).get_rng_state(device)
     return out
 
 def load_rng_tensors(
-    t:dict[str,Tensor] # From `rng_tensors`
+    t:dict[str,Tensor], # From `rng_tensors`
+    device:torch.device=torch.device("cpu") # Where the training is
 ):
     "Put all random generators back"
     torch.set_rng_state(t["torch"])
-    pos,has_gauss,gauss = t["numpy_rest"].tolist()
+    pos,has_gauss,gauss = t["numpy_rest"].numpy().view(np.float64).tolist()
     np.random.set_state(("MT19937", t["numpy"].numpy().astype(np.uint32), int(pos), int(has_gauss), gauss))
-    random.setstate((3, tuple(t["python"].tolist()), t["python_rest"].tolist()[0] if len(t["python_rest"]) else None))
-    if "cuda" in t and torch.cuda.is_available(): torch.cuda.set_rng_state(t["cuda"])
+    random.setstate((3, tuple(t["python"].tolist()), next(iter(t["python_rest"].numpy().view(np.float64).tolist()), None)))
+    if device.type in t: torch.get_device_module(device).set_rng_state(t[device.type], device)

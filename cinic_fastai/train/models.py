@@ -17,7 +17,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
-import requests, timm, torch
+import numpy as np, requests, timm, torch
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
@@ -88,10 +88,10 @@ def whitening(
     eps:float=5e-4 # Added to the eigenvalues
 )->Tensor: # Filters `(2*3*side*side,3,side,side)`
     "Filters whose outputs on these images are uncorrelated and of variance 1, and their negatives"
-    patches = xb.unfold(2, side, 1).unfold(3, side, 1).movedim(1, 3).reshape(-1, 3*side*side).double()
-    values,vectors = torch.linalg.eigh(patches.T@patches/len(patches))
-    filters = (vectors/(values+eps).sqrt()).T.reshape(-1, 3, side, side).flip(0)
-    return torch.cat([filters, -filters]).float()
+    patches = xb.unfold(2, side, 1).unfold(3, side, 1).movedim(1, 3).reshape(-1, 3*side*side).numpy().astype(np.float64)
+    values,vectors = np.linalg.eigh(patches.T@patches/len(patches))
+    filters = (vectors/np.sqrt(values+eps)).T.reshape(-1, 3, side, side)[::-1]
+    return torch.from_numpy(np.concatenate([filters, -filters]).astype(np.float32))
 
 class FixedConv(nn.Module):
     "A convolution whose filters are not trained; its bias is"
@@ -109,6 +109,8 @@ class BiasNorm(nn.BatchNorm2d):
         n:int # Channels
     ):
         super().__init__(n, eps=1e-12, momentum=.4, affine=False)
+        del self.weight
+        self.register_buffer("weight", torch.ones(n), persistent=False) # without one CUDA returns an empty gradient of the bias
         self.bias = nn.Parameter(torch.zeros(n))
 
 def speed_block(
