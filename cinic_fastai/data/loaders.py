@@ -57,16 +57,16 @@ def resize(
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/13_data.loaders.ipynb #bb63311d
-class NormalizeBytes(Transform):
+class NormalizeBytes(Normalize):
     "0-255 to normalised float32 in one go, resized if wanted; fastai's `IntToFloatTensor` and `Normalize` together"
-    order,parameters = 10,L("scale", "shift")
+    order,parameters = 10,L("mean", "std", "scale", "shift")
     def __init__(self,
         mean, # Of each channel, on 0-1
         std, # Of each channel, on 0-1
         size:int=0 # Side of the result; 0 leaves images as they are
     ):
-        super().__init__()
         mean,std = (torch.from_numpy(np.array(o, dtype=np.float32)) for o in (mean, std))
+        super().__init__(*(o[None,:,None,None] for o in (mean, std)))
         self.scale,self.shift,self.size = 1/(255*std),-mean/std,size
 
     def encodes(self, x:TensorImage): return TensorImage(self.normalize(x.as_subclass(Tensor)))

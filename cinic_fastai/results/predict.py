@@ -24,7 +24,7 @@ from ..files import read_json, write_text, writing
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast, set_up
-from ..train.models import make_model
+from ..train.models import laid_out, make_model
 from .ensemble import FittedEnsemble, predict_ensemble
 from .tables import ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
 
@@ -40,9 +40,10 @@ class Member(nn.Module):
         super().__init__()
         self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
         self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
-        self.net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
-        self.net.load_state_dict(tensors)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
+        net.load_state_dict(tensors)
+        self.net = laid_out(net, cfg.channels_last)
+        self.eval().requires_grad_(False)
 
     def forward(self,
         xb:Tensor # Images, 0-255 `(bs,3,size,size)`

@@ -33,7 +33,7 @@ from ..data.loaders import pack_dls
 from ..data.mix import Mix, SoftLoss, mixed_accuracy
 from ..data.pack import Pack
 from ..runs import RunConfig, make_config
-from .models import SpeedNet, make_model, split_params
+from .models import SpeedNet, laid_out, make_model, split_params
 
 # %% ../../nbs/21_train.learner.ipynb #f5991ca5
 def make_dls(
@@ -299,12 +299,12 @@ def seeded_model(
     n_out:int, # Number of classes
     size:int, # Side of its images
     weights:Path|None=None # File with pretrained weights
-)->torch.nn.Module: # channels_last
+)->torch.nn.Module: # In the memory format wanted
     "The network of a configuration: same seed, same weights; torch's global generator is left as it was"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("init", cfg.seed))
         model = make_model(cfg.model, n_out=n_out, pretrained=cfg.pretrained, weights=weights, stem=cfg.stem, dropout=cfg.dropout, softmax=cfg.softmax, size=size, width=cfg.width, dirac=cfg.dirac)
-    return model.to(memory_format=torch.channels_last)
+    return laid_out(model, cfg.channels_last)
 
 def first_images(
     dls:DataLoaders, # Ours, or any
