@@ -1212,6 +1212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cinic_fastai.runs._parse': ('runs.html#_parse', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs._range_error': ('runs.html#_range_error', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs._type_error': ('runs.html#_type_error', 'cinic_fastai/runs.py'),
+                                   'cinic_fastai.runs.best_epoch': ('runs.html#best_epoch', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.config_errors': ('runs.html#config_errors', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.declared': ('runs.html#declared', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.fallen': ('runs.html#fallen', 'cinic_fastai/runs.py'),

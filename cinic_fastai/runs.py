@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
-           'parse_settings', 'parse_config', 'phases', 'scaled', 'fallen', 'validates', 'seed_name', 'setting_name',
-           'declared', 'run_id', 'prob_error', 'RunStore']
+           'parse_settings', 'parse_config', 'phases', 'scaled', 'best_epoch', 'fallen', 'validates', 'seed_name',
+           'setting_name', 'declared', 'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math, re
@@ -156,6 +156,13 @@ def scaled(
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
 
 # %% ../nbs/02_runs.ipynb #f9cd08b2
+def best_epoch(
+    accs:list[float], # Valid accuracy by epoch
+    losses:list[float] # Valid loss by epoch
+)->int: # Its number, from 0
+    "The epoch of the highest accuracy; of several the one with the lowest loss, then the earliest"
+    return int(np.lexsort((losses, -np.asarray(accs)))[0])
+
 def fallen(
     accs:list[float], # Valid accuracy by epoch
     bars:dict[int,float] # Least accuracy after so many epochs
@@ -185,7 +192,7 @@ def setting_name(
     return re.sub(r"-\d+$", "", name)
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
-RESULT_VERSION = 2
+RESULT_VERSION = 3
 
 def declared(
     cfg:RunConfig # One run

@@ -25,7 +25,7 @@ from ..data.loaders import PackDL, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
 from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, phases, run_id, validates
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import Lookahead, autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
@@ -89,10 +89,11 @@ class Progress:
     seconds:float = 0. # Time spent on the current epoch before an interruption
 
     def best_epoch(self,
-        select:str="best" # "best" by valid accuracy, the first on ties, or "last"
+        select:str="best" # "best" as `runs.best_epoch` has it, or "last"
     )->int: # Its number, from 0
         "The epoch whose weights are kept"
-        return len(self.history)-1 if select=="last" else int(np.argmax([h["valid_acc"] for h in self.history]))
+        if select=="last": return len(self.history)-1
+        return best_epoch([h["valid_acc"] for h in self.history], [h["valid_loss"] for h in self.history])
 
 # %% ../../nbs/23_train.fit.ipynb #6e685233
 class Steward(Callback):
@@ -298,7 +299,8 @@ def kept_training(
 def _stopped(history):
     "What is told of a training that a bar ended"
     accs = [h["valid_acc"] for h in history]
-    return dict(stopped=len(accs), accs=accs, valid_acc=max(accs), best_epoch=int(np.argmax(accs)), seconds=sum(h["seconds"] for h in history))
+    best = best_epoch(accs, [h["valid_loss"] for h in history])
+    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=sum(h["seconds"] for h in history))
 
 def _summary(cfg, learn, progress):
     "What a finished training comes to, at the epoch whose weights are kept"
