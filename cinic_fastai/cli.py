@@ -301,7 +301,7 @@ def study(
     limit:Annotated[int, typer.Option("--limit", min=0, help="Use this many images a split, the same number of each class; 0 for all.")]=0,
     scale:Annotated[float, typer.Option("--scale", help="Factor on all epochs.")]=1.,
     trials:Annotated[Optional[str], typer.Option("--trials", help="Random and guided trials of each search, as R+G.")]=None,
-    seed:Annotated[Optional[int], typer.Option("--seed", min=0, help="Another seed than the plan's.")]=None,
+    seed:Annotated[Optional[int], typer.Option("--seed", min=0, help="Another [study] seed: of everything whose seed or seeds the plan doesn't state.")]=None,
     store:Annotated[Optional[Path], typer.Option("--store", help="A folder of runs that several studies share.")]=None,
     published:Annotated[bool, typer.Option("--published", help="Final runs take the report's table 1 instead of searching.")]=False,
     weights:Weights=None,
