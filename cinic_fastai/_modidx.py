@@ -1217,6 +1217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'cinic_fastai.runs.declared': ('runs.html#declared', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.fallen': ('runs.html#fallen', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.make_config': ('runs.html#make_config', 'cinic_fastai/runs.py'),
+                                   'cinic_fastai.runs.one_training': ('runs.html#one_training', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.parse_config': ('runs.html#parse_config', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.parse_settings': ('runs.html#parse_settings', 'cinic_fastai/runs.py'),
                                    'cinic_fastai.runs.phases': ('runs.html#phases', 'cinic_fastai/runs.py'),

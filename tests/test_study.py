@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENV, TINY_PLAN, cinic, no_page, started
+from cinic_fastai.files import read_json, write_json
 from cinic_fastai.test_utils import tiny_folder
 
 def results(out):
@@ -139,3 +140,15 @@ def test_dry_run_trains_nothing(images, plan_file, tmp_path):
     todo = json.loads(r.stdout)
     assert len(todo["trainings"])==8 and todo["seconds"]>=0
     assert not (tmp_path/"out").exists()
+
+def test_a_vote_of_one_training_under_two_names_is_not_taken(example, tmp_path):
+    "Two searches may end at one point; a plan that names a training twice is refused when it is read"
+    from cinic_fastai.results.tables import predictors_table
+    out = tmp_path/"copy"
+    shutil.copytree(example, out)
+    record = read_json(out/"study.json")
+    rids = {r["name"]: r for r in record["runs"]}
+    rids["resnet18-sgd"]["run_id"] = rids["resnet18-adam"]["run_id"]
+    write_json(out/"study.json", record)
+    votes = predictors_table(out).query("kind=='soft' or kind=='hard'")
+    assert set(votes["status"])=={"skipped"} and set(votes["reason"])=={"resnet18-sgd and resnet18-adam are one training, which would count twice"}

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nearest
 from ..files import read_json, read_lines, read_npz, to_json
-from ..runs import RunStore, config_fields
+from ..runs import RunStore, config_fields, one_training
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, bootstrap_difference, class_accuracy, confusion, disagreement, ece, interval, mcnemar, mean_interval,
     nll, oracle_accuracy, reliability, welch)
@@ -366,6 +366,7 @@ def _vote_prediction(
     if missing := [n for n in names if "stored" not in runs.get(n, {})]:
         waits = all(runs.get(n, {}).get("status")=="left" for n in missing)
         return {**d, "status": "left" if waits else "skipped", "reason": f"{'waits for' if waits else 'without'} {', '.join(missing)}"}
+    if why := one_training({n: runs[n]["run_id"] for n in names}): return {**d, "status": "skipped", "reason": why}
     try: return d|_voted(ensemble, [runs[n] for n in names])
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
 

@@ -24,7 +24,7 @@ from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreErr
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
 from ..results.metrics import confusion, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
 from .track import Tracker, check_track
@@ -470,8 +470,10 @@ def do_ensembles(
 ):
     "Say which ensembles can be formed; votes are taken from stored probabilities when the page is made"
     for e in c.record["ensembles"]:
-        without = [m for m in e["members"] if member(c.record, m)["status"]!="done"]
-        e.update(status="skipped" if without else "done", reason=f"without {', '.join(without)}" if without else "")
+        members = {m: member(c.record, m) for m in e["members"]}
+        without = [m for m,r in members.items() if r["status"]!="done"]
+        reason = f"without {', '.join(without)}" if without else one_training({m: r["run_id"] for m,r in members.items()})
+        e.update(status="skipped" if reason else "done", reason=reason)
     c.save()
 
 def member(
