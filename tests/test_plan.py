@@ -1,11 +1,12 @@
 "Plans: whatever stands in a file, it is a plan or one `PlanError` that says what is wrong."
 import tomllib
 from contextlib import nullcontext
+from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from cinic_fastai.core import PlanError
 from cinic_fastai.runs import config_fields
-from cinic_fastai.study.plan import ablation_text, parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, trainings, with_options
+from cinic_fastai.study.plan import ablation_text, parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, run_config, trainings, with_options
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
@@ -115,3 +116,30 @@ def test_a_seed_that_makes_two_runs_one():
     plan = parse_plan("[study]\nname = 'x'\nseed = 9\n[[run]]\nname = 'n-1'\n[[run]]\nname = 'n-2'\nseed = 1\n")
     assert seeds(with_options(plan, seed=3))=={"n-1": 3, "n-2": 1}
     with pytest.raises(PlanError, match="'n-1' and 'n-2' are one training"): with_options(plan, seed=1)
+
+BOTH = "train_on = 'train+valid'\n"
+HELD = "[[run]]\nname = 'c'\ntrain_on = 'train'\n[[run]]\nname = 'd'\ntrain_on = 'train'\nseed = 2\n"
+LOOK = "[[search]]\nname = 's'\ntrain_on = 'train'\nspace = {lr = [0.1,1]}\n"
+def voted(method, members="'a', 'b'", more=""): return f"[[ensemble]]\nname = 'v'\nmethod = '{method}'\nmembers = [{members}]\n{more}\n"
+
+def trained_on_both(defaults="", more=""):
+    "A plan whose runs `a` and `b` train on valid images, too"
+    return f"[study]\nname = 'x'\n[defaults]\n{BOTH}{defaults}[[run]]\nname = 'a'\n[[run]]\nname = 'b'\nseed = 2\n{more}"
+
+@pytest.mark.parametrize("text,why", [(trained_on_both(more="[[search]]\nname = 's'\nspace = {lr = [0.1,1]}"), "a search chooses by valid images"),
+    (trained_on_both(more="[[search]]\nname = 's'\nrungs = [1]\nstrategy = 'random'\nspace = {lr = [0.1,1]}"), "a search chooses by valid images"),
+    (f"[study]\nname = 'x'\n[[search]]\nname = 's'\n{BOTH}space = {{lr = [0.1,1]}}", "a search chooses by valid images"),
+    (trained_on_both("select = 'best'\n"), "select = 'best' needs valid images"), (trained_on_both(more="select = 'best'"), "select = 'best' needs valid images"),
+    (trained_on_both(more=LOOK+f"select = 'best'\n[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"), "select = 'best' needs valid images"),
+    *((trained_on_both(more=voted(m)), "'a' trains on valid images too") for m in ("greedy", "weighted", "hard")),
+    *((trained_on_both(more=voted("soft", more=f"{t} = true")), "'b' trains on valid images too") for t in ("temperature", "member_temperature")),
+    (trained_on_both(more=HELD+voted("greedy", "'c', 'runs/b'")), "'runs/b' trains on valid images too"),
+    (trained_on_both(more=LOOK+f"[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"+HELD+voted("weighted", "'c', 'f'")), "'f' trains on valid images too")])
+def test_nothing_is_chosen_by_images_that_are_trained_on(text, why):
+    with pytest.raises(PlanError, match=why): parse_plan(text)
+
+def test_beside_runs_that_train_on_both():
+    "Choices among runs that hold valid images back stay possible, and so does a last step with what a search found"
+    plan = parse_plan(trained_on_both(more=LOOK+f"[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"+HELD+voted("greedy", "'c', 'd'", "temperature = true")+voted("soft", "'a', 'b', 'f'").replace("'v'", "'w'")))
+    assert {o.name: run_config(plan, o, dict(lr=.5)).select for o in plan.runs}==dict(a="last", b="last", f="last", c="best", d="best")
+    read_plan(Path(__file__).parents[1]/"nbs"/"explanations"/"longer.toml")

@@ -267,6 +267,8 @@ def _search_base(
     of = [t for t in _tables(d, "search") if f"search:{t.get('name')}"==run.get("from")]
     return {k:v for t in of[:1] for k,v in _fields(t).items() if k!="epochs"}
 
+_needs_valid = "train_on = 'train+valid': a search chooses by valid images. Take train_on = 'train' here, 'train+valid' in a run that starts from it"
+
 def _search_errors(
     search:dict, # A [[search]]
     d:dict # The parsed plan
@@ -274,7 +276,9 @@ def _search_errors(
     "Check one search"
     own,space = _fields(search),search.get("space")
     out = _key_errors("search", search)+_settings_errors(own, _defaults(d))+_seed_errors(search)+_budget_errors(search)
-    epochs = {**_defaults(d), **own}.get("epochs", RunConfig.epochs)
+    both = {**_defaults(d), **own}
+    if both.get("train_on")=="train+valid": out.append(_needs_valid)
+    epochs = both.get("epochs", RunConfig.epochs)
     if "rungs" in search and type(epochs) is int: out += _rung_errors(search["rungs"], epochs)
     if not isinstance(space, dict): return out
     if isinstance(search.get("start"), list) and not space_errors(space): out += start_errors(space, search["start"])
@@ -399,7 +403,8 @@ def _build(
     study = d["study"]
     seed = study.get("seed", 42)
     runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", ""), "seed" in t) for t in _tables(d, "run")]
-    searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"], seed=t.get("seed", seed), own_seed="seed" in t,
+    searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"],
+        seed=t.get("seed", seed), own_seed="seed" in t,
         **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
     votes = [PlanEnsemble(**{**t, "members": tuple(t["members"])}) for t in _tables(d, "ensemble")]
     return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text, study.get("track", ""))
@@ -466,7 +471,7 @@ def _counted_twice(
         first = {}
         for name,run in runs.items():
             other = first.setdefault(_same_training(plan, run), name)
-            if other!=name: out.append(f"{place}: '{other}' and '{name}' are one training, which would count twice. Give them different seeds, or leave one out")
+            if other!=name: out.append(f"{place}: '{other}' and '{name}' are one training, which would count twice; give them different seeds")
     return out
 
 # %% ../../nbs/40_study.plan.ipynb #7d4b44e4
