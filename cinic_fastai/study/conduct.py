@@ -26,7 +26,7 @@ from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, 
 from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
-from .search import best_trial, read_journal, search
+from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
 from .work import RunError, insist, make_task, open_workers, outcome
 
@@ -379,7 +379,8 @@ def run_search(
             c.log(f"{name} trial {number+1}: {_trace(e)}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
-        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status=status, cause="")
+        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
+            seconds=done["seconds"], status=status, cause="")
     header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
         rungs=s.rungs, factor=s.factor, header=header, chance=1/len(c.pack.classes), on_event=c.on_event, each=in_threads if c.workers else map)
@@ -429,9 +430,9 @@ def repeat_points(
     control:list[dict] # Of its control, [] without one
 )->list[tuple[str,dict]]: # (`winner`, `runner-up` or `control`, trial) of different points
     "The points whose luck is worth a second look"
-    def best_first(trials): return sorted((o for o in trials if o["status"]=="done"), key=lambda o: -o["valid_acc"])
-    different = {o["run_id"]: o for o in reversed(best_first(trials))} # a point that came up twice is one run
-    found = list(zip(("winner", "runner-up"), reversed(different.values())))
+    different = {}
+    for o in best_first(trials): different.setdefault(o["run_id"], o) # a point that came up twice is one run
+    found = list(zip(("winner", "runner-up"), different.values()))
     rival = best_first(control)[:1]
     return found+[("control", o) for o in rival if o["run_id"] not in [p["run_id"] for _,p in found[:1]]]
 
@@ -580,7 +581,8 @@ def planned(
     cfgs = [run_config(c.plan, r) for r in c.plan.runs if not r.source]
     left = [cfg for cfg in cfgs if not c.store.is_sound(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
     for s in c.plan.searches:
-        made,control = (len(read_journal(f)[1]) if (f := journal_path(c.out, name)).exists() else 0 for name in (s.name, control_name(s.name)))
+        journals = [journal_path(c.out, name) for name in (s.name, control_name(s.name))]
+        made,control = (sum(not wanting(o) for o in read_journal(f)[1]) if f.exists() else 0 for f in journals)
         repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
         repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
         left += [trial_config(s, {})]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
