@@ -1449,6 +1449,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'cinic_fastai/study/plan.py'),
                                          'cinic_fastai.study.plan.ingredients': ( 'study.plan.html#ingredients',
                                                                                   'cinic_fastai/study/plan.py'),
+                                         'cinic_fastai.study.plan.middle_bs': ('study.plan.html#middle_bs', 'cinic_fastai/study/plan.py'),
                                          'cinic_fastai.study.plan.n_points': ('study.plan.html#n_points', 'cinic_fastai/study/plan.py'),
                                          'cinic_fastai.study.plan.n_repeats': ('study.plan.html#n_repeats', 'cinic_fastai/study/plan.py'),
                                          'cinic_fastai.study.plan.n_trials': ('study.plan.html#n_trials', 'cinic_fastai/study/plan.py'),

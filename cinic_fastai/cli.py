@@ -376,17 +376,18 @@ def _dry_run(plan, data, limit, as_json, threads):
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:
         folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
-        if (folder/"manifest.json").exists(): classes,counts = open_pack(folder).classes,open_pack(folder).counts()
-        else: classes,counts = _count(*list_images(folder))
+        pack = open_pack(folder) if (folder/"manifest.json").exists() else None
+        classes,counts = (pack.classes, pack.counts()) if pack else _count(*list_images(folder))
+        size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
-    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), 32)
+    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size)
     rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([{**r, "seconds": duration(r["seconds"])} for r in rows], f"Plan {plan.name}")
-    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network.")
+    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network and size of batch.")
     print("Nothing was trained.")
 
 def _count(classes, items):

@@ -12,7 +12,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
-import datetime as dt, os, threading, time, tomllib, traceback
+import datetime as dt, math, os, threading, time, tomllib, traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -25,7 +25,7 @@ from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
 from ..results.metrics import confusion, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
-from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
+from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
 from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
 from .work import RunError, insist, make_task, open_workers, outcome
@@ -118,15 +118,15 @@ class Clock:
 
 # %% ../../nbs/43_study.conduct.ipynb #00368f87
 def image_seconds(
-    models:set[tuple], # (model, stem, size) of every network
+    networks:set[RunConfig], # From `network`
     n_out:int, # Number of classes
     size:int # Side of the images
-)->dict: # (model, stem, size) -> seconds an image in training and in validation
+)->dict: # Network -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
     from cinic_fastai.train.fit import time_steps
     out = {}
-    for m in models:
-        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size)
+    for m in networks:
+        try: out[m] = time_steps(m, n_out, size)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
     return out
@@ -137,15 +137,17 @@ def estimate(
     speed:dict # From `image_seconds`
 )->float: # Seconds; 0 for a network that was not measured, as where a search chooses it
     "What a run should take"
-    train,valid = speed.get(network(cfg), (0., 0.))
+    alike = [m for m in speed if replace(m, bs=cfg.bs)==replace(network(cfg), bs=cfg.bs)]
+    train,valid = speed[min(alike, key=lambda m: abs(math.log2(m.bs/cfg.bs)))] if alike else (0., 0.) # at the nearest batch
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 
 def network(
     cfg:RunConfig # One run
-)->tuple: # (model, stem, size)
-    "What decides how long an image takes"
-    return cfg.model,cfg.stem,cfg.size
+)->RunConfig: # The same for runs whose images take equally long
+    "What decides how long an image takes; of batches the nearest power of two"
+    kept = ("model", "stem", "size", "width", "precision")
+    return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
 # %% ../../nbs/43_study.conduct.ipynb #d6c505f5
 @dataclass
@@ -585,9 +587,9 @@ def planned(
         made,control = (sum(not wanting(o) for o in read_journal(f)[1]) if f.exists() else 0 for f in journals)
         repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
         repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
-        left += [trial_config(s, {})]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
+        left += [trial_config(s, middle_bs(s))]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
     finals = [r for r in c.plan.runs if r.source and c.entry("runs", r.name, r.group)["status"]!="done"]
-    return left+[final_config(c.plan, r, {}) for r in finals]
+    return left+[final_config(c.plan, r, middle_bs(plan_search(c.plan, r.source))) for r in finals]
 
 def start_clock(
     c:Conductor # A study

@@ -6,7 +6,7 @@
 __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PLAIN', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'Plan', 'grid_counts', 'n_points',
            'n_trials', 'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'with_seeds', 'plan_search',
            'plan_run', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'trial_config', 'final_config',
-           'run_config', 'with_options', 'trainings', 'ingredients', 'ablation_text', 'plan_problems']
+           'run_config', 'with_options', 'middle_bs', 'trainings', 'ingredients', 'ablation_text', 'plan_problems']
 
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import json, math, re, tomllib
@@ -608,17 +608,26 @@ def with_options(
     return plan
 
 # %% ../../nbs/40_study.plan.ipynb #f3f2b9f3
+def middle_bs(
+    search:PlanSearch # One search
+)->dict: # `bs`, or nothing where it isn't searched
+    "The batch in the middle of a space, for an estimate of the time"
+    ends = dim_ends(search.space["bs"]) if "bs" in search.space else []
+    return dict(bs=2**round(sum(map(math.log2, ends))/len(ends))) if ends else {}
+
 def _training(
     name:str, # Of the run or trial
     group:str, # Of the run, or the search's name
     kind:str, # `run`, `trial`, `repeat` or `final`
     settings:dict, # Fields of `RunConfig` known so far
-    open:tuple=() # Fields that a search decides
+    open:tuple=(), # Fields that a search decides
+    bs:dict={} # From `middle_bs`
 )->dict: # One row of `trainings`
     "Describe one training; what a search decides is None"
     shown = ("model", "pretrained", "policy", "opt", "bs", "epochs", "seed")
     known = {k: None if k in open else settings.get(k, config_fields[k].default) for k in shown}
-    return dict(name=name, group=group, kind=kind, **known, settings={k:v for k,v in settings.items() if k not in open}, also=[])
+    return dict(name=name, group=group, kind=kind, **known, also=[],
+        settings=bs|{k:v for k,v in settings.items() if k not in open})
 
 def _run_trainings(
     plan:Plan # A plan
@@ -630,7 +639,7 @@ def _trial_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
     "Trials of all searches, those of controls that the search doesn't share, and repeats with other seeds"
-    def row(s, name, kind): return (s.name, name),_training(f"{s.name} {name}", s.name, kind, s.settings, tuple(s.space))
+    def row(s, name, kind): return (s.name, name),_training(f"{s.name} {name}", s.name, kind, s.settings, tuple(s.space), middle_bs(s))
     return [row(s, name, kind) for s in plan.searches for name,kind in [*((f"{i+1}", "trial") for i in range(n_trials(s))),
         *((f"control {n_trials(s)-s.guided+i+1}", "trial") for i in range(s.guided*s.control)), *((f"repeat {i+1}", "repeat") for i in range(n_repeats(s)))]]
 
@@ -641,7 +650,7 @@ def _final_trainings(
     def row(o):
         search = plan_search(plan, o.source)
         settings,open = {**search.settings, **o.settings},tuple(k for k in search.space if k not in o.settings)
-        return _same_training(plan, o),_training(o.name, o.group, "final", settings, open)
+        return _same_training(plan, o),_training(o.name, o.group, "final", settings, open, middle_bs(search))
     return [row(o) for o in plan.runs if o.source]
 
 def trainings(
