@@ -114,6 +114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'cinic_fastai.cli.print_json': ('cli.html#print_json', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli.print_table': ('cli.html#print_table', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli.report': ('cli.html#report', 'cinic_fastai/cli.py'),
+                                  'cinic_fastai.cli.seen_words': ('cli.html#seen_words', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli.status': ('cli.html#status', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli.study': ('cli.html#study', 'cinic_fastai/cli.py'),
                                   'cinic_fastai.cli.train': ('cli.html#train', 'cinic_fastai/cli.py')},

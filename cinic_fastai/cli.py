@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
-           'Backend', 'Address', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options', 'duration', 'Screen',
-           'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check',
-           'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
-           'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
+           'Backend', 'Address', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options', 'duration', 'seen_words',
+           'Screen', 'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import',
+           'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate',
+           'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
 import os, shlex, shutil, sys, tempfile, time, warnings
@@ -81,6 +81,13 @@ def duration(
     return f"{s//86400} d {s%86400//3600:02d} h"
 
 # %% ../nbs/50_cli.ipynb #f590fab9
+def seen_words(
+    saw_valid:bool=False, # Were valid images trained on?
+    **info # What else an event holds
+)->str: # Behind a valid accuracy
+    "What has to be said of a valid accuracy"
+    return " on images it was trained on" if saw_valid else ""
+
 class Screen:
     "Draws events: bars on a terminal, lines elsewhere"
     def __init__(self,
@@ -108,15 +115,14 @@ class Screen:
     def _start(self, name, epochs, **info): self._draw(f"{name}: epoch 1 of {epochs}", info)
     def _batch(self, name, epoch, epochs, **info): self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}", info)
     def _epoch(self, name, epoch, epochs, **info):
-        told = f", valid accuracy {info['valid_acc']:.3f}" if "valid_acc" in info else ""
+        told = f", valid accuracy {info['valid_acc']:.3f}{seen_words(**info)}" if "valid_acc" in info else ""
         self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}{told}", info)
     def _progress(self, what, done, total, **info):
         if "left" in info: return self._draw(what, dict(info, share=done/total))
         self.bar.update(self.task, completed=done/max(total, 1), description=f"{what}: {done:,} of {total:,}")
     def _jobs(self, names, **info): self._draw(f"{len(names)} running: {', '.join(names)}"[:100], info)
     def _end(self, name, status, **info):
-        seen = " on images it was trained on" if info.get("saw_valid") else ""
-        told = f"valid accuracy {info['valid_acc']:.4f}{seen}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
+        told = f"valid accuracy {info['valid_acc']:.4f}{seen_words(**info)}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
         if "stopped" in info: told += f", after {info['stopped']} epochs"
         left = f"  ({duration(info['left'])} to go)" if info.get("left") and not self.live else ""
         self.console.print(Text.assemble(_mark(status), f" {name}: {told}{left}"), soft_wrap=True)
@@ -472,11 +478,14 @@ def train(
         from cinic_fastai.train.fit import fit_run
         from cinic_fastai.train.learner import use_threads
         use_threads(threads)
-        def tell(kind, **info): screen(kind, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
+        saw = dict(saw_valid=cfg.train_on!="train")
+        def tell(kind, **info): screen(kind, **saw, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
         done = fit_run(cfg, pack, store, weights=weights, on_event=tell, stop=stop, save_every=save_every)
-    if as_json: return print_json(dict(run_id=rid, **done))
-    print_table(store.history(rid).drop(columns=["frozen"]).to_dict("records"))
-    print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
+    if as_json: return print_json(dict(run_id=rid, **saw, **done))
+    table = store.history(rid).drop(columns=["frozen", *["valid_loss", "valid_acc"]*saw["saw_valid"]])
+    print_table(table.assign(epoch=table["epoch"]+1).to_dict("records"))
+    valid = f"valid accuracy {done['valid_acc']:.4f}{seen_words(**saw)}"
+    print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #8f0f403a
 MemberName = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]

@@ -1,5 +1,5 @@
 "A study as a user runs it: whole, again, cut off, with wrong options."
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
@@ -198,3 +198,27 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     assert record["searches"][0]["best"]["number"]==max(read_lines(out/"searches"/"s.jsonl")[0][1:], key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
     conduct(plan, pack, out)
     assert len(calls)==4
+
+def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path):
+    "As the page does: epochs from 1, and no accuracy on images that were trained on without these words"
+    def trained(*settings):
+        r = cinic("train", "model=custom_cnn", "bs=16", "epochs=2", "lr=0.01", *settings, "--data", images, "--out", tmp_path/"out")
+        assert r.returncode==0, r.stderr
+        return r.stdout
+    said = trained()
+    assert [o.split()[0] for o in said.splitlines() if o.strip()[:1].isdigit()]==["1", "2"] and "valid_acc" in said
+    rid = re.search(r"runs/(\w+)", said.replace("\n", ""))[1]
+    done = read_json(tmp_path/"out"/"runs"/rid/"done.json")
+    assert f"Best epoch {done['best_epoch']+1}: valid accuracy {done['valid_acc']:.4f}, test" in said
+    assert f"Last epoch 2: valid accuracy" in trained("select=last")
+    both = trained("train_on=train+valid")
+    assert re.search(r"Last epoch 2: valid accuracy 0\.\d{4} on images it was trained on, test accuracy", both) and "valid_acc" not in both
+    assert json.loads(trained("train_on=train+valid", "--json"))["saw_valid"]
+
+def test_the_bar_says_what_it_was_trained_on():
+    "Epoch by epoch, too"
+    from cinic_fastai.cli import Screen
+    for saw,words in ((True, "valid accuracy 0.900 on images it was trained on"), (False, "valid accuracy 0.900")):
+        with Screen() as screen:
+            screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)
+            assert screen.bar.tasks[0].description=="a: epoch 2 of 2, "+words

@@ -266,7 +266,7 @@ def here(
         if kind=="note": c.log(f"{name}: {info['text']}")
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
-        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), saw_valid=cfg.train_on!="train", **info)
     take_threads(c)
     on_place()
     began = time.monotonic()
