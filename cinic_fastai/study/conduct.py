@@ -43,7 +43,8 @@ def new_record(
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
     about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
-    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=options, store=store, data=about,
+    all_options = dict(limit=pack.limited, scale=1., trials=None, seed=plan.seed, published=False)|options
+    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=all_options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
             control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
@@ -77,7 +78,7 @@ def open_record(
         return new
     old = read_json(f)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
