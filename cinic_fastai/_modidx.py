@@ -1280,6 +1280,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct._halt': ( 'study.conduct.html#_halt',
                                                                                   'cinic_fastai/study/conduct.py'),
+                                            'cinic_fastai.study.conduct._level': ( 'study.conduct.html#_level',
+                                                                                   'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct._trace': ( 'study.conduct.html#_trace',
                                                                                    'cinic_fastai/study/conduct.py'),
                                             'cinic_fastai.study.conduct._trial_rows': ( 'study.conduct.html#_trial_rows',

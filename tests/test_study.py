@@ -222,3 +222,20 @@ def test_the_bar_says_what_it_was_trained_on():
         with Screen() as screen:
             screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)
             assert screen.bar.tasks[0].description=="a: epoch 2 of 2, "+words
+
+def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
+    "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
+    from cinic_fastai.results import page
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.train import fit
+    root = tiny_folder(tmp_path/"images", n=12)
+    for split,label,keep in (("train", "dog", 6), ("train", "ship", 3), ("valid", "cat", 3)):
+        for f in sorted((root/split/label).iterdir())[keep:]: f.unlink()
+    def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
+    monkeypatch.setattr(fit, "fit_run", diverged)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    conduct(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
+    trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
+    assert trial["status"]=="failed" and trial["told"]==3/27

@@ -23,7 +23,7 @@ import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
-from ..results.metrics import confusion, most_confused
+from ..results.metrics import confusion, majority_accuracy, most_confused
 from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
 from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
 from .search import best_first, best_trial, read_journal, search, wanting
@@ -371,7 +371,7 @@ def run_search(
     s:PlanSearch, # From its plan, or its control
     name:str # Of the journal, and for events
 )->list[dict]: # All trials
-    "Carry one search out; a trial that fails counts as chance"
+    "Carry one search out; a trial that fails counts as no better than train's most frequent class"
     total = n_trials(s)
     def objective(number, point, bars=None):
         cfg = with_weights(trial_config(s, point), c.weights)
@@ -386,7 +386,13 @@ def run_search(
             seconds=done["seconds"], status=status, cause="")
     header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
-        rungs=s.rungs, factor=s.factor, header=header, chance=1/len(c.pack.classes), on_event=c.on_event, each=in_threads if c.workers else map)
+        rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
+
+def _level(
+    pack:Pack # Images
+)->float: # Accuracy on valid images
+    "The level to beat: train's most frequent class, said of every valid image"
+    return majority_accuracy(*(pack.targs[pack.rows[s]] for s in ("train", "valid")))
 
 def journal_path(
     out:Path, # A study's folder

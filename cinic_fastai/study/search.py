@@ -293,7 +293,7 @@ def _coordinates(
 def _told(
     trial:dict, # From the journal
     before:list[dict], # Trials before it
-    chance:float # Accuracy of guessing
+    chance:float # What a failed trial counts as
 )->float: # Accuracy
     "What the strategy is told of a trial"
     if trial["status"]=="failed": return chance
@@ -301,7 +301,7 @@ def _told(
 
 def _value(
     trial:dict, # From the journal
-    chance:float # Accuracy of guessing
+    chance:float # What a failed trial counts as
 )->float: # To be minimised
     "What a strategy makes of a trial; older journals don't say what was told"
     return 1-trial.get("told", chance if trial["status"]=="failed" else trial["valid_acc"])
@@ -320,7 +320,7 @@ def search(
     rungs:list=(), # Epochs after which a trial may be stopped; then it is `objective(number, point, bars)`, `bars` as `trial_bars` gives them
     factor:int=3, # One in so many trials passes a rung
     header:dict|None=None, # What else tells this search from another: its name, the data's digest, fixed settings
-    chance:float=0., # What a failed trial counts as, usually one over the number of classes
+    chance:float=0., # Accuracy a failed trial counts as: of always saying train's most frequent class
     on_event:Callable|None=None, # Hears `"trial"` (`trial, done, total`) after each new trial, and `"note"` (`text`)
     each:Callable=map # `each(fn, numbers, points)` gives `fn`'s results in order; it may work on them side by side
 )->list[dict]: # All trials
