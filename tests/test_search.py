@@ -176,7 +176,9 @@ def test_the_strategy_hears_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error,again", [(MemoryError("out of memory"), True), (MemoryError(), True), (RuntimeError("CUDA out of memory. Tried to allocate"), True),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
-    (Exception("3 workers were lost with this run, most likely for want of memory."), True),
+    (Exception("3 workers were lost with this run (SIGKILL), most likely for want of memory."), True),
+    (Exception("3 workers were lost with this run (SIGABRT), as its network a ends the process it works in."), False),
+    (Exception("The network a ended its process (SIGKILL). Most likely it wants more memory than there is."), True),
     (RuntimeError("The training loss became nan in epoch 1."), False), (ZeroDivisionError("division"), False)])
 @pytest.mark.parametrize("kw", [dict(strategy="random"), dict(batch=2, rungs=[1], strategy="random")])
 def test_what_failed_for_want_of_memory_is_tried_again(tmp_path, error, again, kw):
@@ -219,3 +221,10 @@ def test_points_after_one_that_was_tried_again(tmp_path):
     trials = search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
     assert points(trials)[:3]==before and trials[1]["told"]==accuracy(trials[1]["point"]) and calls==[0, 1, 2, 3, 1, 3, 4, 4] and notes==[]
     assert same(search(SPACE, objective, tmp_path/"copy.jsonl", 2, 3))==same(trials) # going on from any place gives the same
+
+def test_a_journal_from_before_goes_on(tmp_path):
+    "Without `told` and `valid_loss`, which it didn't have"
+    whole = search(SPACE, objective, tmp_path/"whole.jsonl", 2, 2, seed=5)
+    header,old = read_journal(tmp_path/"whole.jsonl")
+    write_text(tmp_path/"old.jsonl", "".join(map(line_of, [header, *({k: v for k,v in o.items() if k!="told"} for o in old[:3])])))
+    assert same(search(SPACE, objective, tmp_path/"old.jsonl", 2, 2, seed=5))==same(whole)

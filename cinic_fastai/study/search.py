@@ -246,12 +246,12 @@ def _trial(
     sound = type(trial["valid_acc"]) in (int, float) or trial["status"]=="failed"
     return trial if sound else {**trial, "status": "failed", "cause": f"valid_acc is {got.get('valid_acc')}"}
 
-_wants = ("MemoryError", "out of memory", "OutOfMemory", "allocate memory", "Unable to allocate", "workers were lost")
+_wants = ("MemoryError", "out of memory", "OutOfMemory", "allocate memory", "Unable to allocate", "want of memory", "wants more memory")
 
 def wanting(
     trial:dict # From the journal
 )->bool: # Is it to be tried again?
-    "Did a trial fail for want of memory or of a worker, which says nothing of its point?"
+    "Did a trial fail for want of memory, perhaps with its worker, which says nothing of its point?"
     return trial["status"]=="failed" and any(o in (trial.get("cause") or "") for o in _wants)
 
 # %% ../../nbs/41_study.search.ipynb #8ee7d186
