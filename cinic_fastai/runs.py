@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
            'parse_settings', 'parse_config', 'phases', 'scaled', 'best_epoch', 'fallen', 'validates', 'seed_name',
-           'setting_name', 'declared', 'run_id', 'prob_error', 'RunStore']
+           'setting_name', 'one_training', 'declared', 'run_id', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math, re
@@ -191,6 +191,14 @@ def setting_name(
 )->str: # Without the seed, where it ends in one
     "What the runs of a setting's seeds share"
     return re.sub(r"-\d+$", "", name)
+
+def one_training(
+    members:dict[str,str] # Run ids by name
+)->str: # Which two, "" where all differ
+    "Members of a vote that turned out to be the same training, which would count twice"
+    first = {}
+    twice = [(first[rid], name) for name,rid in members.items() if first.setdefault(rid, name)!=name]
+    return f"{twice[0][0]} and {twice[0][1]} are one training, which would count twice" if twice else ""
 
 # %% ../nbs/02_runs.ipynb #7a425aa2
 RESULT_VERSION = 3

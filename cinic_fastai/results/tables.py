@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nearest
 from ..files import read_json, read_lines, read_npz, to_json
-from ..runs import RunStore, config_fields
+from ..runs import RunStore, best_epoch, config_fields, one_training
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, bootstrap_difference, class_accuracy, confusion, disagreement, ece, interval, mcnemar, mean_interval,
     nll, oracle_accuracy, reliability, welch)
@@ -169,7 +169,7 @@ def read_journal(
 
 # %% ../../nbs/32_results.tables.ipynb #587a3f8f
 POINT = ["bs", "lr", "wd", "dropout", "mom", "beta1", "beta2"]
-_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "best_so_far", "best_epoch", "epochs",
+_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "valid_loss", "best_so_far", "best_epoch", "epochs",
     "planned_epochs", "seconds", "ask_seconds", *POINT]
 
 def journal_of(
@@ -201,7 +201,7 @@ def _trial_rows(
         acc = t.get("valid_acc") if t["status"] in ("done", "stopped") else np.nan
         if t["status"]=="done": best = np.fmax(best, acc)
         row = dict(search=search["name"], model=search["model"], opt=search["opt"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
-        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds", "ask_seconds")}
+        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "valid_loss", "best_epoch", "seconds", "ask_seconds")}
         row["planned_epochs"] = {**base, **t["point"]}.get("epochs", config_fields["epochs"].default)
         rows.append({**t["point"], **row, "epochs": len(t.get("accs") or ()) or None})
     return rows
@@ -275,7 +275,7 @@ def _best_row(
         planned=max(len(trials), _n_planned(study, search, header)), **_effort(trials))
     if beside_published(study["data"]): row |= dict(published=PUBLISHED_BEST.get(name), **{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(name, {}).items()})
     if done.empty: return row
-    best, acc = done.loc[done["valid_acc"].idxmax()], done["valid_acc"]
+    best, acc = done.iloc[best_epoch(done["valid_acc"], done["valid_loss"])], done["valid_acc"]
     kinds = {f"{k}_best": acc[done["kind"]==k].max() for k in ("random", "guided")}
     return row|best[["number", "run_id", *POINT]].to_dict()|kinds|dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min())
 
@@ -366,6 +366,7 @@ def _vote_prediction(
     if missing := [n for n in names if "stored" not in runs.get(n, {})]:
         waits = all(runs.get(n, {}).get("status")=="left" for n in missing)
         return {**d, "status": "left" if waits else "skipped", "reason": f"{'waits for' if waits else 'without'} {', '.join(missing)}"}
+    if why := one_training({n: runs[n]["run_id"] for n in names}): return {**d, "status": "skipped", "reason": why}
     try: return d|_voted(ensemble, [runs[n] for n in names])
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
 

@@ -12,7 +12,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
-import datetime as dt, os, threading, time, tomllib, traceback
+import datetime as dt, math, os, threading, time, tomllib, traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,10 +23,10 @@ import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
-from ..results.metrics import confusion, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
-from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
-from .search import best_trial, read_journal, search
+from ..results.metrics import confusion, majority_accuracy, most_confused
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
+from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
+from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
 from .work import RunError, insist, make_task, open_workers, outcome
 
@@ -43,7 +43,8 @@ def new_record(
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
     about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
-    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=options, store=store, data=about,
+    all_options = dict(limit=pack.limited, scale=1., trials=None, seed=plan.seed, published=False)|options
+    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=all_options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
             control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
@@ -77,7 +78,7 @@ def open_record(
         return new
     old = read_json(f)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
@@ -118,16 +119,16 @@ class Clock:
 
 # %% ../../nbs/43_study.conduct.ipynb #00368f87
 def image_seconds(
-    models:set[tuple], # (model, stem, size) of every network
+    networks:set[RunConfig], # From `network`
     n_out:int, # Number of classes
     size:int, # Side of the images
     device:str="auto" # As for `pick_device`
-)->dict: # (model, stem, size) -> seconds an image in training and in validation
+)->dict: # Network -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
     from cinic_fastai.train.fit import time_steps
     out = {}
-    for m in models:
-        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size, device=device)
+    for m in networks:
+        try: out[m] = time_steps(m, n_out, size, device=device)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
     return out
@@ -138,15 +139,17 @@ def estimate(
     speed:dict # From `image_seconds`
 )->float: # Seconds; 0 for a network that was not measured, as where a search chooses it
     "What a run should take"
-    train,valid = speed.get(network(cfg), (0., 0.))
+    alike = [m for m in speed if replace(m, bs=cfg.bs)==replace(network(cfg), bs=cfg.bs)]
+    train,valid = speed[min(alike, key=lambda m: abs(math.log2(m.bs/cfg.bs)))] if alike else (0., 0.) # at the nearest batch
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 
 def network(
     cfg:RunConfig # One run
-)->tuple: # (model, stem, size)
-    "What decides how long an image takes"
-    return cfg.model,cfg.stem,cfg.size
+)->RunConfig: # The same for runs whose images take equally long
+    "What decides how long an image takes; of batches the nearest power of two"
+    kept = ("model", "stem", "size", "width", "precision")
+    return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
 # %% ../../nbs/43_study.conduct.ipynb #d6c505f5
 @dataclass
@@ -267,7 +270,7 @@ def here(
         if kind=="note": c.log(f"{name}: {info['text']}")
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
-        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), saw_valid=cfg.train_on!="train", **info)
     take_threads(c)
     on_place()
     began = time.monotonic()
@@ -371,7 +374,7 @@ def run_search(
     s:PlanSearch, # From its plan, or its control
     name:str # Of the journal, and for events
 )->list[dict]: # All trials
-    "Carry one search out; a trial that fails counts as chance"
+    "Carry one search out; a trial that fails counts as no better than train's most frequent class"
     total = n_trials(s)
     def objective(number, point, bars=None):
         cfg = with_weights(trial_config(s, point), c.weights)
@@ -382,10 +385,17 @@ def run_search(
             c.log(f"{name} trial {number+1}: {_trace(e)}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
-        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status=status, cause="")
+        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
+            seconds=done["seconds"], status=status, cause="")
     header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
-        rungs=s.rungs, factor=s.factor, header=header, chance=1/len(c.pack.classes), on_event=c.on_event, each=in_threads if c.workers else map)
+        rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
+
+def _level(
+    pack:Pack # Images
+)->float: # Accuracy on valid images
+    "The level to beat: train's most frequent class, said of every valid image"
+    return majority_accuracy(*(pack.targs[pack.rows[s]] for s in ("train", "valid")))
 
 def journal_path(
     out:Path, # A study's folder
@@ -432,9 +442,9 @@ def repeat_points(
     control:list[dict] # Of its control, [] without one
 )->list[tuple[str,dict]]: # (`winner`, `runner-up` or `control`, trial) of different points
     "The points whose luck is worth a second look"
-    def best_first(trials): return sorted((o for o in trials if o["status"]=="done"), key=lambda o: -o["valid_acc"])
-    different = {o["run_id"]: o for o in reversed(best_first(trials))} # a point that came up twice is one run
-    found = list(zip(("winner", "runner-up"), reversed(different.values())))
+    different = {}
+    for o in best_first(trials): different.setdefault(o["run_id"], o) # a point that came up twice is one run
+    found = list(zip(("winner", "runner-up"), different.values()))
     rival = best_first(control)[:1]
     return found+[("control", o) for o in rival if o["run_id"] not in [p["run_id"] for _,p in found[:1]]]
 
@@ -473,8 +483,10 @@ def do_ensembles(
 ):
     "Say which ensembles can be formed; votes are taken from stored probabilities when the page is made"
     for e in c.record["ensembles"]:
-        without = [m for m in e["members"] if member(c.record, m)["status"]!="done"]
-        e.update(status="skipped" if without else "done", reason=f"without {', '.join(without)}" if without else "")
+        members = {m: member(c.record, m) for m in e["members"]}
+        without = [m for m,r in members.items() if r["status"]!="done"]
+        reason = f"without {', '.join(without)}" if without else one_training({m: r["run_id"] for m,r in members.items()})
+        e.update(status="skipped" if reason else "done", reason=reason)
     c.save()
 
 def member(
@@ -581,12 +593,13 @@ def planned(
     cfgs = [run_config(c.plan, r) for r in c.plan.runs if not r.source]
     left = [cfg for cfg in cfgs if not c.store.is_sound(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
     for s in c.plan.searches:
-        made,control = (len(read_journal(f)[1]) if (f := journal_path(c.out, name)).exists() else 0 for name in (s.name, control_name(s.name)))
+        journals = [journal_path(c.out, name) for name in (s.name, control_name(s.name))]
+        made,control = (sum(not wanting(o) for o in read_journal(f)[1]) if f.exists() else 0 for f in journals)
         repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
         repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
-        left += [trial_config(s, {})]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
+        left += [trial_config(s, middle_bs(s))]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
     finals = [r for r in c.plan.runs if r.source and c.entry("runs", r.name, r.group)["status"]!="done"]
-    return left+[final_config(c.plan, r, {}) for r in finals]
+    return left+[final_config(c.plan, r, middle_bs(plan_search(c.plan, r.source))) for r in finals]
 
 def start_clock(
     c:Conductor # A study
