@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
-           'with_weights', 'train_one', 'take_threads', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed',
-           'do_run', 'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points',
-           'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes',
-           'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned',
-           'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status',
-           'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'trial_starts', 'search_sources', 'refuse_other_sources', 'train_one', 'take_threads', 'here', 'elsewhere',
+           'side_by_side', 'in_threads', 'failed', 'do_run', 'run_search', 'journal_path', 'control_name', 'do_search',
+           'do_control', 'repeat_points', 'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples',
+           'surest_mistakes', 'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor',
+           'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out',
+           'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -22,9 +22,10 @@ from pathlib import Path
 import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
-from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
+from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
 from ..results.metrics import confusion, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, own_policy, run_id, validates, with_weights
+from ..space import dim_kind
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
 from .track import Tracker, check_track
@@ -208,12 +209,41 @@ class Conductor:
             self.save()
 
 # %% ../../nbs/43_study.conduct.ipynb #a9300610
-def with_weights(
-    cfg:RunConfig, # One run
+def trial_starts(
+    s:PlanSearch # From a plan
+)->list[RunConfig]: # One for each policy, and for random and pretrained weights, as far as its trials have them
+    "What a search's trials begin with"
+    def values(k): return dim_kind(s.space[k])[1] if k in s.space else [getattr(trial_config(s, {}), k)]
+    return [trial_config(s, dict(policy=p, pretrained=o)) for p in values("policy") for o in values("pretrained")]
+
+def search_sources(
+    s:PlanSearch, # From a plan
     weights:Path|None # File with pretrained weights
-)->RunConfig: # Naming the file's checksum, if it is pretrained
-    "Declare the weights file of a pretrained run"
-    return replace(cfg, weights=sha256(Path(weights))) if cfg.pretrained and weights else cfg
+)->dict: # `weights`, the file's SHA-256, and `own_policies`, where the search has such
+    "What decides a search's trials besides its settings"
+    cfgs = [with_weights(o, weights) for o in trial_starts(s)]
+    found = dict(weights=max(o.weights for o in cfgs), own_policies={o.policy: own_policy(o) for o in cfgs if own_policy(o)})
+    return {k: v for k,v in found.items() if v}
+
+def refuse_other_sources(
+    c:Conductor # The study
+):
+    "Refuse other pretrained weights than those that results are there of, and another transform under a policy's name, before any work"
+    for r in c.plan.runs:
+        cfg,rid = final_config(c.plan, r, {}) if r.source else run_config(c.plan, r),c.entry("runs", r.name, r.group)["run_id"]
+        c.store.refuse_other_policy(cfg)
+        try: there = c.store.config(rid).weights
+        except (FileNotFoundError, StoreError): continue # not begun, or damaged and made again
+        _same_weights(c, f"{r.group}/{r.name}", there, with_weights(cfg, c.weights).weights)
+    for s in c.plan.searches:
+        for cfg in trial_starts(s): c.store.refuse_other_policy(cfg)
+        for name in (s.name, control_name(s.name)):
+            header,trials = read_journal(journal_path(c.out, name)) if journal_path(c.out, name).exists() else ({}, [])
+            if trials: _same_weights(c, name, header.get("weights", ""), search_sources(s, c.weights).get("weights", ""))
+
+def _same_weights(c, what, there, here):
+    a,b = (f"the weights of SHA-256 {o[:12]}..." if o else "no --weights" for o in (there, here))
+    if there!=here: raise StoreError(f"{what} in {c.out} began with {a}, here {b} would be taken. Give the same --weights FILE, or another --out.")
 
 def train_one(
     c:Conductor, # The study
@@ -380,7 +410,7 @@ def run_search(
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
         return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status=status, cause="")
-    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
+    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})), **search_sources(s, c.weights))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
         rungs=s.rungs, factor=s.factor, header=header, chance=1/len(c.pack.classes), on_event=c.on_event, each=in_threads if c.workers else map)
 
@@ -667,6 +697,7 @@ def carry_out(
     c:Conductor # A study
 ):
     "All steps in order"
+    refuse_other_sources(c)
     start_clock(c)
     searches = [partial(do, c, s) for s in c.plan.searches for do in ([do_search, do_control] if s.control else [do_search])]
     side_by_side(c, [partial(do_run, c, run, run_config(c.plan, run)) for run in c.plan.runs if not run.source]+searches)
