@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
-           'trial_starts', 'search_sources', 'refuse_other_sources', 'train_one', 'take_threads', 'here', 'elsewhere',
-           'side_by_side', 'in_threads', 'failed', 'do_run', 'run_search', 'journal_path', 'control_name', 'do_search',
-           'do_control', 'repeat_points', 'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples',
-           'surest_mistakes', 'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor',
-           'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out',
-           'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'trial_starts', 'search_sources', 'refuse_other_sources', 'train_one', 'try_network', 'take_threads', 'here',
+           'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run', 'run_search', 'journal_path', 'control_name',
+           'do_search', 'do_control', 'repeat_points', 'do_repeats', 'do_final', 'do_ensembles', 'member',
+           'augmented_examples', 'surest_mistakes', 'confused_pairs', 'mistake_samples', 'kept_examples',
+           'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_data', 'conduct', 'one_at_a_time',
+           'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, os, threading, time, tomllib, traceback
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
+from ..core import CinicError, DataError, Halt, Interrupted, NetworkError, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
 from ..results.metrics import confusion, most_confused
@@ -29,7 +29,7 @@ from ..space import dim_kind
 from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
 from .search import best_trial, read_journal, search
 from .track import Tracker, check_track
-from .work import RunError, insist, make_task, open_workers, outcome
+from .work import NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
 
 # %% ../../nbs/43_study.conduct.ipynb #f69e8e77
 def new_record(
@@ -121,15 +121,16 @@ class Clock:
 def image_seconds(
     models:set[tuple], # (model, stem, size) of every network
     n_out:int, # Number of classes
-    size:int # Side of the images
+    size:int, # Side of the images
+    timer:NetworkTimer|None=None # Times them; None for a new one
 )->dict: # (model, stem, size) -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
-    from cinic_fastai.train.fit import time_steps
-    out = {}
+    out,timed = {},timer or NetworkTimer()
     for m in models:
-        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size)
+        try: out[m] = timed(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out=n_out, size=size)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
+    if timer is None: timed.close()
     return out
 
 def estimate(
@@ -171,6 +172,7 @@ class Conductor:
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
     busy:dict = field(default_factory=dict) # A lock for each run
     tracker:Tracker|None = None # Shows epochs elsewhere
+    timer:NetworkTimer = field(default_factory=NetworkTimer) # Tries networks where they do no harm
 
     def save(self): write_json(self.out/"study.json", self.record)
 
@@ -259,6 +261,7 @@ def train_one(
     with c.alone(rid):
         if c.store.is_sound(rid, full) and not (bars and fallen(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
+        try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
         try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
@@ -272,6 +275,17 @@ def train_one(
         c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}{' on images it was trained on' if saw else ''}, {done['seconds']:.1f} s, run {rid}")
         c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
+
+def try_network(
+    c:Conductor, # The study
+    cfg:RunConfig # What is to be trained
+):
+    "Raise `NetworkError` where a network ends the process it works in; what else is wrong its training will say"
+    c.timer.refuse(cfg)
+    if c.workers or known_safe(cfg.model): return
+    take_threads(c)
+    with suppress(Exception): c.timer(cfg, n_out=len(c.pack.classes), size=c.pack.size, steps=1)
+    c.timer.refuse(cfg)
 
 def take_threads(
     c:Conductor # The study
@@ -406,6 +420,7 @@ def run_search(
         try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
         except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
+            if isinstance(e, NetworkError) and "model" not in s.space: raise # every point has this network
             c.log(f"{name} trial {number+1}: {_trace(e)}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
@@ -623,7 +638,7 @@ def start_clock(
     if not left: return
     take_threads(c)
     c.on_event("note", text="Timing the networks ...")
-    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size)
+    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.timer)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
 
 def check_data(
@@ -669,6 +684,7 @@ def conduct(
             raise
         finally:
             c.stop_file.unlink(missing_ok=True)
+            c.timer.close()
             if c.tracker: c.tracker.close()
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
