@@ -181,6 +181,37 @@ def test_a_helper_killed_while_packing():
     p = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=60)
     assert "DataError: A process that decoded images was killed, most likely for want of memory" in p.stderr
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what is mapped")
+def test_a_pack_in_use_is_packed_again(tmp_path, monkeypatch):
+    "Under Windows' rule: a file that is mapped, and a folder that holds one, is not moved, replaced or deleted"
+    import numpy as np
+    from PIL import Image
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.test_utils import tiny_folder
+    def guarded(act):
+        def checked(*paths, **kw):
+            maps = Path("/proc/self/maps").read_text()
+            for p in paths[:2]:
+                if isinstance(p, (str, Path)) and str(Path(p).absolute()) in maps: raise PermissionError(13, "mapped", str(p))
+            return act(*paths, **kw)
+        return checked
+    for name in ("replace", "rename", "unlink", "rmdir"): monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    root = tiny_folder(tmp_path/"a", n=6)
+    packs = [get_pack(root)]
+    shown = [packs[0].images[0].copy()]
+    for shade in (10, 20, 30):
+        f = root/packs[0].files[0]
+        Image.new("RGB", (32, 32), (shade,)*3).save(f)
+        os.utime(f, (shade, shade))
+        packs.append(get_pack(root))
+        shown.append(np.asarray(Image.open(f)))
+        for p,x in zip(packs, shown): assert (p.images[0]==x).all() # those that were open keep their pixels
+    assert len({p.digest for p in packs})==4
+    del p
+    packs[:] = packs[:1]
+    os.utime(f, (40, 40))
+    assert (get_pack(root).images[0]==x).all() and len(list((root/".pack-32").iterdir()))==4 # two makings of pixels are left: the first is still open
+
 # --- two at once
 
 @posix
