@@ -392,7 +392,7 @@ def _dry_run(plan, data, limit, as_json, threads, device):
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
-    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, device)
+    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, device=device)
     rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)

@@ -321,24 +321,29 @@ def folder_lock(
 @contextmanager
 def building(
     dest:Path, # Folder to be made, under `folder_lock`
-    replace:bool=False # May it replace a folder that holds something?
+    replace:bool=False # May it take the place of files that are there? `manifest.json` goes last
 ):
     "A temporary folder beside `dest` that becomes `dest` when the block ends without an error"
     dest = Path(dest).absolute()
     name = f".{dest.name.lstrip('.')}"
-    tmp, old = (dest.with_name(f"{name}.{secrets.token_hex(4)}.part") for _ in range(2))
+    tmp = dest.with_name(f"{name}.{secrets.token_hex(4)}.part")
     tmp.mkdir(parents=True)
     for o in dest.parent.iterdir():
         if o!=tmp and re.fullmatch(re.escape(name)+r"\.[0-9a-f]{8}\.part", o.name): shutil.rmtree(o, ignore_errors=True)
     try:
         yield tmp
         sync_folder(tmp)
-        if dest.exists() and replace: os.replace(dest, old)
-        elif dest.exists(): dest.rmdir()
-        os.replace(tmp, dest)
-        sync_folder(dest.parent)
-    finally:
-        for o in (tmp, old): shutil.rmtree(o, ignore_errors=True)
+        if dest.exists() and replace:
+            new = sorted(tmp.iterdir(), key=lambda o: o.name=="manifest.json")
+            for o in new: os.replace(o, dest/o.name)
+            sync_folder(dest)
+            for o in set(dest.iterdir())-{dest/o.name for o in new}:
+                with suppress(OSError): o.unlink() # Windows keeps a file that is mapped; it goes next time
+        else:
+            if dest.exists(): dest.rmdir()
+            os.replace(tmp, dest)
+            sync_folder(dest.parent)
+    finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/10_data.folder.ipynb #c0c548fc
 def refuse_full(
