@@ -488,9 +488,10 @@ def predict(
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
-    from cinic_fastai.data.folder import image_files
-    files = image_files(images)
-    if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    from cinic_fastai.data.folder import image_files, left_out, other_files
+    files,words = image_files(images),left_out(other_files(images))
+    if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
+    if words: print(f"cinic: {words}", file=sys.stderr)
     from cinic_fastai.results.predict import load_predictor, predict_files
     predictor = load_predictor(out, member)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
