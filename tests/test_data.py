@@ -1,11 +1,11 @@
 "Image folders, downloads and packs under servers, processes, kills and bad files"
-import hashlib, io, multiprocessing as mp, os, re, signal, struct, sys, tarfile, threading, time, unicodedata, zlib
+import hashlib, io, json, multiprocessing as mp, os, re, signal, struct, subprocess, sys, tarfile, threading, time, unicodedata, zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageOps
-from conftest import cinic
+from conftest import ENV, cinic
 from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import folder
 from cinic_fastai.data.folder import (check_folder, download, folder_info, get_cinic, image_files, list_images, read_image, scan_folder, split_folder, unpack,
@@ -423,6 +423,28 @@ def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
         for c in ("cat", "dog"): (root/s/c/"a.png").unlink()
     r = cinic("predict", tmp_path/"no-study", root)
     assert r.returncode==2 and "no images inside" in r.stderr and "6 .heic" in r.stderr
+
+cat = "\u732b \u00e9 \U0001f408"
+
+def ascii_only():
+    for o in (sys.stdout, sys.stderr): o.reconfigure(encoding="ascii", errors="strict")
+
+def test_any_name_on_any_output(tmp_path):
+    "A Windows pipe is no UTF-8, nor is the output of a machine without a locale"
+    root = folder_of(tmp_path/"a", {f"{cat}.png": encoded(Image.fromarray(noise), "PNG")}, (cat, "dog"))
+    (root/"test"/"dog"/f"{cat}.txt").write_bytes(b"x")
+    (tmp_path/"plan.toml").write_text(f'[study]\nname = "x"\n[[run]]\ngroup = "a"\nname = "{cat}"\nmodel = "no_{cat}"\n', encoding="utf-8")
+    def escaped(encoding): return cat.encode(encoding, "backslashreplace").decode(encoding)
+    for args,code in ((("data", "info", root), 0), (("data", "check", root), 0), (("plan", "show", tmp_path/"plan.toml"), 0), (("plan", "check", tmp_path/"plan.toml"), 2), (("data", "info", tmp_path/cat), 2)):
+        r = cinic(*args, before=ascii_only)
+        assert r.returncode==code and escaped("ascii") in r.stdout+r.stderr and "Traceback" not in r.stderr, (args, r.stdout, r.stderr)
+    told = json.loads(cinic("data", "info", root, "--json", before=ascii_only).stdout)
+    assert told["classes"]==["dog", cat] and told["ignored"]==[f"test/dog/{cat}.txt"]
+    for encoding,args in (("cp1252", ("data", "info", root)), ("ascii", ("data", "info", tmp_path/cat)), ("ascii", ("--help",)), ("cp1252", ("data", "--help"))):
+        env = {**ENV, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+        r = subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *map(str, args)], capture_output=True, env=env)
+        said = (r.stdout+r.stderr).decode(encoding)
+        assert "Traceback" not in said and r.returncode==2*(args[-1]==tmp_path/cat) and ("--help" in args or escaped(encoding) in said), said
 
 composed, decomposed = (unicodedata.normalize(o, "Käse") for o in ("NFC", "NFD"))
 

@@ -47,6 +47,16 @@ def test_one_picture_in_many_files_has_one_answer(study, files, tmp_path):
     assert r.returncode==0 and len(found)==7 and len({tuple(o["probabilities"].values()) for o in found})==1, r.stderr
     assert "1 file not read: 1 .heic" in r.stderr and "phone.heic" in r.stderr
 
+def ascii_only(): sys.stdout.reconfigure(encoding="ascii", errors="strict")
+
+def test_a_name_that_the_output_can_not_write(study, files, tmp_path):
+    f = tmp_path/"\u732b \U0001f408.png"
+    f.write_bytes(files[0].read_bytes())
+    told = json.loads(cinic("predict", study[0], f, "--json", before=ascii_only).stdout)
+    assert [o["file"] for o in told["images"]]==[str(f)]
+    r = cinic("predict", study[0], f, before=ascii_only)
+    assert r.returncode==0 and "\\u732b \\U0001f408.png" in r.stdout.replace("\n", ""), r.stderr
+
 @pytest.mark.parametrize("args,said", [
     (["--member", "sofd"], "did you mean 'soft'"),
     (["--member", "resnet18-pretrained"], "no finished predictor"),
