@@ -10,7 +10,7 @@ __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson'
            'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, shlex, shutil, sys, tempfile, time, warnings
+import json, os, shlex, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -43,6 +43,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # %% ../nbs/50_cli.ipynb #25b40922
 def main():
     "Run the `cinic` command; an error a person can put right is one or two plain lines"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace") # any name on any output, a Windows pipe's too
     os.environ.setdefault("GOMP_SPINCOUNT", "1000") # threads that wait busily make training ten times slower where other programs use the cores
     if not sys.warnoptions: # other libraries' deprecations, here and in workers
         warnings.simplefilter("ignore")
@@ -159,9 +161,12 @@ def _cell(v):
 def print_json(
     obj # Plain values
 ):
-    "Print JSON to standard output"
+    "Print JSON to standard output, letters that it can't write as JSON's escapes"
     from cinic_fastai.files import to_json
-    print(to_json(obj))
+    text = to_json(obj)
+    try: text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError: text = json.dumps(json.loads(text), indent=1)
+    print(text)
 
 # %% ../nbs/50_cli.ipynb #90612a1c
 @data_app.command("demo", epilog=_examples("cinic data demo data/digits"))
@@ -505,9 +510,10 @@ def predict(
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
-    from cinic_fastai.data.folder import image_files
-    files = image_files(images)
-    if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    from cinic_fastai.data.folder import image_files, left_out, other_files
+    files,words = image_files(images),left_out(other_files(images))
+    if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
+    if words: print(f"cinic: {words}", file=sys.stderr)
     from cinic_fastai.results.predict import load_predictor, predict_files
     predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)

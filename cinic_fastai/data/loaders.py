@@ -85,7 +85,7 @@ class NormalizeBytes(Normalize):
 
 # %% ../../nbs/13_data.loaders.ipynb #c2da3eec
 def as_image(
-    o, # Path, bytes of a PNG or JPEG file, PIL image, uint8 array `(h,w[,3])` or `TensorImage` `(3,h,w)`
+    o, # Path, bytes of an image file, PIL image, uint8 array `(h,w[,3])` or `TensorImage` `(3,h,w)`
     size:int # Side wanted
 )->PILImage: # RGB, `(size,size)`
     "Any image as it would be in a pack"

@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import json_sum, read_json, sha256, write_json, write_text
-from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, listed,
+from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, left_out, listed,
     map_batches, origin_of, read_batch, refuse_full, room_for, scan_folder, tell)
 
 # %% ../../nbs/11_data.pack.ipynb #3e2bddd1
-PACK_VERSION = 3
+PACK_VERSION = 4
 
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
@@ -262,7 +262,7 @@ def _build(
     with building(dest, replace=True) as tmp:
         with room_for(dest, len(scan.items)*size*size*3): got = _write_images(_file(tmp, dict(making=making), "images.npy"), scan, size, on_event, n_workers)
         kept = _without(got["bad"], scan, on_bad)
-        _write_manifest(tmp, scan.classes, kept, dict(got, size=size, fingerprint=before, making=making))
+        _write_manifest(tmp, scan.classes, kept, dict(got, size=size, fingerprint=before, making=making, ignored=scan.ignored))
     pack = open_pack(dest)
     if words := pack.shared_words(): tell(on_event, "note", text=words)
     return pack
@@ -322,7 +322,7 @@ def _write_manifest(
     path:Path, # The folder being built
     classes:list[str], # Sorted
     items:list[tuple], # (split, class, file) of each row
-    got:dict # From `_write_images`, with `size` and `fingerprint`
+    got:dict # From `_write_images`, with `size`, `fingerprint` and files that are `ignored`
 ):
     "Write the rows' names, then `manifest.json`"
     buf = io.StringIO(newline="")
@@ -335,7 +335,7 @@ def _write_manifest(
     n, names, (mean, std) = Counter(o[:2] for o in items), sha256(f), channel_stats(got["hist"])
     m = dict(version=PACK_VERSION, size=got["size"], classes=classes, counts={s: [n[s,c] for c in classes] for s in SPLITS}, mean=mean,
         std=np.where(std>0, std, 1.), items=names, pixels=got["pixels"], stamp=_stamp(_file(path, got, "images.npy")), skipped=got["bad"],
-        fingerprint=got["fingerprint"], making=got["making"], digest=json_sum([classes, got["size"], names, got["pixels"]])[:32],
+        ignored=got["ignored"], fingerprint=got["fingerprint"], making=got["making"], digest=json_sum([classes, got["size"], names, got["pixels"]])[:32],
         shared=[[place[f] for f in group] for group in got["shared"]])
     write_json(path/"manifest.json", m)
 
@@ -348,7 +348,12 @@ def get_pack(
     dest:Path=None # The pack's folder, `.pack-{size}` in `root` if not given
 )->Pack: # Fresh
     "The folder's pack, opened where it fits the folder, else made"
-    root = Path(root)
+    pack = _get_pack(Path(root), size, on_bad, on_event, dest)
+    if words := left_out(pack.manifest["ignored"]): tell(on_event, "note", text=words)
+    return pack
+
+def _get_pack(root, size, on_bad, on_event, dest):
+    "As `get_pack`"
     if (root/"manifest.json").exists(): return open_pack(root)
     _check_options(size, on_bad)
     if not root.is_dir(): scan_folder(root)
