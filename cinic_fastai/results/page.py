@@ -370,7 +370,8 @@ _phrases = [ # What runs may differ in, fields, and the words for their value
     ("image sizes", ("size",), lambda c: f"images resized to {c['size']}" if c["size"] else ""),
     ("splits to learn from", ("train_on",), lambda c: "train and valid images to learn from" if c["train_on"]=="train+valid" else ""),
     ("precisions", ("precision",), lambda c: "" if c["precision"]=="auto" else f"{c['precision']} as precision"),
-    ("ways to compile", ("compile",), lambda c: "a compiled network" if c["compile"]==True else "")]
+    ("ways to compile", ("compile",), lambda c: "a compiled network" if c["compile"]==True else ""),
+    ("memory layouts", ("channels_last",), lambda c: "" if c["channels_last"]==True else "channels first in memory")]
 
 def _phrase(name, reads, words): return _states(name, *reads)(lambda runs: tally(map(words, runs), name))
 

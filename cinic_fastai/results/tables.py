@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import CINIC_CLASSES, PUBLISHED_POINTS, SPLITS, ConfigError, StoreError, nearest
 from ..files import read_json, read_lines, read_npz, to_json
-from ..runs import RunConfig, RunStore, config_fields, declared
+from ..runs import RunConfig, RunStore, best_epoch, config_fields, declared, one_training
 from ..space import outside
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy, confusion, disagreement, ece, interval, macro_f1,
@@ -269,7 +269,7 @@ def read_journal(
 
 # %% ../../nbs/32_results.tables.ipynb #587a3f8f
 POINT = ["bs", "lr", "wd", "dropout", "mom", "beta1", "beta2"]
-_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "best_so_far", "best_epoch", "epochs",
+_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "valid_loss", "best_so_far", "best_epoch", "epochs",
     "planned_epochs", "seconds", "ask_seconds", *POINT]
 
 def journal_of(
@@ -302,7 +302,7 @@ def _trial_rows(
         if t["status"]=="done": best = np.fmax(best, acc)
         fixed = {k: v for k in ("model", "opt") if (v := search[k] or base.get(k, config_fields[k].default)) and k not in t["point"]}
         row = dict(fixed, search=search["name"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
-        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds", "ask_seconds")}
+        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "valid_loss", "best_epoch", "seconds", "ask_seconds")}
         row["planned_epochs"] = {**base, **t["point"]}.get("epochs", config_fields["epochs"].default)
         rows.append({**t["point"], **row, "epochs": len(t.get("accs") or ()) or None})
     return rows
@@ -377,7 +377,7 @@ def _best_row(
     known = report_search(header) if beside_published(study["data"]) else ""
     if known: row |= dict(published=PUBLISHED_BEST[known], **{f"published_{k}": v for k,v in PUBLISHED_POINTS[known].items()})
     if done.empty: return row
-    best, acc = done.loc[done["valid_acc"].idxmax()], done["valid_acc"]
+    best, acc = done.iloc[best_epoch(done["valid_acc"], done["valid_loss"])], done["valid_acc"]
     kinds = {f"{k}_best": acc[done["kind"]==k].max() for k in ("random", "guided")}
     point = {k: best["planned_epochs" if k=="epochs" else k] for k in dict.fromkeys([*POINT, *(header.get("space") or {})])}
     return row|best[["number", "run_id"]].to_dict()|point|kinds|dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min(),
@@ -487,6 +487,7 @@ def _vote_prediction(
     if missing := [n for n in names if "stored" not in runs.get(n, {})]:
         waits = all(runs.get(n, {}).get("status")=="left" for n in missing)
         return {**d, "status": "left" if waits else "skipped", "reason": f"{'waits for' if waits else 'without'} {', '.join(missing)}"}
+    if why := one_training({n: runs[n]["run_id"] for n in names}): return {**d, "status": "skipped", "reason": why}
     try: return d|_voted(ensemble, [runs[n] for n in names])
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
 
