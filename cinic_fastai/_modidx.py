@@ -623,6 +623,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'cinic_fastai.results.page._alike': ('results.page.html#_alike', 'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._as_text': ( 'results.page.html#_as_text',
                                                                                    'cinic_fastai/results/page.py'),
+                                           'cinic_fastai.results.page._augmentation_gains': ( 'results.page.html#_augmentation_gains',
+                                                                                              'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._augmentation_words': ( 'results.page.html#_augmentation_words',
                                                                                               'cinic_fastai/results/page.py'),
                                            'cinic_fastai.results.page._band_words': ( 'results.page.html#_band_words',

@@ -533,13 +533,19 @@ def augmentation_words(
     runs = f.done("augmentation")
     if not runs: return [_nothing]
     fair, words = [r for r in runs if not _saw_valid(r)], [_ranking(runs)]
-    plain = [r for r in fair if _augmentation_words(r)=="no augmentation"]
-    gains = listed(f"{points(r['valid_acc']-plain[0]['valid_acc'])} for {said(r['name'])}" for r in fair if len(plain)==1 and r is not plain[0] and _alike(r, plain[0], *_augmenting))
+    gains = listed(f"{points(gain)} for {said(name)}" for name,gain in _augmentation_gains(fair).items())
     if gains: words.append(f"Against no augmentation that is {gains}.")
     pairs = [(a,b) for gentle,full in (("gentle", "simple"), ("combined-gentle", "combined")) for a in fair for b in fair
         if (a["policy"], b["policy"])==(gentle, full) and _alike(a, b, "policy")]
     changes = listed(f"{points(a['valid_acc']-b['valid_acc'])} ({said(a['name'])} instead of {said(b['name'])})" for a,b in pairs)
     return words+([f"Leaving out crop, invert and solarize changes valid accuracy by {changes}."] if pairs else [])
+
+def _augmentation_gains(
+    runs:list[dict] # Finished runs that saw no valid images
+)->dict[str,float]: # Valid accuracy minus that of the run without augmentation, by name
+    "What augmentation brings to runs that differ in nothing else; none where not exactly one run has none"
+    plain = [r for r in runs if _augmentation_words(r)=="no augmentation"]
+    return {r["name"]: r["valid_acc"]-plain[0]["valid_acc"] for r in runs if len(plain)==1 and r is not plain[0] and _alike(r, plain[0], *_augmenting)}
 
 _augmenting = ("policy", "interp", "mix_alpha", "mix_per", "flip", "shift") # Fields that say what is done to training images
 
@@ -1731,7 +1737,7 @@ def _halving_setup(
     words = [f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} one goes on only if "
         f"it is among the best 1 in {h.get('factor', 3):g} so far." for n,h in rungs.items()]
     told = any(h.get("strategy", "gp")=="gp" for h in rungs.values())
-    return " ".join(words+["The surrogate is told a stopped trial's accuracy, corrected by what other trials gained after that epoch."]*told)
+    return " ".join(words+["The surrogate is told a stopped trial's accuracy plus the median of what finished trials gained after as many epochs, at most the best of theirs."]*told)
 
 def _control_setup(
     f:Facts # The study
@@ -1850,9 +1856,10 @@ def key_numbers(
     for d in table[:1]: out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
     for d in [d for d in table if d["kind"]=="run"][:1]:
         out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+(f"; the most frequent class gives {pct(d['majority_acc'])}" if pd.notna(d["majority_acc"]) else "")))
-    acc = {r["name"]: r["valid_acc"] for r in f.done("augmentation")}
-    for n,a in list(acc.items())[:1]:
-        out.append(_key("best augmentation, valid", pct(a), n+(f", {points(a-acc['none'])} against none" if "none" in acc and n!="none" else "")))
+    fair = [r for r in f.done("augmentation") if not _saw_valid(r)]
+    gains = _augmentation_gains(fair)
+    for n,a in [(r["name"], r["valid_acc"]) for r in fair[:1]]:
+        out.append(_key("best augmentation, valid", pct(a), n+(f", {points(gains[n])} against none" if n in gains else "")))
     p = f.progress[["done", "skipped", "failed", "left"]].sum()
     rest = listed(f"{p[k]} {k}" for k in ("skipped", "failed", "left") if p[k]) or "none skipped or failed"
     return out+[_key("trainings done", f"{p['done']} of {f.trainings}", f"{rest}; {duration(f.study.get('seconds'))}")]
