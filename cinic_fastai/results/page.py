@@ -216,7 +216,8 @@ def _size_row(
     "One number of this study beside the full study's"
     words = " or ".join(count(n) for n in here) or "–"
     less = bool(here) and max(here)<full
-    return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit[:-1] if here==[1] else unit} instead of {count(full)}{after}")
+    unit = unit[:-1] if here==[1] else unit
+    return dict(what=what, here=words, full=count(full), less=less, words=unit and f"{words} {unit} instead of {count(full)}{after}")
 
 def _seed(
     f:Facts # The study
@@ -260,8 +261,10 @@ def scale_notice(
         [(r["what"], r["here"], r["full"]) for r in rows])
     beside = _published_words if any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors")) else _incomparable_words
     data = f.study["data"]
-    if not is_cinic(data) and not data.get("demo"): return dict(title="These are other images than the report's.",
-        text=f"This study has {count(sum(data['counts'].values()), 'image')} in {count(len(data['classes']), 'class', 'classes')} and {count(f.trainings, 'training')}. {beside}", table=table)
+    if not is_cinic(data) and not data.get("demo"):
+        images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
+        text = f"This study has {images} in {classes} and {count(f.trainings, 'training')}. {beside}"
+        return dict(title="These are other images than the report's.", text=text, table=table)
     if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words} {beside}", table=table)
     return dict(title="This is the full study.", text=f"Images, epochs and trials are those of the report or more. {beside}", table=table)
 
@@ -482,12 +485,13 @@ def _turn(
     h:pd.DataFrame, # A run's rows of `histories`
     n:int # Valid images
 )->dict: # `low` and `last` valid loss, `epoch` of the low (from 1), `before` and `after` (valid accuracy there and at the end), `overfits`
-    "Where valid loss was lowest, and whether what came after was overfitting: valid loss rises clearly, and accuracy on training images does, without that on valid images"
+    "Where valid loss was lowest, and whether it then overfits: that loss and train accuracy rise clearly, valid accuracy doesn't"
     low, last = h.iloc[int(h["valid_loss"].to_numpy().argmin())], h.iloc[-1]
     gap = (last["train_acc"]-last["valid_acc"])-(low["train_acc"]-low["valid_acc"])
     doubt = np.diff(interval(last["valid_acc"], n))[0]/2
     overfits = last["valid_loss"]>_clear_rise*low["valid_loss"] and gap>_clear_gap and last["valid_acc"]-low["valid_acc"]<=doubt
-    return dict(low=low["valid_loss"], last=last["valid_loss"], epoch=int(low["epoch"])+1, before=low["valid_acc"], after=last["valid_acc"], overfits=bool(overfits))
+    return dict(low=low["valid_loss"], last=last["valid_loss"], epoch=int(low["epoch"])+1, before=low["valid_acc"], after=last["valid_acc"],
+        overfits=bool(overfits))
 
 def _overfitted(
     f:Facts, # The study
@@ -499,11 +503,13 @@ def _overfitted(
     rose = {name: t for name,t in turns.items() if t["last"]>_rise*t["low"]}
     if not turns or blind and not any(r["name"] not in blind for r in f.done(group)): return ""
     if not rose: return f"No valid loss rises by more than {100*(_rise-1):.0f}{_nbsp}% after its lowest point."
-    words = listed(f"{said(name)} ({t['low']:.2f} in epoch {t['epoch']}, {t['last']:.2f} at the end; valid accuracy {pct(t['before'])} and {pct(t['after'])})" for name,t in rose.items())
+    words = listed(f"{said(name)} ({t['low']:.2f} in epoch {t['epoch']}, {t['last']:.2f} at the end; valid accuracy "
+        f"{pct(t['before'])} and {pct(t['after'])})" for name,t in rose.items())
     over = [said(name) for name,t in rose.items() if t["overfits"]]
-    verdict = f" From there on {listed(over)} {'overfits' if len(over)==1 else 'overfit'}: accuracy gains more than {100*_clear_gap:.0f} points on training images " \
-        "over that on valid images, which doesn't rise by more than chance may do." if over else ""
-    return f"Valid loss was lowest before the end and rose again for {words}.{verdict}"
+    text = f"Valid loss was lowest before the end and rose again for {words}."
+    if not over: return text
+    return f"{text} From there on {listed(over)} {'overfits' if len(over)==1 else 'overfit'}: accuracy gains more than " \
+        f"{100*_clear_gap:.0f} points on training images over that on valid images, which doesn't rise by more than chance may do."
 
 def missing_words(
     f:Facts, # The study
@@ -836,7 +842,8 @@ def _best_member_words(
 )->str: # One sentence, or two
     "By which images the best members were told"
     on = {bool(p["valid_members"]): p["predictor"] for p in f.preds if "fitted" in p}
-    words = {True: "The best member is chosen on valid images.", False: "Where members were trained on those, it is chosen on the test images, which favours it."}
+    words = {True: "The best member is chosen on valid images.",
+        False: "Where members were trained on those, it is chosen on the test images, which favours it."}
     if len(on)==1 and False in on: return "As members were trained on valid images, the best one is chosen on the test images, which favours it."
     return " ".join(w for k,w in words.items() if k in on)
 
@@ -871,7 +878,8 @@ def ensemble_words(
     if done.empty: return ["Nothing to report yet: no predictor has test probabilities."]
     top, by_name = _rows(done)[0], {p["predictor"]: p for p in f.preds}
     alike = listed(said(d["predictor"]) for d in _rows(done) if d["test_acc"]==top["test_acc"])
-    words = [f"{alike} {'is the best predictor' if alike==said(top['predictor']) else 'are the best predictors'}: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
+    best = "is the best predictor" if alike==said(top["predictor"]) else "are the best predictors"
+    words = [f"{alike} {best}: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
         f"(95 % interval {pct(top['low'])} to {pct(top['high'])})."]
     votes = [p for p in f.preds if p["kind"]!="run" and "preds" in p]
     against = [_vote_against_member(d) for d in _rows(f.tables["ensembles"])]
@@ -1229,8 +1237,8 @@ def architecture_figures(
         return axs[0].figure
     alt = "Two line charts by epoch, accuracy and loss on training and valid images. At the last epoch valid accuracy is " \
         f"{_last_values(df, 'accuracy')}; valid loss {_last_values(df, 'loss')}."
-    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", f"Dashed: training images. Solid: valid images. {_band_words(f, 'architectures')} {_blind_words(f.done('architectures'))}".strip(),
-        alt, draw if len(df) else None, "wide"), _gap_figure(f)]
+    caption = f"Dashed: training images. Solid: valid images. {_band_words(f, 'architectures')} {_blind_words(f.done('architectures'))}".strip()
+    return [_figure("fig03_architectures", "Figure 3: statistics per epoch for different networks", caption, alt, draw if len(df) else None, "wide"), _gap_figure(f)]
 
 def _gap_figure(
     f:Facts # The study
@@ -1321,7 +1329,8 @@ def dependence_figure(
     df, trials = _of_search(f, "dependence", name), _of_search(f, "trials", name)
     def draw(): return plot_dependence(df, trials, f.colours)
     alt = f"A panel a dimension with trials and the surrogate's expectation. {_peaks(df)}"
-    caption = "Line: what the surrogate expects, on average over the other dimensions."+f" A failed trial counts as {_guessing}."*("failed" in set(trials["status"]))
+    caption = "Line: what the surrogate expects, on average over the other dimensions."
+    if "failed" in set(trials["status"]): caption += f" A failed trial counts as {_guessing}."
     return _figure(f"dependence_{_slug(name)}", f"{pretty(name)}: along each dimension", caption, alt, draw if len(df) else None,
         missing="a surrogate needs four trials")
 
@@ -1480,7 +1489,8 @@ def group_table(
     title = f"Accuracy of the {_group_names.get(group) or f'runs of “{group}”'}"
     beside = any(_published(r)!="–" for r in runs)
     done = f.done(group)
-    caption = f"On valid and test images. Weights are kept from {_kept_words(done) or 'one of its epochs'}{'; the published number is valid accuracy at the end'*beside}." \
+    published = "; the published number is valid accuracy at the end"*beside
+    caption = f"On valid and test images. Weights are kept from {_kept_words(done) or 'one of its epochs'}{published}." \
         +_brackets_words(runs)+_view_words(done)+_score_words(f, ("valid", "test"))
     best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
     return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
@@ -1721,8 +1731,8 @@ def _search_setup(
     each = " or ".join(str(n) for n in sorted(set(best["planned"])))
     mix = f" ({', or '.join(mixes)})" if mixes else ""
     names, epochs = listed(said(n) for n in best["search"]), " or ".join(map(str, _trial_epochs(f)))
-    made = f"{count(len(best), 'search', 'searches')}: {names}, {each} {'trial' if each=='1' else 'trials'}{' each'*(len(best)>1)}{mix}, every trial a training of {epochs} " \
-        f"{'epoch' if epochs=='1' else 'epochs'}."
+    trials = ("1 trial" if each=="1" else f"{each} trials")+" each"*(len(best)>1)
+    made = f"{count(len(best), 'search', 'searches')}: {names}, {trials}{mix}, every trial a training of {epochs} {'epoch' if epochs=='1' else 'epochs'}."
     guided = any(h.get("strategy", "gp")=="gp" and h.get("guided") for (_,w),(h,_) in f.journals.items() if w=="search")
     searched = {k for h,_ in f.journals.values() for k in h.get("space") or ()}
     fixed = listed(_shared_words(_bases(f), {"epochs", *searched})) if _bases(f) else ""
@@ -1737,7 +1747,9 @@ def _halving_setup(
     words = [f"{said(n)} stops trials early: after {listed(map(str, h['rungs']))} {'epoch' if h['rungs']==[1] else 'epochs'} one goes on only if "
         f"it is among the best 1 in {h.get('factor', 3):g} so far." for n,h in rungs.items()]
     told = any(h.get("strategy", "gp")=="gp" for h in rungs.values())
-    return " ".join(words+["The surrogate is told a stopped trial's accuracy plus the median of what finished trials gained after as many epochs, at most the best of theirs."]*told)
+    if told: words.append("The surrogate is told a stopped trial's accuracy plus the median of what finished trials gained after as many epochs, "
+        "at most the best of theirs.")
+    return " ".join(words)
 
 def _control_setup(
     f:Facts # The study
@@ -1899,7 +1911,8 @@ def gaps_table(
         if pd.isna(r["valid_acc"]) and r["reason"]]
     rows += [("ensemble", pretty(p["predictor"]), p["status"], p["reason"] or "–") for p in f.preds if p["kind"]!="run" and "preds" not in p]
     columns = [("part", "text"), ("name", "name"), ("status", "text"), ("reason", "long")]
-    return _table("table-missing", "What isn't there", f"A failed trial counts as {_guessing}."*("failed" in set(f.tables["trials"]["status"])), columns, rows) if rows else None
+    caption = f"A failed trial counts as {_guessing}."*("failed" in set(f.tables["trials"]["status"]))
+    return _table("table-missing", "What isn't there", caption, columns, rows) if rows else None
 
 def _part_words(
     part:str # Of `progress_table`
@@ -1945,7 +1958,9 @@ def _misnamed_words(runs):
         if r["name"] in (*_turning, "none", "advanced"): return r["policy"]==r["name"]
         known = {r["model"].split(".")[0], r["opt"], *["pretrained"]*(r["pretrained"]==True)}
         return pretty(r["name"])==r["name"] or set(r["name"].split("-"))<=known
-    def is_so(r): return f"{r['model']} from {'pretrained' if r['pretrained'] else 'random'} weights with {pretty(r['opt'])} and augmentation “{r['policy']}”"
+    def is_so(r):
+        weights = "pretrained" if r["pretrained"] else "random"
+        return f"{r['model']} from {weights} weights with {pretty(r['opt'])} and augmentation “{r['policy']}”"
     return " ".join(f"{said(r['name'])} is a name only: what trained is {is_so(r)}." for r in runs if not fits(r))
 
 @_states("misleading names of ensembles", "name", "method")
@@ -1967,7 +1982,8 @@ def _chosen_on_valid(
     kinds = [_chosen_epochs(_finished(f)+_trials(f)), "trials"*bool(f.study["searches"]), "settings of ensembles"*choosing]
     what = listed(k for k in kinds if k)
     if not what: return "Nothing was chosen on valid images; test images were only scored."
-    return f"{what[0].upper()}{what[1:]} were chosen on valid images; test images were only scored. Valid accuracy of what was chosen by it is therefore a little too high."
+    return f"{what[0].upper()}{what[1:]} were chosen on valid images; test images were only scored. " \
+        "Valid accuracy of what was chosen by it is therefore a little too high."
 
 def cautions(
     f:Facts # The study
@@ -1993,20 +2009,22 @@ def _luck_words(
     members = {(d["group"], m) for d in _rows(f.tables["seeds"]) for m in d["members"].split(", ")}
     single = bool(f.study["searches"]) or any((r["group"], r["name"]) not in members for r in f.runs())
     if not single: return "Each setting was trained with several seeds: another seed moves an accuracy. Differences between single runs may be luck."
-    return f"One seed a training{f', but for {listed(several)}' if several else ''}: another seed moves an accuracy, too. Differences between single runs may be luck."
+    return f"One seed a training{f', but for {listed(several)}' if several else ''}: another seed moves an accuracy, too. " \
+        "Differences between single runs may be luck."
 
 @_states("decision: weights", "select")
 def _select_decision(runs):
     "Which epoch's weights are kept"
-    words = dict(best="the weights of the epoch with the highest valid accuracy, on ties of the lower valid loss, then of the earlier epoch", last="the weights of the last epoch")
+    words = dict(best="the weights of the epoch with the highest valid accuracy, on ties of the lower valid loss, then of the earlier epoch",
+        last="the weights of the last epoch")
     return f"keeps {tally([words[r['select']] for r in runs])}"
 
 @_states("decision: mixing", "policy", "mix_alpha", "mix_per")
 def _mix_decision(runs):
     "How images are mixed"
     drawn = tally([f"Beta({r['mix_alpha']:g}, {r['mix_alpha']:g}), anew for each {r['mix_per']}" for r in runs if r["policy"] in _mixing] or [""])
-    return f"draws the weights of MixUp and CutMix, in every batch, from {drawn}, and counts train accuracy under mixing as λ [prediction = first class] + (1 − λ) " \
-        "[prediction = second class]" if drawn else ""
+    return f"draws the weights of MixUp and CutMix, in every batch, from {drawn}, and counts train accuracy under mixing as " \
+        "λ [prediction = first class] + (1 − λ) [prediction = second class]" if drawn else ""
 
 @_states("decision: L2", "wd")
 def _l2_decision(runs): return "adds L2 to the gradient (coupled), as PyTorch's optimizers do"*any(r["wd"] for r in runs)
@@ -2016,7 +2034,8 @@ def _rotation_decision(runs):
     "How images are rotated"
     turned = [r for r in runs if r["policy"] in _turning]
     what = "crop, rotation and flip" if any(_turning[r["policy"]]=="simple" for r in turned) else "rotation and flip"
-    return f"rotates by 0 to 180 degrees, always, fills with black, and composes {what} into one resampling: {tally([r['interp'] for r in turned])}" if turned else ""
+    if not turned: return ""
+    return f"rotates by 0 to 180 degrees, always, fills with black, and composes {what} into one resampling: {tally([r['interp'] for r in turned])}"
 
 _scales = {"log": "on a logarithmic scale", "real": "evenly", "log2": "as a power of two", "int": "in whole numbers", "choices": "among choices"}
 
@@ -2128,7 +2147,8 @@ def _byline(
     s, data = f.study, f.study["data"]
     images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
     scale, seeds = s["options"].get("scale") or 1, _seed_list(_finished(f)+_trials(f)) or f"seed {_seed(f)}"
-    return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. {f'Epochs scaled by {scale:g}, {seeds}' if scale!=1 else seeds[0].upper()+seeds[1:]}. " \
+    how = f"Epochs scaled by {scale:g}, {seeds}" if scale!=1 else seeds[0].upper()+seeds[1:]
+    return f"Plan “{s['name']}” on {_data_words(data)}: {images} in {classes}. {how}. " \
         f"Started on {str(s.get('started', ''))[:10]}, {duration(s.get('seconds'))} in all."
 
 _footer = "Made by cinic_fastai. It repeats and extends “Deep Learning: Project 1 Report” by Maja Andrzejczuk and Maciej Orsłowski; published " \
