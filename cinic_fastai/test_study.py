@@ -241,7 +241,8 @@ def example_study(
     dest = Path(dest)
     store, classes = RunStore(dest/"runs"), [str(c) for c in classes]
     data = dict(name="example", digest="made-up", classes=classes, counts=dict(train=images, valid=images, test=images), size=32, skipped=[],
-        demo=False, class_counts={s: np.bincount(np.arange(images)%len(classes), minlength=len(classes)).tolist() for s in SPLITS}, origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
+        class_counts={s: np.bincount(np.arange(images)%len(classes), minlength=len(classes)).tolist() for s in SPLITS},
+        demo=False, origins={"cifar": images*3*2//9, "imagenet": images*3-images*3*2//9} if origins else {})
     searches = [_one_search(dest, name, top, trials, state, data, seed, extras) for name,top in _searches]
     runs = [_one_run(store, *o, state, data, seed, epochs) for o in _all_runs(extras)]
     left = dict(status="done", reason="") if state=="done" else dict(status="left", reason="")

@@ -248,8 +248,9 @@ def size_rows(
 # %% ../../nbs/35_results.page.ipynb #69eeea6d
 _full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINIC-10's {count(FULL_STUDY['images'])} images: {FULL_STUDY['epochs']['architectures']} epochs for " \
     f"networks and augmentations, {FULL_STUDY['trial_epochs']} for each trial of a search, {FULL_STUDY['epochs']['final']} for the final networks."
-_published_words = "Published numbers are the report's; they stand only beside runs, searches and votes that have all its settings."
-_incomparable_words = "No number of the report stands beside those here: results on other images, on fewer of them or with other settings can't be compared with it."
+_published_words = "Published numbers are the report's; they stand beside runs, searches and votes with all its settings, and nowhere else."
+_incomparable_words = "No number of the report stands beside those here: results on other images, on fewer of them or with other settings " \
+    "can't be compared with it."
 
 def scale_notice(
     f:Facts # The study
@@ -259,14 +260,16 @@ def scale_notice(
     less = [r["words"] for r in rows if r["less"] and r["words"]]
     table = _table("size", "Size", "This study beside the full one.", [("what", "text"), ("this study", "num"), ("the full study", "num")],
         [(r["what"], r["here"], r["full"]) for r in rows])
-    beside = _published_words if any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors")) else _incomparable_words
+    stated = any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors"))
+    beside = _published_words if stated else _incomparable_words
     data = f.study["data"]
     if not is_cinic(data) and not data.get("demo"):
         images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
         text = f"This study has {images} in {classes} and {count(f.trainings, 'training')}. {beside}"
         return dict(title="These are other images than the report's.", text=text, table=table)
     if less: return dict(title="This is a small study.", text=f"It has {listed(less)}. {_full_words} {beside}", table=table)
-    return dict(title="This is the full study.", text=f"Images, epochs and trials are those of the report or more. {beside}", table=table)
+    same = "Images, epochs and trials are those of the report or more."
+    return dict(title="This is the full study.", text=f"{same} {beside}", table=table)
 
 def _table(
     name:str, # Its id on the page
@@ -597,13 +600,15 @@ def _level_words(
     f:Facts, # The study
     runs:list[dict] # Finished runs
 )->list[str]: # Sentences, none where the level to beat isn't known
-    "Which runs are clearly above the level to beat: the low end of their accuracy's interval is, on valid images, or where they were trained on those, on test images"
+    "Which runs are clearly above the level to beat (the low end of the interval is), on test images where they were trained on valid ones"
     words = []
-    for split,part in (("valid", [r for r in runs if not _saw_valid(r)]), ("test", [r for r in runs if _saw_valid(r)])):
+    for split in ("valid", "test"):
+        part = [r for r in runs if _saw_valid(r)==(split=="test")]
         level, n = f.majority(split), f.study["data"]["counts"].get(split, 0)
         if not part or pd.isna(level): continue
         over = [said(r["name"]) for r in part if interval(r[f"{split}_acc"], n)[0]>level]
-        which = "all of them are" if len(over)==len(part)>1 else f"{listed(over)} {'is' if len(over)==1 else 'are'}" if over else "none of them is"
+        which = f"{listed(over)} {'is' if len(over)==1 else 'are'}" if over else "none of them is"
+        if len(over)==len(part)>1: which = "all of them are"
         words.append(f"Always saying train's most frequent class would give {pct(level)} of the {split} images; {which} clearly above it.")
     return words
 
@@ -1248,7 +1253,7 @@ def _gap_figure(
     height = .9+.235*(len(df)+1.3*df["group"].nunique())
     def draw(): return plot_gap(df, new_axes(4.8, height)[0], f.colours).figure
     ways = [w for w in dict.fromkeys(w for o in df["train_differs"] for w in o.split(", ")) if w]
-    note = f" † Trained with {listed(ways)}: train accuracy isn't that of the same images as they are, and the gap can't be compared." if ways else ""
+    note = f" † Trained with {listed(ways)}: such a gap can't be compared with that of images as they are." if ways else ""
     alt = "Train minus valid accuracy at the last epoch: "+", ".join(f"{pretty(g['name'])} ({g['group']}) {points(g['gap'])}" for g in _rows(df))+"."
     caption = f"Accuracy at the last epoch of every run; the number is train minus valid, in points.{note}"
     return _figure("gap", "Gap between training and valid images", caption, alt, draw if len(df) else None, "middle")
@@ -1465,7 +1470,8 @@ def _published(
     "What the report says of a run's valid accuracy"
     if run["report"]=="custom_cnn": return "similar to ResNet-18"
     if pd.isna(run["published"]): return "–"
-    return f"≈ {pct(run['published'])}" if run["report"] in ("resnet18", "resnet18-pretrained") else pct(run["published"])
+    about = "≈ " if run["report"] in ("resnet18", "resnet18-pretrained") else ""
+    return about+pct(run["published"])
 
 def _without_empty(
     table:dict, # As `_table`
@@ -1482,7 +1488,8 @@ def group_table(
 )->dict: # As `_table`
     "A group's runs: accuracy and the published number"
     runs = f.runs(group)
-    cells = [(pretty(r["name"]), r["status"], _valid_cell(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]), _valid_cell(r, "last_valid_acc"), _published(r),
+    cells = [(pretty(r["name"]), r["status"], _valid_cell(r, "valid_acc"), _nth(r["best_epoch"], r["epochs"]),
+        _valid_cell(r, "last_valid_acc"), _published(r),
         pct(r["test_acc"]), pct(r["test_balanced_acc"]), pct(r["test_macro_f1"]), r["run_id"] or "–") for r in runs]
     columns = [("run", "name"), ("status", "text"), ("valid", "num"), ("from epoch", "num"), ("valid at the end", "num"),
         ("published", "num published"), ("test", "num"), ("balanced", "num"), ("macro-F1", "num"), ("run id", "code")]
@@ -1546,10 +1553,15 @@ def search_table(
     "Table 1: two rows a search, ours and the published one"
     rows, others = [], _other_dimensions(f)
     for b in _rows(f.tables["table1_search"]):
-        rows.append((pretty(b["search"]), "here", *(_value(b[k]) for k in (*POINT, *others)), pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
+        point = [_value(b[k]) for k in (*POINT, *others)]
+        rows.append((pretty(b["search"]), "here", *point, pct(b["valid_acc"]), _nth(b["number"], b["planned"]),
             "–" if pd.isna(b["run_id"]) else b["run_id"]))
-        if pd.notna(b["published"]): rows.append((pretty(b["search"]), "published", *(sci(b[f"published_{k}"]) for k in POINT), *["–"]*len(others), pct(b["published"]), f"? of {FULL_STUDY['random']+FULL_STUDY['guided']}", "–"))
-    columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in (*POINT, *others)), ("valid", "num"), ("trial", "num"), ("run id", "code")]
+        if pd.isna(b["published"]): continue
+        point = [sci(b[f"published_{k}"]) for k in POINT]+["–"]*len(others)
+        of = FULL_STUDY["random"]+FULL_STUDY["guided"]
+        rows.append((pretty(b["search"]), "published", *point, pct(b["published"]), f"? of {of}", "–"))
+    columns = [("search", "name"), ("source", "text"), *((DIMENSIONS.get(k, k), "num") for k in (*POINT, *others)), ("valid", "num"),
+        ("trial", "num"), ("run id", "code")]
     return _table("table1", "Table 1: best result of each search", "“–” where a parameter is not part of the search.", columns, rows)
 
 def predictor_table(
@@ -1561,7 +1573,8 @@ def predictor_table(
     def certainty(d): return "–" if pd.isna(d["low"]) else f"{pct(d['low'])} to {pct(d['high'])}"
     table = _rows(f.tables["table2_predictors"])
     rows = [("–" if pd.isna(d["place"]) else str(d["place"]), pretty(d["predictor"]), pct(d["test_acc"]), certainty(d), pct(d["published"]),
-        pct(d["balanced_acc"]), pct(d["macro_f1"]), d["status"]+(f": {d['reason']}" if d["reason"] else ""), *source(d)) for d in table]
+        pct(d["balanced_acc"]), pct(d["macro_f1"]), d["status"]+(f": {d['reason']}" if d["reason"] else ""),
+        *source(d)) for d in table]
     columns = [("place", "text"), ("predictor", "name"), ("test accuracy", "num"), ("95 % interval", "num"), ("published", "num published"),
         ("balanced", "num"), ("macro-F1", "num"), ("status", "text"), ("run id", "code"), ("vote of", "long")]
     caption = "With the 95 % interval that the number of test images allows."+_score_words(f, ("test",))
@@ -1867,7 +1880,8 @@ def key_numbers(
     out, table = [], [d for d in _rows(f.tables["table2_predictors"]) if pd.notna(d["test_acc"])]
     for d in table[:1]: out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
     for d in [d for d in table if d["kind"]=="run"][:1]:
-        out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+(f"; the most frequent class gives {pct(d['majority_acc'])}" if pd.notna(d["majority_acc"]) else "")))
+        level = "" if pd.isna(d["majority_acc"]) else f"; the most frequent class gives {pct(d['majority_acc'])}"
+        out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+level))
     fair = [r for r in f.done("augmentation") if not _saw_valid(r)]
     gains = _augmentation_gains(fair)
     for n,a in [(r["name"], r["valid_acc"]) for r in fair[:1]]:
@@ -2099,7 +2113,8 @@ def _trials_trace(
     known = set(f.tables["trials"]["run_id"])
     both = [(t, "") for t in _rows(f.tables["trials"])]+[(t, " control") for t in _rows(f.tables["controls"]) if t["run_id"] not in known]
     point = [k for k in POINT if f.tables["trials"][k].notna().any()]+[k for k in _other_dimensions(f) if k!="epochs"]
-    rows = [(f"{pretty(t['search'])}{which} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"], *(_value(t.get(k)) for k in point),
+    rows = [(f"{pretty(t['search'])}{which} {t['number']+1}", t["kind"], t["run_id"] or "–", t["status"],
+        *(_value(t.get(k)) for k in point),
         pct(t["valid_acc"]), f"{_whole(t['epochs'])} of {_whole(t['planned_epochs'])}", duration(t["seconds"])) for t,which in both]
     columns = [("trial", "name"), ("kind", "text"), ("run id", "code"), ("status", "text"), *((DIMENSIONS.get(k, k), "num") for k in point)]
     columns += [("valid", "num"), ("epochs", "num"), ("time", "num")]
@@ -2127,7 +2142,8 @@ def _shared_value(
 )->str: # For example `cpu (60 trainings), cuda (2 trainings)`
     "What all trainings have, or each value and how many have it"
     if len(rows)==1: return rows[0]["value"] or "–"
-    return ", ".join(f"{d['value'] or 'none'} ({count(d['trainings'], 'training')})" for d in sorted(rows, key=lambda d: -d["trainings"]))
+    rows = sorted(rows, key=lambda d: -d["trainings"])
+    return ", ".join(f"{d['value'] or 'none'} ({count(d['trainings'], 'training')})" for d in rows)
 
 def environment_table(
     f:Facts # The study
@@ -2136,7 +2152,8 @@ def environment_table(
     s, data = f.study, f.study["data"]
     rows = [(k, _shared_value(_rows(d))) for k,d in f.tables["environments"].groupby("what")]
     rows += [("data digest", str(data.get("digest", ""))), ("classes", _as_text(data["classes"])), ("image size", str(data.get("size", ""))),
-        ("options", _as_text({k: v for k,v in s["options"].items() if v is not None})), ("started", str(s.get("started", ""))), ("time of the whole study", duration(s.get("seconds")))]
+        ("options", _as_text({k: v for k,v in s["options"].items() if v is not None})), ("started", str(s.get("started", ""))),
+        ("time of the whole study", duration(s.get("seconds")))]
     return _table("table-environment", "Versions and machine", "", [("what", "text"), ("value", "long")], rows)
 
 # %% ../../nbs/35_results.page.ipynb #d07bc823

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLASS', 'FULL_STUDY', 'REPORT_SPACES',
-           'REPORT_SEARCHES', 'REPORT_RUNS', 'REPORT_VOTERS', 'POINT', 'TOTAL', 'ALL', 'CIFAR_PARTS', 'ABLATION',
+           'REPORT_SEARCHES', 'REPORT_VOTERS', 'REPORT_RUNS', 'POINT', 'TOTAL', 'ALL', 'CIFAR_PARTS', 'ABLATION',
            'MARK', 'is_cinic', 'beside_published', 'report_run', 'report_search', 'majority_of', 'read_study',
            'study_store', 'planned', 'source_of', 'runs_table', 'history_table', 'train_differs', 'gap_table',
            'read_journal', 'journal_of', 'trials_table', 'convergence_table', 'repeats_table', 'best_table',
@@ -18,18 +18,18 @@ import os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import CINIC_CLASSES, PUBLISHED_POINTS, SPLITS, ConfigError, StoreError, nearest
+from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nearest
 from ..files import read_json, read_lines, read_npz, to_json
 from ..runs import RunConfig, RunStore, best_epoch, config_fields, declared, one_training
 from ..space import outside
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
-from .metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy, confusion, disagreement, ece, interval, macro_f1,
-    majority_accuracy, mcnemar, mean_interval, nll, oracle_accuracy, reliability, welch)
+from .metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy, confusion, disagreement, ece,
+    interval, macro_f1, majority_accuracy, mcnemar, mean_interval, nll, oracle_accuracy, reliability, welch)
 
 # %% ../../nbs/32_results.tables.ipynb #419d8f18
 PUBLISHED_VALID = { # Valid accuracy at the end of training, by `REPORT_RUNS`; sections 4.1.2 ("around") and 4.3.2
-    "resnet18-pretrained": .65, "resnet18": .53, "custom_cnn-adam": .6260, "resnet18-sgd": .6501, "resnet18-adam": .6596,
-    "resnet18-pretrained-adam": .7187}
+    "resnet18-pretrained": .65, "resnet18": .53,
+    "custom_cnn-adam": .6260, "resnet18-sgd": .6501, "resnet18-adam": .6596, "resnet18-pretrained-adam": .7187}
 PUBLISHED_BEST = {"custom_cnn-sgd": .3484, "custom_cnn-adam": .4052, "resnet18-sgd": .461, "resnet18-adam": .4892} # Table 1: valid accuracy
 PUBLISHED_TEST = {"soft": .694, "hard": .688, "resnet18-adam": .657, "resnet18-sgd": .649, "custom_cnn-adam": .624} # Table 2
 PUBLISHED_CLASS = {("custom_cnn-adam", "dog"): .35, ("resnet18-sgd", "dog"): .35, ("resnet18-adam", "dog"): .45} # Section 4.4.2, "around"
@@ -46,23 +46,27 @@ def beside_published(
     data:dict # A study's `data`
 )->bool: # All of CINIC-10's images, but for those that can't be read
     "May the report's numbers stand beside results on these images?"
-    counts = data["counts"]
-    return is_cinic(data) and sum(counts.values())+len(data.get("skipped") or ())==FULL_STUDY["images"] and set(counts)==set(SPLITS)
+    images = sum(data["counts"].values())+len(data.get("skipped") or ())
+    return is_cinic(data) and images==FULL_STUDY["images"]
 
 
 # %% ../../nbs/32_results.tables.ipynb #9e4b4572
 _pretrained = dict(model="resnet18.tv_in1k", pretrained=True)
 _searched = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
 _sgd, _adam, _cnn = dict(mom=[0,.99]), dict(beta1=[0,.99], beta2=[0,.99]), dict(dropout=[0,.2])
-REPORT_SPACES = {"custom_cnn-sgd": _searched|_cnn|_sgd, "custom_cnn-adam": _searched|_cnn|_adam, "resnet18-sgd": _searched|_sgd, "resnet18-adam": _searched|_adam}
+REPORT_SPACES = {
+    "custom_cnn-sgd": _searched|_cnn|_sgd, "custom_cnn-adam": _searched|_cnn|_adam,
+    "resnet18-sgd": _searched|_sgd, "resnet18-adam": _searched|_adam}
 REPORT_SEARCHES = { # What a search's trials share beyond `RunConfig`'s defaults
-    "custom_cnn-sgd": dict(model="custom_cnn", policy="advanced", epochs=15), "custom_cnn-adam": dict(model="custom_cnn", opt="adam", policy="advanced", epochs=15),
+    "custom_cnn-sgd": dict(model="custom_cnn", policy="advanced", epochs=15),
+    "custom_cnn-adam": dict(model="custom_cnn", opt="adam", policy="advanced", epochs=15),
     "resnet18-sgd": dict(policy="advanced", epochs=15), "resnet18-adam": dict(opt="adam", policy="advanced", epochs=15)}
-REPORT_RUNS = { # The same of the runs that a number is published of, with the search whose space holds their point
-    "custom_cnn": (dict(model="custom_cnn"), ""), "resnet18": ({}, ""), "resnet18-pretrained": (_pretrained|dict(frozen_epochs=10), ""),
-    **{name: (REPORT_SEARCHES[name]|dict(epochs=150), name) for name in ("custom_cnn-adam", "resnet18-sgd", "resnet18-adam")},
-    "resnet18-pretrained-adam": (REPORT_SEARCHES["resnet18-adam"]|_pretrained|dict(epochs=150), "resnet18-adam")}
 REPORT_VOTERS = ("custom_cnn-adam", "resnet18-sgd", "resnet18-adam")
+REPORT_RUNS = { # The same of the runs that a number is published of, with the search whose space holds their point
+    "custom_cnn": (dict(model="custom_cnn"), ""), "resnet18": ({}, ""),
+    "resnet18-pretrained": (_pretrained|dict(frozen_epochs=10), ""),
+    **{name: (REPORT_SEARCHES[name]|dict(epochs=150), name) for name in REPORT_VOTERS},
+    "resnet18-pretrained-adam": (REPORT_SEARCHES["resnet18-adam"]|_pretrained|dict(epochs=150), "resnet18-adam")}
 
 def _own_fields(
     cfg:RunConfig # One run
@@ -79,8 +83,8 @@ def report_run(
     fields = _own_fields(cfg)
     for name,(fixed,search) in REPORT_RUNS.items():
         space = REPORT_SPACES.get(search, {})
-        if {k: v for k,v in fields.items() if k not in space}=={k: v for k,v in fixed.items() if k not in space} \
-            and not outside(space, {k: getattr(cfg, k) for k in space}): return name
+        same = {k: v for k,v in fields.items() if k not in space}==fixed
+        if same and not outside(space, {k: getattr(cfg, k) for k in space}): return name
     return ""
 
 def report_search(
@@ -89,10 +93,10 @@ def report_search(
     "Which of the report's searches has the same fields, space and budget"
     if not header: return ""
     base = {k: v for k,v in (header.get("base") or {}).items() if k!="seed"}
-    plain = (header.get("random"), header.get("guided"))==(FULL_STUDY["random"], FULL_STUDY["guided"]) and header.get("batch", 1)==1
-    plain = plain and header.get("strategy", "gp")=="gp" and not header.get("start") and not header.get("rungs")
-    same = [n for n,fixed in REPORT_SEARCHES.items() if plain and base==fixed and header.get("space")==REPORT_SPACES[n]]
-    return same[0] if same else ""
+    budget = {k: header.get(k) for k in ("random", "guided")}=={k: FULL_STUDY[k] for k in ("random", "guided")}
+    one_by_one = header.get("strategy", "gp")=="gp" and header.get("batch", 1)==1
+    if not budget or not one_by_one or header.get("start") or header.get("rungs"): return ""
+    return next((n for n,fixed in REPORT_SEARCHES.items() if base==fixed and header.get("space")==REPORT_SPACES[n]), "")
 
 
 # %% ../../nbs/32_results.tables.ipynb #8b1b34c5
@@ -124,7 +128,8 @@ def study_store(
 # %% ../../nbs/32_results.tables.ipynb #3cbf8067
 _results = ["valid_acc", "valid_loss", "train_acc", "train_loss", "test_acc", "best_epoch", "seconds", "images_per_s", "params"]
 _scored = ["test_balanced_acc", "test_macro_f1", "valid_majority_acc", "test_majority_acc"]
-_run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published", *_results, *_scored, *config_fields]
+_run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published",
+    *_results, *_scored, *config_fields]
 
 def _status(
     run:dict, # An entry of `runs` in `study.json`
@@ -171,7 +176,8 @@ def _run_row(
 )->dict: # Values by column; what is missing is not known yet
     "Everything known about one run"
     rid, (status,reason) = run["run_id"], _status(run, store)
-    row = dict(group=run["group"], name=run["name"], run_id=rid, status=status, reason=reason, search=source_of(study, run))
+    row = dict(group=run["group"], name=run["name"], run_id=rid, status=status, reason=reason)
+    row["search"] = source_of(study, run)
     has_config = rid and (store.folder(rid)/"config.json").exists()
     known = asdict(store.config(rid)) if has_config else planned(study, run)
     row |= known if has_config else {k: known[k] for k in ("model", "pretrained", "policy", "opt") if k in known}
@@ -189,7 +195,8 @@ def _class_scores(
     "Scores of the test images in which each class counts the same"
     try: d = store.probs(rid, "test")
     except StoreError: return {}
-    return dict(test_balanced_acc=balanced_accuracy(d["probs"], d["targs"]), test_macro_f1=macro_f1(d["probs"], d["targs"]))
+    preds, targs = as_preds(d["probs"]), d["targs"]
+    return dict(test_balanced_acc=balanced_accuracy(preds, targs), test_macro_f1=macro_f1(preds, targs))
 
 def _tidy(
     rows:list[dict], # Values by column
@@ -214,7 +221,8 @@ _whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "im
     "n", "count", "only_ensemble", "only_member", "trainings")
 _flags = _fields_of(bool, "frozen")
 _text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "which", "of", "predictor", "members", "class",
-    "method", "weights", "train_differs", "report", "what", "value", "member_temperatures", "best_member", "without", "a", "b", "stage", "origin", "taken_for", "seeds", "variant", "ingredient", "against")
+    "method", "weights", "member_temperatures", "best_member", "without", "a", "b", "stage", "origin", "taken_for", "seeds", "variant", "ingredient", "against",
+    "train_differs", "report", "what", "value")
 
 def runs_table(
     out:Path, # A study's folder
@@ -254,8 +262,8 @@ def gap_table(
     "Train accuracy minus valid accuracy at the last epoch"
     runs = runs_table(out, scores=False).query("status=='done'")
     last = history_table(out).groupby(["group", "name"], sort=False).tail(1)[["group", "name", "epoch", "train_acc", "valid_acc"]]
-    runs = runs.assign(train_differs=[train_differs(r) for r in runs.to_dict("records")])[["group", "name", "model", "policy", "train_differs"]]
-    df = runs.merge(last, on=["group", "name"])
+    runs = runs.assign(train_differs=[train_differs(r) for r in runs.to_dict("records")])
+    df = runs[["group", "name", "model", "policy", "train_differs"]].merge(last, on=["group", "name"])
     df["gap"] = df["train_acc"]-df["valid_acc"]
     return _tidy(df.to_dict("records"), _gap_columns)
 
@@ -300,7 +308,7 @@ def _trial_rows(
     for t in trials:
         acc = t.get("valid_acc") if t["status"] in ("done", "stopped") else np.nan
         if t["status"]=="done": best = np.fmax(best, acc)
-        fixed = {k: v for k in ("model", "opt") if (v := search[k] or base.get(k, config_fields[k].default)) and k not in t["point"]}
+        fixed = {k: search[k] or base.get(k, config_fields[k].default) for k in ("model", "opt") if k not in t["point"]}
         row = dict(fixed, search=search["name"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
         row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "valid_loss", "best_epoch", "seconds", "ask_seconds")}
         row["planned_epochs"] = {**base, **t["point"]}.get("epochs", config_fields["epochs"].default)
@@ -342,7 +350,8 @@ def repeats_table(
 
 # %% ../../nbs/32_results.tables.ipynb #279e5ea6
 _best_columns = ["search", "model", "opt", "status", "reason", "trials", "failed", "stopped", "planned", "number", "run_id", *POINT, "valid_acc", "valid_median",
-    "valid_min", "majority_acc", "random_best", "guided_best", "saved_epochs", "ask_mean", "ask_max", "published", *(f"published_{k}" for k in POINT)]
+    "valid_min", "majority_acc", "random_best", "guided_best", "saved_epochs", "ask_mean", "ask_max", "published",
+    *(f"published_{k}" for k in POINT)]
 
 def _n_planned(
     study:dict, # Content of `study.json`
@@ -375,13 +384,15 @@ def _best_row(
     row = dict(search=name, model=search["model"], opt=search["opt"], status=status, reason=search.get("reason") or "", trials=len(trials),
         planned=max(len(trials), _n_planned(study, search, header)), **_effort(trials))
     known = report_search(header) if beside_published(study["data"]) else ""
-    if known: row |= dict(published=PUBLISHED_BEST[known], **{f"published_{k}": v for k,v in PUBLISHED_POINTS[known].items()})
+    row["published"] = PUBLISHED_BEST.get(known)
+    row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
     if done.empty: return row
     best, acc = done.iloc[best_epoch(done["valid_acc"], done["valid_loss"])], done["valid_acc"]
     kinds = {f"{k}_best": acc[done["kind"]==k].max() for k in ("random", "guided")}
-    point = {k: best["planned_epochs" if k=="epochs" else k] for k in dict.fromkeys([*POINT, *(header.get("space") or {})])}
-    return row|best[["number", "run_id"]].to_dict()|point|kinds|dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min(),
-        majority_acc=majority_of(study["data"], "valid"))
+    dimensions = dict.fromkeys([*POINT, *(header.get("space") or {})])
+    point = {k: best["planned_epochs" if k=="epochs" else k] for k in dimensions}
+    scores = dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min(), majority_acc=majority_of(study["data"], "valid"))
+    return row|best[["number", "run_id"]].to_dict()|point|kinds|scores
 
 def best_table(
     out:Path # A study's folder
@@ -397,7 +408,8 @@ def other_dimensions(
     headers # Of journals
 )->list[str]: # `RunConfig` fields, in the plan's order
     "Dimensions of searches that the report's don't have, columns beside `POINT`'s"
-    return [k for k in dict.fromkeys(k for h in headers for k in h.get("space") or ()) if k not in (*POINT, "model", "opt")]
+    found = dict.fromkeys(k for h in headers for k in h.get("space") or ())
+    return [k for k in found if k not in (*POINT, "model", "opt")]
 
 # %% ../../nbs/32_results.tables.ipynb #439eeaa5
 def _predictor_runs(
@@ -439,7 +451,8 @@ def _run_prediction(
     if status!="done": return d
     try: stored = store.probs(run["run_id"], "test")
     except StoreError as e: return {**d, "status": "failed", "reason": str(e)}
-    return d|dict(stored=stored, report=report_run(store.config(run["run_id"])), valid=_stored_valid(run["run_id"], store), probs=stored["probs"], preds=as_preds(stored["probs"]), **_known(stored))
+    d["report"] = report_run(store.config(run["run_id"]))
+    return d|dict(stored=stored, valid=_stored_valid(run["run_id"], store), probs=stored["probs"], preds=as_preds(stored["probs"]), **_known(stored))
 
 def _valid_members(
     members:list[dict], # From `_run_prediction`
@@ -483,7 +496,8 @@ def _vote_prediction(
 )->dict: # `predictor`, `kind`, `members`, `status`, `reason`, and when done what `_voted` gives
     "One ensemble's classes for the test images"
     names = ensemble["members"]
-    d = dict(predictor=ensemble["name"], kind=ensemble["method"], members=names, status="done", reason="", report=_report_vote(ensemble, runs))
+    d = dict(predictor=ensemble["name"], kind=ensemble["method"], members=names, status="done", reason="")
+    d["report"] = _report_vote(ensemble, runs)
     if missing := [n for n in names if "stored" not in runs.get(n, {})]:
         waits = all(runs.get(n, {}).get("status")=="left" for n in missing)
         return {**d, "status": "left" if waits else "skipped", "reason": f"{'waits for' if waits else 'without'} {', '.join(missing)}"}
@@ -494,15 +508,15 @@ def _vote_prediction(
 def predictions(
     out:Path, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
-)->list[dict]: # `predictor`, `kind`, `members`, `status`, `reason`, `report` (which of the report's has its settings), and when done `probs`, `preds`, `targs`, `classes`, `rows`, `origins`
+)->list[dict]: # `predictor`, `kind`, `members`, `status`, `reason`, `report`, and when done `probs`, `preds`, `targs`, `classes`, `rows`, `origins`
     "Classes that each predictor gives the test images: runs first, then votes"
     study, store = read_study(out), study_store(out)
     runs = {n: _run_prediction(n, r, store) for n,r in _predictor_runs(study, everyone).items()}
     return [*runs.values(), *(_vote_prediction(e, runs) for e in study["ensembles"])]
 
 # %% ../../nbs/32_results.tables.ipynb #dfd14f5a
-_predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high", "balanced_acc", "macro_f1", "majority_acc", "images",
-    "published"]
+_predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high",
+    "balanced_acc", "macro_f1", "majority_acc", "images", "published"]
 
 def _predictor_row(
     p:dict, # From `predictions`
@@ -542,7 +556,8 @@ def _class_rows(
     name, n, targs = p["predictor"], len(p["classes"]), p["targs"]
     rows = [dict(images=int(k), accuracy=a, published=published.get((p["report"], c)), **{"class": c})
         for c,k,a in zip(p["classes"], np.bincount(targs, minlength=n), class_accuracy(p["preds"], targs, n))]
-    rows.append(dict(images=len(targs), accuracy=accuracy(p["preds"], targs), published=published.get((p["report"], TOTAL)), **{"class": TOTAL}))
+    total = dict(images=len(targs), accuracy=accuracy(p["preds"], targs), published=published.get((p["report"], TOTAL)))
+    rows.append(total|{"class": TOTAL})
     return [{"predictor": name, **r} for r in rows]
 
 def class_table(
@@ -921,7 +936,8 @@ def trained_ids(
     "Every training of a study: runs, trials, controls' and repeats"
     ids = [r["run_id"] for r in study["runs"]]
     for s in study["searches"]:
-        for which in ("search", "control"): ids += [t["run_id"] for t in read_journal(journal_of(out, s["name"], which))[1]]
+        for which in ("search", "control"):
+            ids += [t["run_id"] for t in read_journal(journal_of(out, s["name"], which))[1]]
         ids += [r["run_id"] for r in s.get("repeated") or []]
     return [o for o in dict.fromkeys(ids) if o]
 
@@ -938,7 +954,8 @@ def environments_table(
     for env in envs or [study.get("env") or {}]:
         for k,v in (env|env.get("versions", {})).items():
             if k!="versions": found[k, str(v)] = found.get((k, str(v)), 0)+1
-    return _tidy([dict(what=k, value=v, trainings=n if envs else None) for (k,v),n in sorted(found.items())], _environment_columns)
+    rows = [dict(what=k, value=v, trainings=n if envs else None) for (k,v),n in sorted(found.items())]
+    return _tidy(rows, _environment_columns)
 
 
 # %% ../../nbs/32_results.tables.ipynb #1e16c420
@@ -952,4 +969,5 @@ def all_tables(
         trials=trials_table(out), classes=class_table(out, preds), gap=gap_table(out), controls=trials_table(out, "control"),
         convergence=convergence_table(out), repeats=repeats_table(out), ensembles=ensembles_table(out, preds), leave_one_out=leave_one_out_table(out, preds),
         disagreement=disagreement_table(out, preds), calibration=calibration_table(out, preds), class_origin=class_origin_table(out, preds),
-        confusion=confusion_table(out, preds), seeds=seeds_table(out), ablation=ablation_table(out), soon=soon_table(out), environments=environments_table(out))
+        confusion=confusion_table(out, preds), seeds=seeds_table(out), ablation=ablation_table(out), soon=soon_table(out),
+        environments=environments_table(out))
