@@ -201,9 +201,9 @@ def _trial_rows(
         acc = t.get("valid_acc") if t["status"] in ("done", "stopped") else np.nan
         if t["status"]=="done": best = np.fmax(best, acc)
         row = dict(search=search["name"], model=search["model"], opt=search["opt"], kind=_kind(header, t["number"]), valid_acc=acc, best_so_far=best)
-        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "valid_loss", "best_epoch", "seconds", "ask_seconds")}
+        row |= {k: t.get(k) for k in ("number", "status", "cause", "run_id", "best_epoch", "seconds", "ask_seconds")}
         row["planned_epochs"] = {**base, **t["point"]}.get("epochs", config_fields["epochs"].default)
-        rows.append({**t["point"], **row, "epochs": len(t.get("accs") or ()) or None})
+        rows.append({**t["point"], **row, "valid_loss": t.get("valid_loss"), "epochs": len(t.get("accs") or ()) or None})
     return rows
 
 def trials_table(

@@ -77,8 +77,9 @@ def open_record(
         write_json(f, new)
         return new
     old = read_json(f)
+    old["options"] = _all_options(old)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
