@@ -120,14 +120,14 @@ class Clock:
 
 # %% ../../nbs/43_study.conduct.ipynb #00368f87
 def image_seconds(
-    networks:set[RunConfig], # From `network`
+    models:set[RunConfig], # From `network`
     n_out:int, # Number of classes
     size:int # Side of the images
 )->dict: # Network -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
     from cinic_fastai.train.fit import time_steps
     out = {}
-    for m in networks:
+    for m in models:
         try: out[m] = time_steps(m, n_out, size)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
