@@ -26,10 +26,10 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import Tensor
-from .core import DataError, check_choice, rng
+from .core import ConfigError, DataError, check_choice, rng
 from .data.augment import FlipShift, image_policy
 from .data.folder import list_images, tell
-from .data.loaders import pack_dls
+from .data.loaders import pack_dls, pick_device
 from .data.pack import Pack, get_pack, make_pack
 from .results.ensemble import hard_vote, soft_vote
 from .runs import RunConfig
@@ -509,21 +509,22 @@ with learn.no_bar(), learn.no_logging(): learn.fit(1)
 def tree_pss(
     process:psutil.Process # The first one
 )->float: # MB; 0 when it has ended
-    "Proportional set size of a process and all that it started"
+    "Proportional set size of a process and all that it started; where the system doesn't tell it, what each has for itself (USS)"
     total = 0
     for p in [process, *process.children(recursive=True)]:
-        try: total += p.memory_full_info().pss
-        except psutil.Error: pass
+        try: info = p.memory_full_info()
+        except psutil.Error: continue
+        total += getattr(info, "pss", info.uss)
     return total/1e6
 
 def peak_pss(
     code:str # Python
 )->float: # MB
     "Run code in a process of its own and watch its memory"
-    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as f:
-        f.write(code)
-        f.flush()
-        p,peak = subprocess.Popen([sys.executable, "-W", "ignore", f.name]),0.
+    with tempfile.TemporaryDirectory() as tmp:
+        f = Path(tmp)/"code.py"
+        f.write_text(code, encoding="utf-8")
+        p,peak = subprocess.Popen([sys.executable, "-W", "ignore", str(f)]),0.
         while p.poll() is None:
             try: peak = max(peak, tree_pss(psutil.Process(p.pid)))
             except psutil.NoSuchProcess: pass
@@ -541,7 +542,7 @@ def memory_rows(
     here = dict(root=str(b.root), bs=small.bs, n=len(small.pack.rows["train"]), mean=b.pack.mean.tolist(), std=b.pack.std.tolist(),
         files=[str(f) for s in ("train", "valid") for f in small.files(s)])
     tasks = dict(ours=lambda: peak_pss(OURS_TRAINS.format(**here)), fastai=lambda: peak_pss(FASTAI_TRAINS.format(**here)))
-    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak PSS of all processes, an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
+    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak {'PSS' if psutil.LINUX else 'USS'} of all processes, an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
 
 def import_rows(
     b:Bench, # Repetitions
@@ -617,15 +618,17 @@ def bench(
     root:Path, # Image folder
     limit:int=20_000, # Images a split, 0 for all
     reps:int=3, # Repetitions of what takes long
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable|None=None, # Hears of progress
+    device:str="auto" # `auto` for the CPU and then CUDA where there is one, or one device as for `pick_device`
 )->list[dict]: # Rows, as from `compare`
-    "Measure; on a machine with CUDA the GPU's rows follow"
+    "Measure; on a machine with CUDA the GPU's rows follow the CPU's"
     check_choice("benchmark", name, [*BENCHES, "all"])
     root = Path(root)
     pack = get_pack(root, on_event=on_event)
     pack = pack.limit(limit) if 0<limit<min(pack.counts().values()) else pack
-    devices = ["cpu"]+["cuda"]*torch.cuda.is_available()
-    todo = [(n, e, Bench(root, pack, torch.device(d), reps)) for d in devices for n,e in BENCHES.items() if name in (n, "all") and (d=="cpu" or e.gpu)]
+    devices = dict.fromkeys([pick_device("cpu"), pick_device()] if device=="auto" else [pick_device(device)])
+    todo = [(n, e, Bench(root, pack, d, reps)) for d in devices for n,e in BENCHES.items() if name in (n, "all") and (d.type=="cpu" or e.gpu)]
+    if not todo: raise ConfigError(f"The benchmark {name} has no rows on {device}. Take --device cpu.")
     check_size(todo[0][2])
     out,total,done,began = [],sum(e.weight for _,e,_ in todo),0.,time.monotonic()
     for n,e,b in todo:

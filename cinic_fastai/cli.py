@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
-           'Backend', 'Address', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options', 'duration', 'seen_words',
-           'Screen', 'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split', 'data_import',
-           'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate',
-           'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
+           'Backend', 'Address', 'Device', 'Deterministic', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options',
+           'duration', 'seen_words', 'Screen', 'as_table', 'print_table', 'print_json', 'data_demo', 'data_get',
+           'data_split', 'data_import', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check',
+           'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, shlex, shutil, sys, tempfile, time, warnings
+import json, os, shlex, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -43,6 +43,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # %% ../nbs/50_cli.ipynb #25b40922
 def main():
     "Run the `cinic` command; an error a person can put right is one or two plain lines"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace") # any name on any output, a Windows pipe's too
     os.environ.setdefault("GOMP_SPINCOUNT", "1000") # threads that wait busily make training ten times slower where other programs use the cores
     if not sys.warnoptions: # other libraries' deprecations, here and in workers
         warnings.simplefilter("ignore")
@@ -159,9 +161,12 @@ def _cell(v):
 def print_json(
     obj # Plain values
 ):
-    "Print JSON to standard output"
+    "Print JSON to standard output, letters that it can't write as JSON's escapes"
     from cinic_fastai.files import to_json
-    print(to_json(obj))
+    text = to_json(obj)
+    try: text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError: text = json.dumps(json.loads(text), indent=1)
+    print(text)
 
 # %% ../nbs/50_cli.ipynb #90612a1c
 @data_app.command("demo", epilog=_examples("cinic data demo data/digits"))
@@ -296,6 +301,8 @@ Weights = Annotated[Optional[Path], typer.Option("--weights", help="File with pr
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time, each in a process of its own; 0 for as many as a cluster has cores. Results are the same at equal --threads.")]
 Backend = Annotated[str, typer.Option("--backend", help="Where trainings run: loky (this machine), dask or ray (a cluster that shares the store).")]
 Address = Annotated[str, typer.Option("--address", help="A running cluster's address, as dask or ray gives it; without one, a local cluster is started.")]
+Device = Annotated[str, typer.Option("--device", help="auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N, or mps (Apple's, untried).")]
+Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits every time on a GPU, too; slower.")]
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0., help="Seconds between checkpoints of a training.")]
 OnBad = Annotated[str, typer.Option("--on-bad", help="Unreadable images: stop, or skip and record them.")]
 
@@ -317,6 +324,8 @@ def study(
     jobs:Jobs=1,
     backend:Backend="loky",
     address:Address="",
+    device:Device="auto",
+    deterministic:Deterministic=False,
     dry_run:Annotated[bool, typer.Option("--dry-run", help="List the trainings with an estimate of the time, and do nothing.")]=False,
     as_json:AsJson=False
 ):
@@ -330,7 +339,7 @@ def study(
     check_track(p.track)
     out = out or Path("out")/p.name
     threads = threads or _own_threads() or thread_share(max(1, jobs))
-    if dry_run: return _dry_run(p, data, limit, as_json, threads)
+    if dry_run: return _dry_run(p, data, limit, as_json, threads, device)
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.conduct import conduct
     began = time.monotonic()
@@ -341,7 +350,7 @@ def study(
         pack = get_pack(folder, on_bad=on_bad, on_event=stoppable(screen, stop)).limit(limit)
         options = dict(limit=limit, scale=scale, trials=list(parse_trials(trials) or []) or None, seed=p.seed, published=published)
         record = conduct(p, pack, out, options, dict(name=folder.name if data else "digits", demo=data is None), store, weights, _command(), screen, stop, save_every,
-            jobs, backend, address, threads)
+            jobs, backend, address, threads, device, deterministic)
     _finish(record, out, time.monotonic()-began)
 
 def _own_threads():
@@ -371,13 +380,14 @@ def _finish(record, out, seconds):
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
 # %% ../nbs/50_cli.ipynb #5c3de0bb
-def _dry_run(plan, data, limit, as_json, threads):
+def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import list_images
     from cinic_fastai.data.pack import open_pack
-    from cinic_fastai.study.conduct import estimate, image_seconds, network
+    from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
+    check_device(device)
     from cinic_fastai.runs import make_config
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:
@@ -387,7 +397,7 @@ def _dry_run(plan, data, limit, as_json, threads):
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
-    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size)
+    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, device=device)
     rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
@@ -399,7 +409,6 @@ def _dry_run(plan, data, limit, as_json, threads):
 def _count(classes, items):
     "Classes, and images by split"
     return classes,{s: sum(i[0]==s for i in items) for s in SPLITS}
-
 
 # %% ../nbs/50_cli.ipynb #b4687659
 @app.command(epilog=_examples("cinic status out/demo", "cinic status out/demo --watch"))
@@ -461,6 +470,8 @@ def train(
     weights:Weights=None,
     on_bad:OnBad="stop",
     threads:Threads=0,
+    device:Device="auto",
+    deterministic:Deterministic=False,
     save_every:SaveEvery=60.,
     as_json:AsJson=False
 ):
@@ -480,7 +491,7 @@ def train(
         use_threads(threads)
         saw = dict(saw_valid=cfg.train_on!="train")
         def tell(kind, **info): screen(kind, **saw, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
-        done = fit_run(cfg, pack, store, weights=weights, on_event=tell, stop=stop, save_every=save_every)
+        done = fit_run(cfg, pack, store, weights=weights, on_event=tell, stop=stop, save_every=save_every, device=device, deterministic=deterministic)
     if as_json: return print_json(dict(run_id=rid, **saw, **done))
     table = store.history(rid).drop(columns=["frozen", *["valid_loss", "valid_acc"]*saw["saw_valid"]])
     print_table(table.assign(epoch=table["epoch"]+1).to_dict("records"))
@@ -495,14 +506,16 @@ def predict(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     images:Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
     member:MemberName="",
+    device:Device="auto",
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
-    from cinic_fastai.data.folder import image_files
-    files = image_files(images)
-    if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    from cinic_fastai.data.folder import image_files, left_out, other_files
+    files,words = image_files(images),left_out(other_files(images))
+    if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
+    if words: print(f"cinic: {words}", file=sys.stderr)
     from cinic_fastai.results.predict import load_predictor, predict_files
-    predictor = load_predictor(out, member)
+    predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
     bad = [r for r in rows if "error" in r]
     if as_json: print_json(dict(predictor=predictor.name, images=rows))
@@ -521,12 +534,13 @@ def export(
     out:Annotated[Path, typer.Argument(help="A finished study's folder.")],
     format:Annotated[str, typer.Option("--format", help="onnx (for other programs; needs the extra onnx) or safetensors (weights, for Python).")]="onnx",
     member:MemberName="",
+    device:Device="auto",
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."
     from cinic_fastai.results.predict import export_predictor
     check_writable(dest or out)
-    path,gap = export_predictor(out, format, member, dest)
+    path,gap = export_predictor(out, format, member, dest, device)
     print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. Model card: {path.parent/'README.md'}")
 
 # %% ../nbs/50_cli.ipynb #0e83fb62
@@ -537,12 +551,13 @@ def bench(
     data:Data=None,
     limit:Annotated[int, typer.Option("--limit", min=0, help="Use this many images a split; 0 for all.")]=20_000,
     reps:Annotated[int, typer.Option("--reps", min=1, help="Repetitions of what takes long.")]=3,
+    device:Annotated[str, typer.Option("--device", help="auto (the CPU, then CUDA where there is one), cpu, cuda or cuda:N.")]="auto",
     as_json:AsJson=False
 ):
     "Our figures beside those of fastai, torchvision and bare PyTorch, from one run."
     from cinic_fastai.bench import bench as measure, machine
     with tempfile.TemporaryDirectory() as tmp, Screen() as screen:
-        rows = measure(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen)
+        rows = measure(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen, device)
     if as_json: return print_json(rows)
     print_table([{"name": r["name"], "peer": r["peer"], "ours": _figure(r["ours"]), "theirs": _figure(r["theirs"]), "unit": r["unit"], "ratio": f"{r['ratio']:.2f}",
         "spread": f"{r['spread'][0]:.2f} to {r['spread'][1]:.2f}", "note": r["note"]} for r in rows], machine())

@@ -57,7 +57,7 @@ method = "hard"
 members = ["custom_cnn-sgd", "second"]
 """
 
-os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"} # equal bits need equal threads, here and in processes
+os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} # equal bits need equal threads and kernels, here and in processes
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 def cinic(*args, cwd=None, before=None, input=None):

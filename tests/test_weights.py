@@ -3,9 +3,13 @@ import hashlib, http.server, os, pickle, socket, subprocess, sys, threading, tim
 from pathlib import Path
 import pytest
 import timm, torch, torchvision
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from cinic_fastai.core import WeightsError
+from cinic_fastai.results.predict import read_member
+from cinic_fastai.runs import RunConfig, RunStore, run_id
+from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train import models
+from cinic_fastai.train.fit import fit_run
 from cinic_fastai.train.models import ask, find_weights, load_weights, make_model, timm_net
 
 HUB_NAME = "test_resnet.r160_in1k" # timm's smallest network with weights on the hub
@@ -65,6 +69,66 @@ def test_wrong_shapes_and_names_are_named(tv_file, tmp_path):
     torch.save(torchvision.models.resnet34(weights=None).state_dict(), tmp_path/"34.pth")
     misfit = "doesn't fit resnet18: layer1.2.conv1.weight is not in the network, and"
     with pytest.raises(WeightsError, match=misfit): load_weights(timm_net("resnet18"), tmp_path/"34.pth")
+
+def wrapped(how, net):
+    "A network's tensors under the names that training with something around it leaves"
+    d = net.state_dict()
+    if how=="compiled part": return {k.replace("layer1.", "layer1._orig_mod."): v for k,v in d.items()}
+    return {how+k: v for k,v in d.items()}|({} if how.startswith(("module", "_orig")) else {"criterion.weight": torch.ones(1000), "epochs": torch.ones(1)})
+
+@pytest.mark.parametrize("how", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "net.", "net.module.", "model._orig_mod.", "compiled part"])
+def test_names_that_something_put_a_prefix_before(tv, tmp_path, how):
+    torch.save({"state_dict": wrapped(how, tv), "epoch": 3, "hyper_parameters": {"lr": .1}}, tmp_path/"wrapped.ckpt")
+    net = load_weights(timm_net("resnet18", 1000), tmp_path/"wrapped.ckpt")
+    for k,v in net.state_dict().items(): assert torch.equal(v, tv.state_dict()[k]), k
+
+def test_a_prefix_does_not_hide_what_is_missing(tv, tmp_path):
+    state = {f"module.{k}": v for k,v in tv.state_dict().items() if k!="layer1.0.conv1.weight"}
+    torch.save(state, tmp_path/"missing.pth")
+    with pytest.raises(WeightsError, match=r"doesn't fit resnet18: layer1.0.conv1.weight is missing in the file\."): load_weights(timm_net("resnet18"), tmp_path/"missing.pth")
+
+def test_inception_of_torchvision(tmp_path):
+    torch.manual_seed(0)
+    tv = torchvision.models.inception_v3(weights=None, init_weights=False)
+    torch.save(tv.state_dict(), tmp_path/"inception_v3.pth")
+    net = load_weights(timm_net("inception_v3", 1000, size=96), tmp_path/"inception_v3.pth")
+    x = torch.randn(2, 3, 96, 96)
+    with torch.no_grad(): assert torch.allclose(net.eval()(x), tv.eval()(x), atol=1e-5)
+
+def test_vgg_names_of_torchvision(): # its file has half a gigabyte: here shapes without values
+    with torch.device("meta"): tv, net = torchvision.models.vgg11(weights=None), timm.create_model("vgg11", num_classes=10)
+    assert models.misfits(net, models.fitting(net, tv.state_dict()))==[]
+
+@pytest.mark.slow
+def test_vgg_of_torchvision(tmp_path):
+    tv = torchvision.models.vgg11(weights=None)
+    torch.save(tv.state_dict(), tmp_path/"vgg11.pth")
+    net = load_weights(timm_net("vgg11", 1000, size=224), tmp_path/"vgg11.pth")
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad(): assert torch.allclose(net.eval()(x), tv.eval()(x), atol=1e-5)
+
+def test_volo_has_two_heads(tmp_path):
+    def volo(n):
+        net = timm.models.volo.VOLO((1, 1, 1, 1), img_size=32, num_classes=n, embed_dims=(16, 32, 32, 32), num_heads=(2, 2, 2, 2))
+        net.pretrained_cfg = timm.get_pretrained_cfg("volo_d1_224").to_dict()
+        return net
+    torch.manual_seed(0)
+    big, net = volo(1000), volo(10)
+    torch.save(big.state_dict(), tmp_path/"volo.pth")
+    fresh = {k: v.clone() for k,v in net.state_dict().items()}
+    load_weights(net, tmp_path/"volo.pth")
+    heads = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
+    assert set(models.head_params(net))==set(heads)
+    for k,v in net.state_dict().items(): assert torch.equal(v, fresh[k] if k in heads else big.state_dict()[k]), k
+
+def test_tied_weights_are_saved_and_read(tmp_path):
+    pack, store, cfg = tiny_pack(n=4), RunStore(tmp_path/"runs"), RunConfig(model="coat_lite_tiny", bs=12, epochs=1)
+    fit_run(cfg, pack, store)
+    member, _ = read_member(store.folder(run_id(cfg, pack.digest)))
+    x = torch.from_numpy(pack.images[pack.rows["test"]]).permute(0, 3, 1, 2)
+    assert abs(member(x).numpy()-store.probs(run_id(cfg, pack.digest), "test")["probs"]).max()<1e-5
+    save_model(timm.create_model("coat_lite_tiny"), tmp_path/"tied.safetensors") # leaves out what is there under another name
+    load_weights(timm_net("coat_lite_tiny", size=32), tmp_path/"tied.safetensors")
 
 def test_refused_weights_leave_the_network_alone(tv_file):
     net = make_model("custom_cnn")

@@ -100,7 +100,11 @@ def soft_targets(
     lam:Tensor, # Weight of each image against its partner `(bs,)`
     n_classes:int # Number of classes
 )->Tensor: # Probabilities `(bs,n_classes)`
-    "The targets of mixed images"
+    "The targets of mixed images; `ConfigError` where they are neither"
+    expected = (len(perm),n_classes) if targs.is_floating_point() else (len(perm),)
+    if targs.shape!=expected: raise ConfigError(
+        f"Targets of shape {tuple(targs.shape)} can't be mixed beside {n_classes} outputs, expected {expected}. "
+        "Give class numbers, or floats of the outputs' shape.")
     if not targs.is_floating_point(): targs = F.one_hot(targs.long(), n_classes)
     targs = targs.to(lam.dtype)
     return torch.lerp(targs[perm], targs, lam[:,None])
@@ -146,7 +150,7 @@ class SoftLoss(nn.Module):
     "Cross-entropy for classes or probabilities"
     y_int = True # fastai's own MixUp asks for it
     def __init__(self,
-        label_smoothing:float=0., # Share of every target that is spread over all classes
+        label_smoothing:float=0., # Share of every target that is spread over all classes, while gradients are recorded
         softmax:bool=False, # Does the network end in a softmax?
         reduction:str="mean" # `mean`, `sum` or `none`
     ):
@@ -161,7 +165,8 @@ class SoftLoss(nn.Module):
         preds, targs = preds.as_subclass(Tensor), targs.as_subclass(Tensor)
         preds = preds.to(torch.promote_types(preds.dtype, torch.float32))
         targs = targs.to(preds.dtype) if targs.is_floating_point() else targs.long()
-        return F.cross_entropy(preds, targs, reduction=self.reduction, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.
+        return F.cross_entropy(preds, targs, reduction=self.reduction, label_smoothing=smoothing)
 
     def activation(self,
         preds:Tensor # What the network gives `(bs,c)`

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
-from ..data.loaders import NormalizeBytes, as_image
+from ..data.loaders import NormalizeBytes, as_image, pick_device
 from ..files import read_json, write_text, writing
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
-from ..train.learner import autocast
-from ..train.models import make_model
+from ..train.learner import autocast, set_up
+from ..train.models import laid_out, make_model
 from .ensemble import FittedEnsemble, predict_ensemble
 from .tables import ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
 
@@ -40,9 +40,10 @@ class Member(nn.Module):
         super().__init__()
         self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
         self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
-        self.net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
-        self.net.load_state_dict(tensors)
-        self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
+        net.load_state_dict(tensors)
+        self.net = laid_out(net, cfg.channels_last)
+        self.eval().requires_grad_(False)
 
     def forward(self,
         xb:Tensor # Images, 0-255 `(bs,3,size,size)`
@@ -71,6 +72,20 @@ class Predictor:
     members:dict # Each `Member` by name
     fitted:FittedEnsemble # What the ensemble chose; of a single run, weight 1
 
+    @property
+    def device(self)->torch.device: # Where its networks are
+        "The device it works on"
+        return next(next(iter(self.members.values())).parameters()).device
+
+    def to(self,
+        device # As for `pick_device`
+    )->"Predictor": # The same, its networks moved
+        "Take its networks to a device"
+        device = pick_device(device)
+        set_up(device)
+        for m in self.members.values(): m.to(device)
+        return self
+
     def pixels(self,
         images:list # Paths, PIL images, or uint8 arrays `(h,w[,3])`
     )->Tensor: # uint8 `(n,3,size,size)`
@@ -87,7 +102,8 @@ class Predictor:
         xb = images if isinstance(images, Tensor) else self.pixels(images)
         parts = []
         for i in range(0, len(xb), bs):
-            parts.append(vote_probs(self.fitted, [m(xb[i:i+bs]).numpy() for m in self.members.values()]))
+            x = xb[i:i+bs].to(self.device)
+            parts.append(vote_probs(self.fitted, [m(x).cpu().numpy() for m in self.members.values()]))
             on_event("progress", what="images", done=min(i+bs, len(xb)), total=len(xb))
         return np.concatenate(parts) if parts else np.empty((0, len(self.classes)))
 
@@ -110,7 +126,8 @@ def vote_probs(
 
 def load_predictor(
     out:Path, # A study's folder
-    name:str="" # Of a run or an ensemble; the best one on valid images where ""
+    name:str="", # Of a run or an ensemble; the best one on valid images where ""
+    device=None # As for `pick_device`
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
     preds = predictions(out, everyone=True)
@@ -121,7 +138,7 @@ def load_predictor(
     fitted = FittedEnsemble("soft", (1.,), (1.,)) if p["kind"]=="run" else p["fitted"]
     used = [i for i,w in enumerate(fitted.weights) if w or fitted.method=="hard"]
     fitted = dataclasses.replace(fitted, weights=tuple(fitted.weights[i] for i in used), member_temperatures=tuple(fitted.member_temperatures[i] for i in used))
-    return Predictor(p["predictor"], about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted)
+    return Predictor(p["predictor"], about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted).to(device)
 
 # %% ../../nbs/36_results.predict.ipynb #7225c56f
 def predict_files(
@@ -217,13 +234,13 @@ def export_onnx(
     path:Path # File to write
 )->float: # Largest difference from PyTorch, a probability
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
-    whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size)
+    whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size).to(predictor.device)
     runtime = onnx_tools()
     with writing(path) as part, _quiet():
         torch.onnx.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        gap = float(np.abs(session.run(None, {"images": x.numpy()})[0]-whole(x).numpy()).max())
+        gap = float(np.abs(session.run(None, {"images": x.cpu().numpy()})[0]-whole(x).cpu().numpy()).max())
         if not gap<=TOLERANCE: raise StoreError(f"The ONNX file's probabilities differ by {gap:.1g} from PyTorch's, expected at most {TOLERANCE:g}. It was not written.")
     return gap
 
@@ -246,12 +263,13 @@ def export_safetensors(
     x = trial_images(predictor.size)
     with writing(path) as part:
         save_tensors(part, tensors, about)
-        gap = float(np.abs(import_safetensors(part).probs(x)-predictor.probs(x)).max())
+        gap = float(np.abs(import_safetensors(part, predictor.device).probs(x)-predictor.probs(x)).max())
         if not gap<=TOLERANCE: raise StoreError(f"What was read from the file differs by {gap:.1g}. It was not written.")
     return gap
 
 def import_safetensors(
-    path:Path # From `export_safetensors`
+    path:Path, # From `export_safetensors`
+    device=None # As for `pick_device`
 )->Predictor: # Ready for images
     "Read an exported predictor; `StoreError` names a damaged file"
     tensors,about = load_tensors(path)
@@ -260,7 +278,7 @@ def import_safetensors(
         return Member(RunConfig(**d["config"]), dict(classes=about["classes"], mean=d["mean"], std=d["std"], size=about["size"]), own, d["precision"])
     f = about["fitted"]
     fitted = FittedEnsemble(f["method"], tuple(f["weights"]), tuple(f["member_temperatures"]), f["temperature"])
-    return Predictor(about["name"], about["classes"], about["size"], {d["name"]: member(i, d) for i,d in enumerate(about["members"])}, fitted)
+    return Predictor(about["name"], about["classes"], about["size"], {d["name"]: member(i, d) for i,d in enumerate(about["members"])}, fitted).to(device)
 
 # %% ../../nbs/36_results.predict.ipynb #b9a6d30d
 def card_facts(
@@ -304,11 +322,12 @@ def export_predictor(
     out:Path, # A study's folder
     format:str="onnx", # One of `FORMATS`
     name:str="", # As for `load_predictor`
-    dest:Path|None=None # Folder to write to; OUT/export where None
+    dest:Path|None=None, # Folder to write to; OUT/export where None
+    device=None # As for `pick_device`
 )->tuple[Path,float]: # The file, and its largest difference from PyTorch
     "Write a predictor and its model card"
     check_choice("format", format, FORMATS)
-    predictor,dest = load_predictor(out, name),Path(dest or Path(out)/"export")
+    predictor,dest = load_predictor(out, name, device),Path(dest or Path(out)/"export")
     path = dest/f"model.{format}"
     dest.mkdir(parents=True, exist_ok=True)
     gap = FORMATS[format](predictor, path)

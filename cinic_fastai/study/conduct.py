@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
-           'with_weights', 'train_one', 'take_threads', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed',
-           'do_run', 'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points',
-           'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes',
-           'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned',
-           'start_clock', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out', 'study_status',
-           'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'trial_starts', 'search_sources', 'refuse_other_sources', 'train_one', 'try_network', 'take_threads', 'here',
+           'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run', 'run_search', 'journal_path', 'control_name',
+           'do_search', 'do_control', 'repeat_points', 'do_repeats', 'do_final', 'do_ensembles', 'member',
+           'augmented_examples', 'surest_mistakes', 'confused_pairs', 'mistake_samples', 'kept_examples',
+           'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_device', 'check_data', 'conduct',
+           'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
+           'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
 import datetime as dt, math, os, threading, time, tomllib, traceback
@@ -20,15 +21,16 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
+from ..core import CinicError, DataError, Halt, Interrupted, NetworkError, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
-from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
+from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
 from ..results.metrics import confusion, majority_accuracy, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, run_id, validates
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, own_policy, run_id, validates, with_weights
+from ..space import dim_kind
 from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
 from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
-from .work import RunError, insist, make_task, open_workers, outcome
+from .work import NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
 
 # %% ../../nbs/43_study.conduct.ipynb #f69e8e77
 def new_record(
@@ -77,9 +79,8 @@ def open_record(
         write_json(f, new)
         return new
     old = read_json(f)
-    old["options"] = _all_options(old)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
@@ -120,17 +121,19 @@ class Clock:
 
 # %% ../../nbs/43_study.conduct.ipynb #00368f87
 def image_seconds(
-    models:set[RunConfig], # From `network`
+    networks:set[RunConfig], # From `network`
     n_out:int, # Number of classes
-    size:int # Side of the images
+    size:int, # Side of the images
+    timer:NetworkTimer|None=None, # Times them; None for a new one
+    device:str="auto" # As for `pick_device`
 )->dict: # Network -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
-    from cinic_fastai.train.fit import time_steps
-    out = {}
-    for m in models:
-        try: out[m] = time_steps(m, n_out, size)
+    out,timed = {},timer or NetworkTimer()
+    for m in networks:
+        try: out[m] = timed(m, n_out=n_out, size=size, device=device)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
+    if timer is None: timed.close()
     return out
 
 def estimate(
@@ -169,11 +172,14 @@ class Conductor:
     missing:dict = field(default_factory=dict) # Why a network's weights can't be had
     workers:Callable|None = None # From `open_workers`; None trains in this process
     threads:int = 0 # Of each training; 0 leaves this process as it is and gives another one
+    device:str = "auto" # As for `pick_device`
+    deterministic:bool = False # As for `fit_run`
     stop_file:Path|None = None # Tells other processes to save and end
     halted:bool = False # Is the study ending?
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
     busy:dict = field(default_factory=dict) # A lock for each run
     tracker:Tracker|None = None # Shows epochs elsewhere
+    timer:NetworkTimer = field(default_factory=NetworkTimer) # Tries networks where they do no harm
 
     def save(self): write_json(self.out/"study.json", self.record)
 
@@ -212,12 +218,41 @@ class Conductor:
             self.save()
 
 # %% ../../nbs/43_study.conduct.ipynb #a9300610
-def with_weights(
-    cfg:RunConfig, # One run
+def trial_starts(
+    s:PlanSearch # From a plan
+)->list[RunConfig]: # One for each policy, and for random and pretrained weights, as far as its trials have them
+    "What a search's trials begin with"
+    def values(k): return dim_kind(s.space[k])[1] if k in s.space else [getattr(trial_config(s, {}), k)]
+    return [trial_config(s, dict(policy=p, pretrained=o)) for p in values("policy") for o in values("pretrained")]
+
+def search_sources(
+    s:PlanSearch, # From a plan
     weights:Path|None # File with pretrained weights
-)->RunConfig: # Naming the file's checksum, if it is pretrained
-    "Declare the weights file of a pretrained run"
-    return replace(cfg, weights=sha256(Path(weights))) if cfg.pretrained and weights else cfg
+)->dict: # `weights`, the file's SHA-256, and `own_policies`, where the search has such
+    "What decides a search's trials besides its settings"
+    cfgs = [with_weights(o, weights) for o in trial_starts(s)]
+    found = dict(weights=max(o.weights for o in cfgs), own_policies={o.policy: own_policy(o) for o in cfgs if own_policy(o)})
+    return {k: v for k,v in found.items() if v}
+
+def refuse_other_sources(
+    c:Conductor # The study
+):
+    "Refuse other pretrained weights than those that results are there of, and another transform under a policy's name, before any work"
+    for r in c.plan.runs:
+        cfg,rid = final_config(c.plan, r, {}) if r.source else run_config(c.plan, r),c.entry("runs", r.name, r.group)["run_id"]
+        c.store.refuse_other_policy(cfg)
+        try: there = c.store.config(rid).weights
+        except (FileNotFoundError, StoreError): continue # not begun, or damaged and made again
+        _same_weights(c, f"{r.group}/{r.name}", there, with_weights(cfg, c.weights).weights)
+    for s in c.plan.searches:
+        for cfg in trial_starts(s): c.store.refuse_other_policy(cfg)
+        for name in (s.name, control_name(s.name)):
+            header,trials = read_journal(journal_path(c.out, name)) if journal_path(c.out, name).exists() else ({}, [])
+            if trials: _same_weights(c, name, header.get("weights", ""), search_sources(s, c.weights).get("weights", ""))
+
+def _same_weights(c, what, there, here):
+    a,b = (f"the weights of SHA-256 {o[:12]}..." if o else "no --weights" for o in (there, here))
+    if there!=here: raise StoreError(f"{what} in {c.out} began with {a}, here {b} would be taken. Give the same --weights FILE, or another --out.")
 
 def train_one(
     c:Conductor, # The study
@@ -233,9 +268,10 @@ def train_one(
     with c.alone(rid):
         if c.store.is_sound(rid, full) and not (bars and fallen(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
+        try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise
@@ -246,6 +282,17 @@ def train_one(
         c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}{' on images it was trained on' if saw else ''}, {done['seconds']:.1f} s, run {rid}")
         c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
+
+def try_network(
+    c:Conductor, # The study
+    cfg:RunConfig # What is to be trained
+):
+    "Raise `NetworkError` where a network ends the process it works in; what else is wrong its training will say"
+    c.timer.refuse(cfg)
+    if c.workers or known_safe(cfg.model): return
+    take_threads(c)
+    with suppress(Exception): c.timer(cfg, n_out=len(c.pack.classes), size=c.pack.size, steps=1, device=c.device)
+    c.timer.refuse(cfg)
 
 def take_threads(
     c:Conductor # The study
@@ -380,12 +427,13 @@ def run_search(
         try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
         except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
+            if isinstance(e, NetworkError) and "model" not in s.space: raise # every point has this network
             c.log(f"{name} trial {number+1}: {_trace(e)}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
         return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
             seconds=done["seconds"], status=status, cause="")
-    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
+    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})), **search_sources(s, c.weights))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
         rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
 
@@ -606,9 +654,17 @@ def start_clock(
     left = planned(c)
     if not left: return
     take_threads(c)
+    check_device(c.device)
     c.on_event("note", text="Timing the networks ...")
-    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size)
+    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.timer, c.device)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
+
+def check_device(
+    device:str # As for `pick_device`
+):
+    "Refuse a device that isn't there, before any work"
+    from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
+    pick_device(device)
 
 def check_data(
     plan:Plan, # With its options applied
@@ -632,7 +688,9 @@ def conduct(
     jobs:int=1, # Trainings at a time, in other processes if more than one; 0 for as many as a cluster has cores
     backend:str="loky", # Where those are: one of `BACKENDS`
     address:str="", # Of a running cluster
-    threads:int=0 # Of each training; 0 leaves this process as it is and gives another one
+    threads:int=0, # Of each training; 0 leaves this process as it is and gives another one
+    device:str="auto", # Where to train: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; it is no part of what the runs are
+    deterministic:bool=False # The same bits from one study to the next on a GPU, too? Slower
 )->dict: # Content of `study.json` at the end
     "Do what is missing of a study and write its page"
     out = Path(out)
@@ -642,7 +700,7 @@ def conduct(
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(out/".lock", f"The study in {out}", wait=1), there as (workers,jobs): # a moment's patience: `cinic status` looks at the lock, too
         record = new_record(plan, pack, options or {}, {"name": pack.path.parent.name, "demo": False, **(data or {})}, str(Path(store).absolute()) if store else "runs", command)
         c = Conductor(out, plan, pack, RunStore(store or out/"runs"), open_record(out, record), weights, one_at_a_time(on_event), stop, save_every, Clock(jobs=jobs),
-            workers=workers, threads=threads)
+            workers=workers, threads=threads, device=device, deterministic=deterministic)
         if plan.track: c.tracker = Tracker(plan.track, out/"track", plan.name, c.on_event)
         c.stop_file = c.store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
         began,before = time.monotonic(),c.record["seconds"]
@@ -653,6 +711,7 @@ def conduct(
             raise
         finally:
             c.stop_file.unlink(missing_ok=True)
+            c.timer.close()
             if c.tracker: c.tracker.close()
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
@@ -681,6 +740,7 @@ def carry_out(
     c:Conductor # A study
 ):
     "All steps in order"
+    refuse_other_sources(c)
     start_clock(c)
     searches = [partial(do, c, s) for s in c.plan.searches for do in ([do_search, do_control] if s.control else [do_search])]
     side_by_side(c, [partial(do_run, c, run, run_config(c.plan, run)) for run in c.plan.runs if not run.source]+searches)

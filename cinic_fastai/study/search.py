@@ -194,7 +194,7 @@ def _open_journal(
 )->list[dict]: # Its trials
     "Begin a journal, or take up one of the same search with a torn last line cut off"
     (entries,size),header = _parse_lines(path),json.loads(json.dumps(_jsonable(header)))
-    if not entries: write_text(path, line_of(header))
+    if len(entries)<2: write_text(path, line_of(header)) # without trials it is nobody's yet
     elif diff := _differences(entries[0], header):
         raise StoreError(f"{path} is the journal of another search: {'; '.join(diff)}. Use another folder, or delete it to search anew.")
     elif size<path.stat().st_size: write_bytes(path, path.read_bytes()[:size])

@@ -17,18 +17,17 @@ import numpy as np
 import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
-from fastai.torch_core import default_device
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, differing, stop_on_signals, stoppable
+from ..core import CinicError, Interrupted, StoreError, derive_seed, differing, stop_on_signals, stoppable
 from ..data.augment import views
-from ..data.loaders import PackDL, test_dl
+from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
-from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates
+from ..files import lock, write_json, write_npz
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates, with_weights
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
-from .learner import Lookahead, autocast, keep_memory, make_dls, make_learner, native_bf16, resolve_precision, seeded_model, torch_opt
+from .learner import Lookahead, ask_cublas, autocast, make_dls, make_learner, native_bf16, resolve_precision, same_bits, seeded_model, set_up, torch_opt
 
 # %% ../../nbs/23_train.fit.ipynb #984f0444
 def rate_at(
@@ -65,18 +64,19 @@ def one_cycle(
 
 # %% ../../nbs/23_train.fit.ipynb #19e28312
 class EpochSums(Callback):
-    "Sums of loss and accuracy over the images of an epoch: training, then validation"
+    "Sums of losses and hits over the images of an epoch: training, then validation"
     order = 60
     def __init__(self): self.clear()
-    def clear(self, device="cpu"): self.sums = {k: torch.zeros(3, dtype=torch.float64, device=device) for k in ("train", "valid")}
-    def before_validate(self): self.sums["valid"] = torch.zeros_like(self.sums["valid"])
+    def clear(self): self.sums = dict(train=[], valid=[]) # Of each batch: loss, hits and images `(3,)` float32, where the training is
+    def before_validate(self): self.sums["valid"] = []
     def after_batch(self):
-        n,k = len(self.yb[0]),"train" if self.training else "valid"
-        acc = mixed_accuracy(self.pred.detach(), self.yb[0]).float().mean()
-        self.sums[k] = self.sums[k]+torch.stack([self.loss.detach().float()*n, acc*n, torch.full_like(acc, n)])
+        hits = mixed_accuracy(self.pred.detach(), self.yb[0], "none").float().sum()
+        n = torch.full_like(hits, len(self.yb[0]))
+        self.sums["train" if self.training else "valid"].append(torch.stack([self.loss.detach().float()*n, hits, n]))
     def means(self)->dict: # `train_loss`, `train_acc` and, where the epoch was validated, `valid_loss`, `valid_acc`
-        "Averages of the epoch"
-        return {f"{k}_{name}": (s[i]/s[2]).item() for k,s in self.sums.items() if s[2] for i,name in enumerate(("loss", "acc"))}
+        "Averages of the epoch; hits are added up as whole numbers"
+        totals = {k: torch.stack(s).cpu().numpy().sum(0, dtype=np.float64) for k,s in self.sums.items() if s}
+        return {f"{k}_{name}": float(total/n) for k,(loss,hits,n) in totals.items() for name,total in (("loss", loss), ("acc", hits))}
 
 # %% ../../nbs/23_train.fit.ipynb #339940e1
 @dataclass
@@ -149,8 +149,8 @@ def save_training(
     ahead:Lookahead|None=None # Weight averaging, where there is some
 ):
     "Write everything a training needs to go on to the same bits"
-    tensors = {**with_prefix("average", (ahead and ahead.average) or {}), **with_prefix("model", learn.model.state_dict()), **with_prefix("opt", opt_tensors(learn.opt.opt)), **with_prefix("rng", rng_tensors()),
-        **with_prefix("sums", sums.sums), **with_prefix("best", progress.best or {})}
+    tensors = {**with_prefix("average", (ahead and ahead.average) or {}), **with_prefix("model", learn.model.state_dict()), **with_prefix("opt", opt_tensors(learn.opt.opt)), **with_prefix("rng", rng_tensors(learn.dls.device)),
+        **with_prefix("sums", {k: torch.stack(s) for k,s in sums.sums.items() if s}), **with_prefix("best", progress.best or {})}
     save_checkpoint(path, tensors, dict(config=dataclasses.asdict(cfg), epoch=progress.epoch, batch=progress.batch,
         history=progress.history, seconds=progress.seconds))
 
@@ -169,8 +169,8 @@ def restore_training(
     refuse_other(path, meta.pop("config"), dataclasses.asdict(cfg))
     learn.model.load_state_dict(take_prefix("model", tensors))
     load_opt_tensors(learn.opt.opt, take_prefix("opt", tensors))
-    load_rng_tensors(take_prefix("rng", tensors))
-    sums.sums = {k: v.to(learn.dls.device) for k,v in take_prefix("sums", tensors).items()}
+    load_rng_tensors(take_prefix("rng", tensors), learn.dls.device)
+    sums.sums |= {k: list(v.to(learn.dls.device)) for k,v in take_prefix("sums", tensors).items()}
     if ahead:
         ahead.average = {k: v.to(learn.dls.device) for k,v in take_prefix("average", tensors).items()} or None
         ahead.step = meta["epoch"]*learn.dls.train.n_batches+meta["batch"]
@@ -225,7 +225,7 @@ def environment(
     names = ("torch", "torchvision", "fastai", "timm", "numpy", "scikit-optimize", "cinic_fastai")
     gpu = torch.cuda.get_device_name(device) if device.type=="cuda" else ""
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), processor=processor_name(), device=device.type, gpu=gpu,
-        threads=torch.get_num_threads(), native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
+        deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(), native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
 
 # %% ../../nbs/23_train.fit.ipynb #ee0a59cf
 def fit_run(
@@ -237,18 +237,22 @@ def fit_run(
     on_event=noop, # Receives `epoch`, `batch` and `note` events
     stop=None, # Gives the number of a signal that asks for an end, or 0; None listens for SIGINT and SIGTERM
     save_every:float=60., # Seconds between checkpoints
-    bars:dict|None=None # Least valid accuracy after so many epochs; where the best so far lies below, the training ends and nothing is stored
+    bars:dict|None=None, # Least valid accuracy after so many epochs; where the best so far lies below, the training ends and nothing is stored
+    device=None, # Where to train, as for `pick_device`; it is no part of what the run is
+    deterministic:bool=False # The same bits from one training to the next on a GPU, too? Slower
 )->dict: # What `done.json` holds; with `stopped`, the number of epochs, where a bar ended it, and then with `accs` by epoch
     "Train one run, unless its result is there already; what is damaged of it is made again"
+    cfg = with_weights(cfg, weights)
     rid = run_id(cfg, pack.digest)
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=stoppable(on_event, stop)):
         _refuse_other_config(cfg, store, rid)
+        store.refuse_other_policy(cfg)
         if store.is_sound(rid, full):
             n = fallen(store.history(rid).valid_acc.tolist(), bars or {})
             return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
-        if weights is not None and cfg.weights and sha256(Path(weights))!=cfg.weights:
-            raise WeightsError(f"{weights} is not the file this run was declared with (SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
-        return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {})
+        if deterministic and str(device)!="cpu": ask_cublas()
+        device = pick_device(device)
+        with same_bits(deterministic and device.type=="cuda"): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
 
 def _refuse_other_config(cfg, store, rid):
     "Refuse a folder that holds another run; a `config.json` that is damaged will be written again"
@@ -256,12 +260,12 @@ def _refuse_other_config(cfg, store, rid):
     except (FileNotFoundError, StoreError): return
     refuse_other(store.folder(rid), dataclasses.asdict(there), dataclasses.asdict(cfg))
 
-def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars):
+def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars, device):
     "Train `cfg` from its last checkpoint and store the result"
     folder,progress = store.folder(rid),kept_training(store, rid, cfg, full, on_event)
     seed_everything(cfg.seed)
-    learn = make_learner(make_dls(pack, cfg), cfg, weights=weights)
-    write_json(folder/"config.json", dataclasses.asdict(cfg))
+    learn = make_learner(make_dls(pack, cfg, device), cfg, weights=weights)
+    store.write_config(rid, cfg)
     if progress is None or "env.json" in store.damage(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
     progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every, bars)
     if progress.epoch<cfg.epochs:
@@ -350,7 +354,7 @@ def train_epochs(
 
 def one_epoch(cfg, learn, sums, progress):
     "Train the next epoch, from the batch it had reached, and validate it where that tells something"
-    if progress.batch==0: sums.clear(learn.dls.device)
+    if progress.batch==0: sums.clear()
     learn.opt.freeze() if progress.epoch<cfg.frozen_epochs else learn.opt.unfreeze() # `learn.unfreeze()` would forget the momentum
     learn.dls.train.epoch,learn.dls.train.start_batch = progress.epoch,progress.batch
     learn.fit(1, lr=rate_at(cfg, progress.epoch, 0.))
@@ -370,15 +374,16 @@ def time_steps(
     n_out:int, # Number of classes
     size:int, # Side of the images
     steps:int=3, # Timed steps, after one that isn't
-    device:torch.device|None=None # fastai's default where None
+    device=None # As for `pick_device`
 )->tuple[float,float]: # Seconds an image in training and in validation
     "Measure a network's speed by the median of a few steps"
-    device = torch.device(device or default_device())
-    if device.type=="cpu": keep_memory()
+    device = pick_device(device)
+    set_up(device)
     cfg = dataclasses.replace(cfg, pretrained=False, weights="")
     model = seeded_model(cfg, n_out, cfg.size or size).to(device)
     opt = torch_opt(cfg)(model.parameters(), lr=1e-3)
-    xb = torch.rand(cfg.bs, 3, cfg.size or size, cfg.size or size, device=device).to(memory_format=torch.channels_last)
+    layout = torch.channels_last if cfg.channels_last else torch.contiguous_format
+    xb = torch.rand(cfg.bs, 3, cfg.size or size, cfg.size or size, device=device).to(memory_format=layout)
     yb = torch.arange(cfg.bs, device=device)%n_out
     def forward():
         with autocast(resolve_precision(cfg, device), device): return model(xb).float()
