@@ -228,3 +228,10 @@ def test_a_journal_from_before_goes_on(tmp_path):
     header,old = read_journal(tmp_path/"whole.jsonl")
     write_text(tmp_path/"old.jsonl", "".join(map(line_of, [header, *({k: v for k,v in o.items() if k!="told"} for o in old[:3])])))
     assert same(search(SPACE, objective, tmp_path/"old.jsonl", 2, 2, seed=5))==same(whole)
+
+def test_the_page_learns_from_what_the_search_was_told():
+    "Not from a stopped trial's accuracy as if it were final"
+    from cinic_fastai.results.surrogate import surrogate
+    trials = [finished(i, str(i), .1*i, point=dict(lr=.1*i), told=.2+.1*i) for i in range(1, 4)]+[finished(4, "4", None, point=dict(lr=.9), status="failed", told=.125)]
+    heard = surrogate(dict(lr=[0, 1]), [*trials, finished(5, "5", .5, point=dict(lr=.5))], chance=.1).func_vals # the last as journals were before
+    assert heard.tolist()==pytest.approx([.7, .6, .5, .875, .5])

@@ -17,7 +17,7 @@ __all__ = ['STATEMENTS', 'Facts', 'facts', 'pct', 'points', 'count', 'sci', 'dur
            'page_html', 'write_page']
 
 # %% ../../nbs/35_results.page.ipynb #410aec8f
-import base64, hashlib, io, re, warnings
+import base64, hashlib, io, re
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,9 +33,9 @@ from ..runs import RunConfig, config_fields, scaled
 from ..space import dim_kind
 from .ensemble import needs_valid, tied
 from .metrics import confusion, ece, interval, mean_interval, most_confused, welch
-from cinic_fastai.results.plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
+from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
-    samples_table)
+    samples_table, number_words, MANY_CLASSES)
 from .surrogate import learnt_tables
 from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, is_cinic, journal_of, majority_of, other_dimensions, planned, predictions,
     progress_table, read_journal, read_study)
@@ -1102,10 +1102,8 @@ def _of_seeds(
 # %% ../../nbs/35_results.page.ipynb #aaa947f3
 @contextmanager
 def _drawing():
-    "The house's style, without words on letters that a font lacks: the page itself has them in the reader's fonts"
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cinic_fastai", "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        yield
+    "The house's style"
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": "cinic_fastai", "svg.fonttype": "path"}): yield
 
 def _saved(
     fig:Figure, # Drawn
@@ -1159,6 +1157,9 @@ def rendered(
     "Draw one figure of the page"
     if not figure["draw"]: return {**figure, "files": {}, "uri": "", "inches": (0, 0)}
     fig = figure["draw"]()
+    if words := number_words(fig):
+        named = ", ".join(f"[{i}] is {o}" for i,o in enumerate(words, 1))
+        figure = {**figure, "caption": f"{figure['caption']} No font of this machine has these words' letters: {named}.".strip()}
     _lay_out(fig)
     made = dict(png=png(fig))
     if figure["kind"]=="chart": made["svg"] = svg(fig, figure["title"])
@@ -1385,7 +1386,7 @@ def _map_figures(
     name, origins = _top(f), _of_predictor(f, "class_origin", _top(f))
     mixed, n = _of_predictor(f, "confusion", name), len(f.study["data"]["classes"])
     def draw_origins(): return plot_class_origin(origins, new_axes(4.6, .75+.26*(n+1))[0]).figure
-    def draw_mixed(): return plot_confusion(mixed, new_axes(4.6, 1+.27*n)[0]).figure
+    def draw_mixed(): return plot_confusion(mixed, new_axes(4.6, 1+.27*min(n, MANY_CLASSES))[0]).figure
     alt = f"Map of the accuracy of {pretty(name)} by class and origin. "+" ".join(origin_words(f))
     pairs = [f"{d['class']} for {d['taken_for']} {pct(d['share'])}" for d in _rows(mixed[mixed["class"]!=mixed["taken_for"]].nlargest(3, "share"))]
     figs = [_figure("class_origin", f"{pretty(name)} by class and origin", _origin_reminder(f), alt, draw_origins)]*bool(origin_words(f))
