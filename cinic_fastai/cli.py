@@ -385,6 +385,7 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     from cinic_fastai.data.folder import list_images
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
+    from cinic_fastai.study.work import NetworkTimer
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
     check_device(device)
@@ -397,7 +398,10 @@ def _dry_run(plan, data, limit, as_json, threads, device):
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
-    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, device=device)
+    timer = NetworkTimer()
+    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, timer=timer, device=device)
+    timer.close()
+    for why in timer.ended.values(): err_console.print(why, markup=False)
     rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)

@@ -242,7 +242,8 @@ def with_weights(
     if not Path(weights).is_file(): raise WeightsError(f"There is no weights file {weights}.")
     found = sha256(Path(weights))
     if cfg.weights not in ("", found):
-        raise WeightsError(f"{weights} (SHA-256 {found[:12]}...) is not the file this run was declared with (SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
+        raise WeightsError(f"{weights} (SHA-256 {found[:12]}...) is not the file this run was declared with "
+            f"(SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
     return dataclasses.replace(cfg, weights=found)
 
 def other_policy(
@@ -252,7 +253,9 @@ def other_policy(
 )->str: # For an error
     "What to say where two transforms have one name and version"
     a,b = (f"{o['transform']}{', drawn for each batch,'*(o['per']=='batch')}" for o in (there, here))
-    return f"Policy '{here['name']}', version {here['version']}, is {a} {where}, and {b} here. Raise its version: register_policy('{here['name']}', ..., version={here['version']+1})."
+    name,version = here["name"],here["version"]
+    return f"Policy '{name}', version {version}, is {a} {where}, and {b} here. " \
+        f"Raise its version: register_policy('{name}', ..., version={version+1})."
 
 # %% ../nbs/02_runs.ipynb #d1bc31b2
 WEIGHTS_FILE = "best.safetensors"

@@ -234,3 +234,10 @@ def test_a_network_that_ends_its_process_ends_no_study(images, tmp_path, jobs):
         assert len(journal(tmp_path/"out", "look"))==1 # no trial has failed by its point
         assert [o["status"] for o in journal(tmp_path/"out", "choose")[1:]]==["done", "failed"] and cause in journal(tmp_path/"out", "choose")[2]["cause"]
         assert cause in (tmp_path/"out"/"report.html").read_text(encoding="utf-8") and cause in " ".join(r.stdout.split())
+
+@pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
+def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
+    (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
+    (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
+    r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=functools.partial(deadly, tmp_path))
+    assert r.returncode==0 and "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split()) and "2 trainings" in r.stdout, r.stderr

@@ -371,11 +371,16 @@ def _parts(
     if isinstance(o, CodeType): return [kind, o.co_code, o.co_names, o.co_consts]
     if isinstance(o, (ModuleType, BuiltinFunctionType)): return [kind, o.__name__]
     if isinstance(o, (FunctionType, type)) and _installed(o): return [kind, o.__module__, o.__qualname__]
-    if isinstance(o, FunctionType): return [kind, o.__code__, o.__defaults__, o.__kwdefaults__, [c.cell_contents for c in o.__closure__ or () if c!=CellType()], _globals_of(o.__code__, o.__globals__)]
-    if isinstance(o, type): return [kind, o.__qualname__, o.__bases__, {k: v for k,v in vars(o).items() if not k.startswith("__") or isinstance(v, FunctionType)}]
+    if isinstance(o, FunctionType):
+        cells = [c.cell_contents for c in o.__closure__ or () if c!=CellType()]
+        return [kind, o.__code__, o.__defaults__, o.__kwdefaults__, cells, _globals_of(o.__code__, o.__globals__)]
+    if isinstance(o, type):
+        own = {k: v for k,v in vars(o).items() if not k.startswith("__") or isinstance(v, FunctionType)}
+        return [kind, o.__qualname__, o.__bases__, own]
     if not hasattr(o, "__dict__"): return [kind, _without_address(repr(o))]
     private = _installed(type(o)) # a package's own fields come and go with its versions
-    return [type(o), {k: v for k,v in vars(o).items() if k in _held or k not in _module_fields and not (private and k[0]=="_")}]
+    def counts(k): return k in _held or k not in _module_fields and not (private and k[0]=="_")
+    return [type(o), {k: v for k,v in vars(o).items() if counts(k)}]
 
 def _without_address(text): return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
@@ -390,7 +395,8 @@ def spelled(
             seen[id(o)] = o,"itself"
             seen[id(o)] = o,sha256(repr([digest(p) for p in _parts(o)]).encode())
         return seen[id(o)][1]
-    name = transform.__qualname__ if isinstance(transform, FunctionType) else " ".join(_without_address(repr(transform)).split())
+    name = transform.__qualname__ if isinstance(transform, FunctionType) else _without_address(repr(transform))
+    name = " ".join(name.split())
     return f"{name if len(name)<=200 else name[:197]+'...'} [{digest(transform)[:12]}]"
 
 
@@ -441,7 +447,8 @@ def register_policy(
     check_choice("per", per, ("image", "batch"))
     if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
     policy,there = OwnPolicy(name, transform, per, version, spelled(transform)),own_policies.get(name)
-    if there and there.version==version and there.identity!=policy.identity: raise ConfigError(other_policy(there.identity, policy.identity, "already"))
+    if there and there.version==version and there.identity!=policy.identity:
+        raise ConfigError(other_policy(there.identity, policy.identity, "already"))
     policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)
     own_policies[name] = policy
     return policy

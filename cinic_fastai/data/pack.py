@@ -256,7 +256,8 @@ def _build(
     "Build a pack beside its place, then put it there"
     there = {o.name for o in dest.iterdir()} if dest.is_dir() else set()
     if not dest.is_dir() or not all(map(_pack_file.fullmatch, there)): refuse_full(dest)
-    making = next(o for o in chain([""], (f"-{i}" for i in count(1))) if not {f"images{o}.npy", f"items{o}.csv"} & there) # whoever has the old files open keeps them
+    names = chain([""], (f"-{i}" for i in count(1))) # whoever has the old files open keeps them
+    making = next(o for o in names if not {f"images{o}.npy", f"items{o}.csv"} & there)
     before = fingerprint(root) # before anything is read: a change meanwhile is noticed next time
     scan = checked(scan_folder(root))
     with building(dest, replace=True) as tmp:

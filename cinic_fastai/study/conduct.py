@@ -153,7 +153,7 @@ def network(
     cfg:RunConfig # One run
 )->RunConfig: # The same for runs whose images take equally long
     "What decides how long an image takes; of batches the nearest power of two"
-    kept = ("model", "stem", "size", "width", "precision")
+    kept = ("model", "stem", "size", "width", "precision", "channels_last")
     return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
 # %% ../../nbs/43_study.conduct.ipynb #d6c505f5
@@ -233,28 +233,31 @@ def search_sources(
 )->dict: # `weights`, the file's SHA-256, and `own_policies`, where the search has such
     "What decides a search's trials besides its settings"
     cfgs = [with_weights(o, weights) for o in trial_starts(s)]
-    found = dict(weights=max(o.weights for o in cfgs), own_policies={o.policy: own_policy(o) for o in cfgs if own_policy(o)})
+    own = {o.policy: own_policy(o) for o in cfgs if own_policy(o)}
+    found = dict(weights=max(o.weights for o in cfgs), own_policies=own)
     return {k: v for k,v in found.items() if v}
 
 def refuse_other_sources(
     c:Conductor # The study
 ):
-    "Refuse other pretrained weights than those that results are there of, and another transform under a policy's name, before any work"
+    "Refuse other pretrained weights than results are there of, and another transform under a policy's name, before work"
     for r in c.plan.runs:
-        cfg,rid = final_config(c.plan, r, {}) if r.source else run_config(c.plan, r),c.entry("runs", r.name, r.group)["run_id"]
+        cfg = final_config(c.plan, r, {}) if r.source else run_config(c.plan, r)
         c.store.refuse_other_policy(cfg)
-        try: there = c.store.config(rid).weights
+        try: there = c.store.config(c.entry("runs", r.name, r.group)["run_id"]).weights
         except (FileNotFoundError, StoreError): continue # not begun, or damaged and made again
         _same_weights(c, f"{r.group}/{r.name}", there, with_weights(cfg, c.weights).weights)
     for s in c.plan.searches:
+        here = search_sources(s, c.weights).get("weights", "")
         for cfg in trial_starts(s): c.store.refuse_other_policy(cfg)
         for name in (s.name, control_name(s.name)):
             header,trials = read_journal(journal_path(c.out, name)) if journal_path(c.out, name).exists() else ({}, [])
-            if trials: _same_weights(c, name, header.get("weights", ""), search_sources(s, c.weights).get("weights", ""))
+            if trials: _same_weights(c, name, header.get("weights", ""), here)
 
 def _same_weights(c, what, there, here):
     a,b = (f"the weights of SHA-256 {o[:12]}..." if o else "no --weights" for o in (there, here))
-    if there!=here: raise StoreError(f"{what} in {c.out} began with {a}, here {b} would be taken. Give the same --weights FILE, or another --out.")
+    cure = "Give the same --weights FILE, or another --out."
+    if there!=here: raise StoreError(f"{what} in {c.out} began with {a}, here {b} would be taken. {cure}")
 
 def train_one(
     c:Conductor, # The study
