@@ -151,7 +151,7 @@ def network(
     cfg:RunConfig # One run
 )->RunConfig: # The same for runs whose images take equally long
     "What decides how long an image takes; of batches the nearest power of two"
-    kept = ("model", "stem", "size", "width", "precision")
+    kept = ("model", "stem", "size", "width", "precision", "channels_last")
     return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
 # %% ../../nbs/43_study.conduct.ipynb #d6c505f5
