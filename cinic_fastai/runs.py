@@ -38,7 +38,7 @@ class RunConfig:
     mix_per:str = "image" # Draw method and weight per `image` or per `batch`
     flip:str = "none" # Mirror images, besides the policy: `random`, or `alternating` from epoch to epoch
     shift:int = 0 # Shift images by up to so many pixels, the border reflected, besides the policy
-    tta:str = "none" # Average stored probabilities over mirrored (`flip`) and shifted views (`flip-shift`)
+    tta:str = "none" # Average the network's outputs, logits but under `softmax`, over mirrored (`flip`) and shifted views (`flip-shift`)
     label_smoothing:float = 0. # In [0, 1)
     bs:int = 128 # Batch size
     opt:str = "sgd" # `sgd`, `adam` or `rmsprop`

@@ -122,6 +122,16 @@ def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
     p.kill()
     assert helpers and not psutil.wait_procs(helpers, timeout=60)[1]
 
+def test_a_worker_leaves_where_its_parents_number_stays():
+    "Windows goes on giving the number of a parent that is dead"
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.work import _leave_with\n_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENV)
+    assert child.stdout.readline() and child.poll() is None
+    parent.kill()
+    parent.wait()
+    assert child.wait(20)==1
+
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 @pytest.mark.slow
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):

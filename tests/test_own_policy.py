@@ -84,14 +84,22 @@ class Noise(torch.nn.Module):
         self._k = k
     def forward(self, x): return x+self._k
 def adding(k): return lambda x: x+k
+@functools.lru_cache
+def shifted(x): return x+SHADE
+def later():
+    def f(x): return x if missing is None else x
+    return f
+    missing = None
 made = [darker, adding(1), adding(2), Noise(1), Noise(2), tv.Lambda(darker), tv.Compose([tv.Lambda(adding(1))]), tv.Compose([tv.Lambda(adding(2))]), functools.partial(darker, names=()),
-    tv.Compose([tv.RandomCrop(32, padding=4), tv.RandomApply(torch.nn.ModuleList([Noise(3)]), p=.3)])]
-print(json.dumps(list(map(spelled, made))))
+    tv.Compose([tv.RandomCrop(32, padding=4), tv.RandomApply(torch.nn.ModuleList([Noise(3)]), p=.3)]), shifted, later()]
+told = list(map(spelled, made))
 """
 
 def test_transforms_are_told_apart_in_every_process():
     "Functions and objects print their addresses, strings hash by the process, and equal names are no equal code"
-    def ask(shade, **env): return json.loads(subprocess.run([sys.executable, "-c", SPELL.format(shade=shade)], capture_output=True, text=True, env={**ENV, **env}, check=True).stdout)
-    a,b = ask(2, PYTHONHASHSEED="1"),ask(3, PYTHONHASHSEED="2")
-    assert len(set(a))==len(a) and [x!=y for x,y in zip(a, b)]==[i in (0, 5, 8) for i in range(len(a))] # what reads the changed constant
+    here = {"__name__": "__main__"}
+    exec(SPELL.format(shade=3), here)
+    code,there = SPELL.format(shade=2)+"print(json.dumps(told))",{**ENV, "PYTHONHASHSEED": "1"}
+    a,b = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=there, check=True).stdout),here["told"]
+    assert len(set(a))==len(a) and [x!=y for x,y in zip(a, b)]==[i in (0, 5, 8, 10) for i in range(len(a))] # what reads the changed constant
     assert "at 0x" not in "".join(a) and a[0].startswith("darker [") and a[6].startswith("Compose( Lambda(<lambda>")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from itertools import chain
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -338,8 +338,9 @@ def _installed(
     name = getattr(o, "__module__", None) or ""
     if name.split(".")[0]=="cinic_fastai": return True
     if isinstance(o, FunctionType): return bool(_not_ours.search(o.__code__.co_filename))
+    if name in ("__main__", ""): return False
     file = getattr(sys.modules.get(name), "__file__", None)
-    return bool(_not_ours.search(file)) if file else name not in ("__main__", "")
+    return not file or bool(_not_ours.search(file))
 
 def _globals_of(
     code:CodeType, # Of a function
@@ -366,10 +367,11 @@ def _parts(
     if isinstance(o, MethodType): return [kind, o.__func__, o.__self__]
     if isinstance(o, (classmethod, staticmethod)): return [kind, o.__func__]
     if isinstance(o, property): return [kind, o.fget]
+    if not isinstance(o, (FunctionType, type)) and hasattr(o, "__wrapped__"): return [kind, o.__wrapped__]
     if isinstance(o, CodeType): return [kind, o.co_code, o.co_names, o.co_consts]
     if isinstance(o, (ModuleType, BuiltinFunctionType)): return [kind, o.__name__]
     if isinstance(o, (FunctionType, type)) and _installed(o): return [kind, o.__module__, o.__qualname__]
-    if isinstance(o, FunctionType): return [kind, o.__code__, o.__defaults__, o.__kwdefaults__, [c.cell_contents for c in o.__closure__ or ()], _globals_of(o.__code__, o.__globals__)]
+    if isinstance(o, FunctionType): return [kind, o.__code__, o.__defaults__, o.__kwdefaults__, [c.cell_contents for c in o.__closure__ or () if c!=CellType()], _globals_of(o.__code__, o.__globals__)]
     if isinstance(o, type): return [kind, o.__qualname__, o.__bases__, {k: v for k,v in vars(o).items() if not k.startswith("__") or isinstance(v, FunctionType)}]
     if not hasattr(o, "__dict__"): return [kind, _without_address(repr(o))]
     private = _installed(type(o)) # a package's own fields come and go with its versions

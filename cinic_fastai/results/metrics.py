@@ -170,13 +170,13 @@ def welch(
     b:list[float], # Of another
     level:float=.95 # Of the interval
 )->tuple[float,float,float]: # Difference of the means (`a` minus `b`), and the low and high end of its interval
-    "Is one setting better than another over the seeds that were tried?"
+    "Welch's interval of the difference of two means; accuracies lie in [0, 1], so no end lies outside of [-1, 1]"
     if not len(a) or not len(b): return math.nan, math.nan, math.nan
     difference = float(np.mean(a)-np.mean(b))
     if min(len(a), len(b))<2 or np.ptp(a)==np.ptp(b)==0: return difference, math.nan, math.nan
     from scipy.stats import ttest_ind
     ends = ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return difference, float(ends.low), float(ends.high)
+    return difference, max(-1., float(ends.low)), min(1., float(ends.high))
 
 # %% ../../nbs/30_results.metrics.ipynb #6c7ee971
 def mean_interval(

@@ -44,6 +44,7 @@ def new_record(
     "A study that has not begun"
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
     about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
+        class_counts={s: np.bincount(pack.targs[rows], minlength=len(pack.classes)).tolist() for s,rows in pack.rows.items()},
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
     all_options = dict(limit=pack.limited, scale=1., trials=None, seed=plan.seed, published=False)|options
     return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=all_options, store=store, data=about,
@@ -80,7 +81,7 @@ def open_record(
         return new
     old = read_json(f)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "data": {**new["data"], **old["data"]}, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
