@@ -267,7 +267,8 @@ def _search_base(
     of = [t for t in _tables(d, "search") if f"search:{t.get('name')}"==run.get("from")]
     return {k:v for t in of[:1] for k,v in _fields(t).items() if k!="epochs"}
 
-_needs_valid = "train_on = 'train+valid': a search chooses by valid images. Take train_on = 'train' here, 'train+valid' in a run that starts from it"
+_needs_valid = "train_on = 'train+valid': a search chooses by valid images. " \
+    "Take train_on = 'train' here, 'train+valid' in a run that starts from it"
 
 def _search_errors(
     search:dict, # A [[search]]
@@ -402,7 +403,8 @@ def _build(
     "Make a `Plan` of parsed TOML"
     study = d["study"]
     seed = study.get("seed", 42)
-    runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", ""), "seed" in t) for t in _tables(d, "run")]
+    runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", ""), own_seed="seed" in t)
+        for t in _tables(d, "run")]
     searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"],
         seed=t.get("seed", seed), own_seed="seed" in t,
         **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
@@ -464,14 +466,16 @@ def _counted_twice(
     plan:Plan # A plan
 )->list[str]: # One line each with its place
     "Members of an ensemble, and seeds of a setting, that are one training under two names"
-    places = {f"[[ensemble]] {i} '{e.name}'": {m: plan_run(plan, m) for m in e.members} for i,e in enumerate(plan.ensembles, 1)}
+    places = {f"[[ensemble]] {i} '{e.name}'": {m: plan_run(plan, m) for m in e.members}
+        for i,e in enumerate(plan.ensembles, 1)}
     for o in plan.runs: places.setdefault(f"[[run]] '{o.group}/{setting_name(o.name)}'", {})[o.name] = o
     out = []
     for place,runs in places.items():
         first = {}
         for name,run in runs.items():
             other = first.setdefault(_same_training(plan, run), name)
-            if other!=name: out.append(f"{place}: '{other}' and '{name}' are one training, which would count twice; give them different seeds")
+            why = f"'{other}' and '{name}' are one training, which would count twice; give them different seeds"
+            if other!=name: out.append(f"{place}: {why}")
     return out
 
 # %% ../../nbs/40_study.plan.ipynb #7d4b44e4
@@ -540,7 +544,9 @@ def _reseeded(
     seed:int # The new seed
 )->Plan: # With it for everything that doesn't state its own
     "Another `[study] seed`; the `seed` and `seeds` of a run or search stay, also where they equal the study's"
-    def new(o): return o if o.own_seed or "seed" not in o.settings else replace(o, settings={**o.settings, "seed": seed})
+    def new(o):
+        keeps = o.own_seed or "seed" not in o.settings
+        return o if keeps else replace(o, settings={**o.settings, "seed": seed})
     searches = [o if o.own_seed else replace(new(o), seed=seed) for o in plan.searches]
     return replace(plan, seed=seed, runs=tuple(map(new, plan.runs)), searches=tuple(searches))
 

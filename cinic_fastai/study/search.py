@@ -330,16 +330,16 @@ def search(
     about = dict(space=spec, strategy=strategy, random=random, guided=guided, batch=batch, seed=seed, start=start, rungs=list(rungs), factor=factor)
     trials,total = _open_journal(journal, (header or {})|about),n_points(spec, random, guided, strategy)+len(start)
     known = [_coordinates(spec, o, journal) for o in trials]
-    def made(i, point, got):
-        trial = _trial(i, point, got)
-        return trial|dict(told=_told(trial, trials[:i], chance))
-    def bars(i): return dict(bars=trial_bars(trials[:i], rungs, factor)) if rungs else {}
-    for i,o in enumerate(trials):
-        if not wanting(o): continue
-        got, = each(partial(_tried, objective, **bars(i)), [i], [o["point"]])
-        trials[i] = made(i, o["point"], got)|dict(ask_seconds=o.get("ask_seconds"), again=True)
-        _replace_trial(journal, trials[i])
-        tell("trial", trial=trials[i], done=len(trials), total=total)
+    def made(numbers, points):
+        bars = dict(bars=trial_bars(trials[:number], rungs, factor)) if rungs else {}
+        for i,point,got in zip(numbers, points, each(partial(_tried, objective, **bars), numbers, points)):
+            trial = _trial(i, point, got)
+            yield trial|dict(told=_told(trial, trials[:i], chance))
+    for number in [i for i,o in enumerate(trials) if wanting(o)]:
+        again, = made([number], [trials[number]["point"]])
+        trials[number] = again|dict(ask_seconds=trials[number].get("ask_seconds"), again=True)
+        _replace_trial(journal, trials[number])
+        tell("trial", trial=trials[number], done=len(trials), total=total)
     if len(trials)>=total: return trials
     told,moved,number = None,any(o.get("again") for o in trials),0 # what is known now might have led elsewhere
     while number<total:
@@ -347,10 +347,10 @@ def search(
         for x,kept in zip(xs, known[number:]): moved = _keep(spec, x, kept, number, moved, tell)
         new = range(len(trials), number+len(xs))
         todo = [to_point(spec, xs[i-number]) for i in new]
-        for i,point,got in zip(new, todo, each(partial(_tried, objective, **bars(number)), new, todo)):
-            trials.append(made(i, point, got)|dict(ask_seconds=seconds))
+        for trial in made(new, todo):
+            trials.append(trial|dict(ask_seconds=seconds))
             append_line(journal, trials[-1])
-            tell("trial", trial=trials[-1], done=i+1, total=total)
+            tell("trial", trial=trials[-1], done=len(trials), total=total)
         told = [(_coordinates(spec, o, journal), _value(o, chance)) for o in trials[number:number+len(xs)]]
         number += len(xs)
     return trials
