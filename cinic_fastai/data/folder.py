@@ -97,7 +97,7 @@ def files_inside(
 )->list[Path]: # Sorted, without hidden files and system litter
     "All files in a folder and below"
     def shown(o): return not any(part[0]=="." or part.lower() in _litter for part in o.relative_to(folder).parts)
-    return sorted(o for o in folder.rglob("*") if shown(o) and o.is_file())
+    return sorted(o for o in folder.rglob("*") if shown(o) and not o.is_dir())
 
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
