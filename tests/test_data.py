@@ -213,6 +213,7 @@ def test_files_that_are_no_files(tmp_path):
     if os.geteuid(): (cat/"secret.png").write_bytes(png(noise)); (cat/"secret.png").chmod(0)
     pack = get_pack(root, on_bad="skip")
     assert {"train/cat/pipe.png", "train/cat/loop.png", "train/cat/nowhere.png"}<=set(pack.skipped) and pack.counts()["train"]==6
+    assert {cat/"pipe.png", cat/"loop.png", cat/"nowhere.png"}<=set(image_files([cat])) # named by predict, too
     (cat/"circle").symlink_to(root)
     assert scan_folder(root).problems==["train/cat/circle is a folder inside a class folder"]
 

@@ -81,12 +81,12 @@ def test_letters_that_no_font_has_are_numbered_and_named(monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error") # matplotlib warns of each box it draws
         made = page.rendered(page._figure("x", "X", "A caption.", "", chart))
-    assert made["caption"]==f"A caption. No font of this machine has these words' letters: [1] is {cat}, [2] is {dog}."
+    assert made["caption"]==f"A caption. No font of this machine has these words' letters: [1] is {dog}, [2] is {cat}."
     fig = chart()
-    assert plots.number_words(fig)==[cat, dog]
-    assert texts(fig)>={"[1]", "[2]", "bird", "[2] 93 %\nis: [1]"} and not any(cat in o or dog in o for o in texts(fig))
+    assert plots.number_words(fig)==[dog, cat]
+    assert texts(fig)>={"[1]", "[2]", "bird", "[1] 93 %\nis: [2]"} and not any(cat in o or dog in o for o in texts(fig))
     page._lay_out(fig)
-    assert [o.get_text() for o in fig.axes[0].get_yticklabels()]==["[1]", "[2]", "bird"] # also once it is drawn
+    assert [o.get_text() for o in fig.axes[0].get_yticklabels()]==["[2]", "[1]", "bird"] # also once it is drawn
 
 def test_letters_that_a_font_of_the_machine_has_are_drawn(monkeypatch, tiny_font):
     assert plots.installed_fonts(("Nowhere Sans", tiny_font))==[tiny_font]

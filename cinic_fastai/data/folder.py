@@ -97,7 +97,7 @@ def files_inside(
 )->list[Path]: # Sorted, without hidden files and system litter
     "All files in a folder and below"
     def shown(o): return not any(part[0]=="." or part.lower() in _litter for part in o.relative_to(folder).parts)
-    return sorted(o for o in folder.rglob("*") if shown(o) and o.is_file())
+    return sorted(o for o in folder.rglob("*") if shown(o) and not o.is_dir())
 
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
@@ -227,25 +227,24 @@ def _size_and_time(
 # %% ../../nbs/10_data.folder.ipynb #f311afaa
 MAX_PIXELS = 50_000_000
 
-_begins = {"PNG": rb"\x89PNG", "JPEG": rb"\xff\xd8", "WEBP": rb"RIFF.{4}WEBP", "BMP": rb"BM", "GIF": rb"GIF8[79]a", "TIFF": rb"II[*+]\0|MM\0[*+]", "PPM": rb"P[1-6]\s"}
+_begins = re.compile(rb"(?P<PNG>\x89PNG)|(?P<JPEG>\xff\xd8)|(?P<WEBP>RIFF.{4}WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<PPM>P[1-6]\s)", re.DOTALL)
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
 
 def image_format(
     data:bytes # A file's content
 )->str: # Pillow's name of its format, "" where it is none that is read
     "What kind of image a file is, whatever its name"
-    return next((k for k,o in _begins.items() if re.match(o, data, re.DOTALL)), "")
+    found = _begins.match(data)
+    return found.lastgroup if found else ""
 
 _turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _told_by = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} # Where Pillow keeps what a file says of its orientation
 
 def _upright(
-    im # PIL image
+    im # PIL image, loaded, with EXIF data
 ): # PIL image that doesn't say any more how it should be turned
     "Turn an image as its EXIF data say; broken EXIF data say nothing"
     from PIL import Image
-    im.load()
-    if not _told_by&im.info.keys(): return im
     try: turn = _turns.get(im.getexif().get(0x0112))
     except MemoryError: raise
     except Exception: turn = None
@@ -282,11 +281,12 @@ def to_rgb(
     im # PIL image, any mode
 ): # PIL image in RGB
     "Any mode to RGB: upright as EXIF says, on white where it is transparent, 16-bit gray scaled"
-    im = _upright(im)
+    im.load()
+    if not _told_by.isdisjoint(im.info): im = _upright(im)
+    if im.mode=="RGB" and "transparency" not in im.info: return im
     if im.mode=="F": raise DataError("its pixels are floating-point numbers, whose range isn't known; save it with 8 or 16 bits")
     if im.mode.startswith("I"): return _from_16_bits(im)
-    if _sees_through(im): return _on_white(im)
-    return im if im.mode=="RGB" else im.convert("RGB")
+    return _on_white(im) if _sees_through(im) else im.convert("RGB")
 
 def _png(
     data:bytes # Content of a PNG file
@@ -306,9 +306,9 @@ def decode_image(
 )->np.ndarray: # uint8 `(h,w,3)`
     "One image, or the first one of several, as an RGB array, resized with Pillow's antialiased bilinear filter where its size differs"
     from PIL import Image
-    if data.startswith(b"\x89PNG"): im = _png(data)
-    elif kind := image_format(data): im = Image.open(io.BytesIO(data), formats=(kind,))
-    else: raise DataError(NO_IMAGE)
+    kind = image_format(data)
+    if not kind: raise DataError(NO_IMAGE)
+    im = _png(data) if kind=="PNG" else Image.open(io.BytesIO(data), formats=(kind,))
     if im.width*im.height>MAX_PIXELS: raise DataError(f"{im.width}x{im.height} is more than {MAX_PIXELS:,} pixels")
     rgb = to_rgb(im)
     if size and rgb.size!=(size,size): rgb = rgb.resize((size,size), Image.Resampling.BILINEAR)

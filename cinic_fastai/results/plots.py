@@ -132,18 +132,20 @@ def unknown_words(
 def number_words(
     fig:Figure, # Drawn; changed
     families:tuple=() # As for `unknown_words`
-)->list[str]: # Words that are now called `[1]`, `[2]` ..., in this order
+)->list[str]: # Words that are now called `[1]`, `[2]` ..., sorted
     "Put numbers in place of words that would be drawn as boxes"
-    words = {}
+    ticks = {axis: [o.get_text() for o in axis.get_ticklabels()] for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)}
+    texts = {o: o.get_text() for o in fig.findobj(Text)}
+    words = sorted({w for o in (*sum(ticks.values(), []), *texts.values()) for w in unknown_words(o, families)})
+    if not words: return words
     def numbered(text):
-        for o in unknown_words(text, families): text = text.replace(o, f"[{words.setdefault(o, len(words)+1)}]", 1)
+        for o in unknown_words(text, families): text = text.replace(o, f"[{words.index(o)+1}]", 1)
         return text
-    for axis in (o for ax in fig.axes for o in (ax.xaxis, ax.yaxis)):
-        names = [o.get_text() for o in axis.get_ticklabels()]
-        if any(unknown_words(o, families) for o in names): axis.set_ticks(axis.get_ticklocs(), [*map(numbered, names)])
-    for o in fig.findobj(Text):
-        if unknown_words(o.get_text(), families): o.set_text(numbered(o.get_text()))
-    return list(words)
+    for axis,names in ticks.items():
+        if [*map(numbered, names)]!=names: axis.set_ticks(axis.get_ticklocs(), [*map(numbered, names)])
+    for o,text in texts.items():
+        if numbered(text)!=text: o.set_text(numbered(text))
+    return words
 
 def short(
     name:str, # Of a class
