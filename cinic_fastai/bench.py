@@ -509,21 +509,22 @@ with learn.no_bar(), learn.no_logging(): learn.fit(1)
 def tree_pss(
     process:psutil.Process # The first one
 )->float: # MB; 0 when it has ended
-    "Proportional set size of a process and all that it started"
+    "Proportional set size of a process and all that it started; where the system doesn't tell it, what each has for itself (USS)"
     total = 0
     for p in [process, *process.children(recursive=True)]:
-        try: total += p.memory_full_info().pss
-        except psutil.Error: pass
+        try: info = p.memory_full_info()
+        except psutil.Error: continue
+        total += getattr(info, "pss", info.uss)
     return total/1e6
 
 def peak_pss(
     code:str # Python
 )->float: # MB
     "Run code in a process of its own and watch its memory"
-    with tempfile.NamedTemporaryFile("w", suffix=".py", encoding="utf-8") as f:
-        f.write(code)
-        f.flush()
-        p,peak = subprocess.Popen([sys.executable, "-W", "ignore", f.name]),0.
+    with tempfile.TemporaryDirectory() as tmp:
+        f = Path(tmp)/"code.py"
+        f.write_text(code, encoding="utf-8")
+        p,peak = subprocess.Popen([sys.executable, "-W", "ignore", str(f)]),0.
         while p.poll() is None:
             try: peak = max(peak, tree_pss(psutil.Process(p.pid)))
             except psutil.NoSuchProcess: pass
@@ -541,7 +542,7 @@ def memory_rows(
     here = dict(root=str(b.root), bs=small.bs, n=len(small.pack.rows["train"]), mean=b.pack.mean.tolist(), std=b.pack.std.tolist(),
         files=[str(f) for s in ("train", "valid") for f in small.files(s)])
     tasks = dict(ours=lambda: peak_pss(OURS_TRAINS.format(**here)), fastai=lambda: peak_pss(FASTAI_TRAINS.format(**here)))
-    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak PSS of all processes, an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
+    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak {'PSS' if psutil.LINUX else 'USS'} of all processes, an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
 
 def import_rows(
     b:Bench, # Repetitions

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['app', 'data_app', 'plan_app', 'out_console', 'err_console', 'AsJson', 'Plan', 'Data', 'Threads', 'Weights', 'Jobs',
            'Backend', 'Address', 'Device', 'Deterministic', 'SaveEvery', 'OnBad', 'MemberName', 'main', 'options',
-           'duration', 'Screen', 'as_table', 'print_table', 'print_json', 'data_demo', 'data_get', 'data_split',
-           'data_import', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check', 'plan_ablate',
-           'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
+           'duration', 'seen_words', 'Screen', 'as_table', 'print_table', 'print_json', 'data_demo', 'data_get',
+           'data_split', 'data_import', 'data_check', 'data_info', 'data_pack', 'plan_list', 'plan_show', 'plan_check',
+           'plan_ablate', 'parse_trials', 'study', 'status', 'report', 'clean', 'train', 'predict', 'export', 'bench']
 
 # %% ../nbs/50_cli.ipynb #cb421136
-import os, shlex, shutil, sys, tempfile, time, warnings
+import json, os, shlex, shutil, sys, tempfile, time, warnings
 from pathlib import Path
 from typing import Annotated, Optional
 import typer
@@ -43,6 +43,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 # %% ../nbs/50_cli.ipynb #25b40922
 def main():
     "Run the `cinic` command; an error a person can put right is one or two plain lines"
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"): stream.reconfigure(errors="backslashreplace") # any name on any output, a Windows pipe's too
     os.environ.setdefault("GOMP_SPINCOUNT", "1000") # threads that wait busily make training ten times slower where other programs use the cores
     if not sys.warnoptions: # other libraries' deprecations, here and in workers
         warnings.simplefilter("ignore")
@@ -81,6 +83,13 @@ def duration(
     return f"{s//86400} d {s%86400//3600:02d} h"
 
 # %% ../nbs/50_cli.ipynb #f590fab9
+def seen_words(
+    saw_valid:bool=False, # Were valid images trained on?
+    **info # What else an event holds
+)->str: # Behind a valid accuracy
+    "What has to be said of a valid accuracy"
+    return " on images it was trained on" if saw_valid else ""
+
 class Screen:
     "Draws events: bars on a terminal, lines elsewhere"
     def __init__(self,
@@ -108,15 +117,14 @@ class Screen:
     def _start(self, name, epochs, **info): self._draw(f"{name}: epoch 1 of {epochs}", info)
     def _batch(self, name, epoch, epochs, **info): self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}", info)
     def _epoch(self, name, epoch, epochs, **info):
-        told = f", valid accuracy {info['valid_acc']:.3f}" if "valid_acc" in info else ""
+        told = f", valid accuracy {info['valid_acc']:.3f}{seen_words(**info)}" if "valid_acc" in info else ""
         self._draw(f"{name}: epoch {min(epoch+2, epochs)} of {epochs}{told}", info)
     def _progress(self, what, done, total, **info):
         if "left" in info: return self._draw(what, dict(info, share=done/total))
         self.bar.update(self.task, completed=done/max(total, 1), description=f"{what}: {done:,} of {total:,}")
     def _jobs(self, names, **info): self._draw(f"{len(names)} running: {', '.join(names)}"[:100], info)
     def _end(self, name, status, **info):
-        seen = " on images it was trained on" if info.get("saw_valid") else ""
-        told = f"valid accuracy {info['valid_acc']:.4f}{seen}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
+        told = f"valid accuracy {info['valid_acc']:.4f}{seen_words(**info)}, {duration(info['seconds'])}" if "valid_acc" in info else info.get("reason", "")
         if "stopped" in info: told += f", after {info['stopped']} epochs"
         left = f"  ({duration(info['left'])} to go)" if info.get("left") and not self.live else ""
         self.console.print(Text.assemble(_mark(status), f" {name}: {told}{left}"), soft_wrap=True)
@@ -153,9 +161,12 @@ def _cell(v):
 def print_json(
     obj # Plain values
 ):
-    "Print JSON to standard output"
+    "Print JSON to standard output, letters that it can't write as JSON's escapes"
     from cinic_fastai.files import to_json
-    print(to_json(obj))
+    text = to_json(obj)
+    try: text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError: text = json.dumps(json.loads(text), indent=1)
+    print(text)
 
 # %% ../nbs/50_cli.ipynb #90612a1c
 @data_app.command("demo", epilog=_examples("cinic data demo data/digits"))
@@ -303,7 +314,7 @@ def study(
     limit:Annotated[int, typer.Option("--limit", min=0, help="Use this many images a split, the same number of each class; 0 for all.")]=0,
     scale:Annotated[float, typer.Option("--scale", help="Factor on all epochs.")]=1.,
     trials:Annotated[Optional[str], typer.Option("--trials", help="Random and guided trials of each search, as R+G.")]=None,
-    seed:Annotated[Optional[int], typer.Option("--seed", min=0, help="Another seed than the plan's.")]=None,
+    seed:Annotated[Optional[int], typer.Option("--seed", min=0, help="Another [study] seed: of everything whose seed or seeds the plan doesn't state.")]=None,
     store:Annotated[Optional[Path], typer.Option("--store", help="A folder of runs that several studies share.")]=None,
     published:Annotated[bool, typer.Option("--published", help="Final runs take the report's table 1 instead of searching.")]=False,
     weights:Weights=None,
@@ -373,30 +384,31 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import list_images
     from cinic_fastai.data.pack import open_pack
-    from cinic_fastai.study.conduct import estimate, image_seconds, network
+    from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
+    check_device(device)
     from cinic_fastai.runs import make_config
     from cinic_fastai.study.plan import trainings
     with tempfile.TemporaryDirectory() as tmp:
         folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
-        if (folder/"manifest.json").exists(): classes,counts = open_pack(folder).classes,open_pack(folder).counts()
-        else: classes,counts = _count(*list_images(folder))
+        pack = open_pack(folder) if (folder/"manifest.json").exists() else None
+        classes,counts = (pack.classes, pack.counts()) if pack else _count(*list_images(folder))
+        size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
-    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), 32, device)
+    speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, device=device)
     rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([{**r, "seconds": duration(r["seconds"])} for r in rows], f"Plan {plan.name}")
-    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network.")
+    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network and size of batch.")
     print("Nothing was trained.")
 
 def _count(classes, items):
     "Classes, and images by split"
     return classes,{s: sum(i[0]==s for i in items) for s in SPLITS}
-
 
 # %% ../nbs/50_cli.ipynb #b4687659
 @app.command(epilog=_examples("cinic status out/demo", "cinic status out/demo --watch"))
@@ -477,11 +489,14 @@ def train(
         from cinic_fastai.train.fit import fit_run
         from cinic_fastai.train.learner import use_threads
         use_threads(threads)
-        def tell(kind, **info): screen(kind, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
+        saw = dict(saw_valid=cfg.train_on!="train")
+        def tell(kind, **info): screen(kind, **saw, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
         done = fit_run(cfg, pack, store, weights=weights, on_event=tell, stop=stop, save_every=save_every, device=device, deterministic=deterministic)
-    if as_json: return print_json(dict(run_id=rid, **done))
-    print_table(store.history(rid).drop(columns=["frozen"]).to_dict("records"))
-    print(f"\nBest epoch {done['best_epoch']}: valid accuracy {done['valid_acc']:.4f}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
+    if as_json: return print_json(dict(run_id=rid, **saw, **done))
+    table = store.history(rid).drop(columns=["frozen", *["valid_loss", "valid_acc"]*saw["saw_valid"]])
+    print_table(table.assign(epoch=table["epoch"]+1).to_dict("records"))
+    valid = f"valid accuracy {done['valid_acc']:.4f}{seen_words(**saw)}"
+    print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #8f0f403a
 MemberName = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]
@@ -495,9 +510,10 @@ def predict(
     as_json:AsJson=False
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
-    from cinic_fastai.data.folder import image_files
-    files = image_files(images)
-    if not files: raise DataError(f"{', '.join(map(str, images))}: no PNG or JPEG files inside.")
+    from cinic_fastai.data.folder import image_files, left_out, other_files
+    files,words = image_files(images),left_out(other_files(images))
+    if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
+    if words: print(f"cinic: {words}", file=sys.stderr)
     from cinic_fastai.results.predict import load_predictor, predict_files
     predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)

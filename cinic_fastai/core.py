@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS', 'PRECISIONS',
            'own_policies', 'PUBLISHED_POINTS', 'CinicError', 'DataError', 'ConfigError', 'PlanError', 'StoreError',
-           'WeightsError', 'Halt', 'WriteError', 'Interrupted', 'stop_on_signals', 'stoppable', 'deaf_processes',
-           'nearest', 'check_choice', 'policy_names', 'differing', 'thread_share', 'derive_seed', 'rng', 'row_uniform']
+           'WeightsError', 'NetworkError', 'Halt', 'WriteError', 'Interrupted', 'stop_on_signals', 'stoppable',
+           'deaf_processes', 'nearest', 'check_choice', 'policy_names', 'differing', 'thread_share', 'derive_seed',
+           'rng', 'row_uniform']
 
 # %% ../nbs/00_core.ipynb #cd6e19a2
 import difflib, hashlib, os, signal, sys, threading
@@ -45,6 +46,7 @@ class ConfigError(CinicError): "A `RunConfig` field that is unknown or out of ra
 class PlanError(CinicError): "A plan that can't be carried out"
 class StoreError(CinicError): "A study's folder or run store that doesn't fit what is asked of it"
 class WeightsError(CinicError): "Pretrained weights that can't be had or don't fit"
+class NetworkError(CinicError): "A network that ends the process it works in"
 
 # %% ../nbs/00_core.ipynb #81bd5637
 class Halt(CinicError): "What ends all work under way, not just one run; running again continues"

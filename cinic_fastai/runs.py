@@ -5,14 +5,17 @@
 # %% auto #0
 __all__ = ['config_fields', 'RESULT_VERSION', 'WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'RunConfig', 'config_errors', 'make_config',
            'parse_settings', 'parse_config', 'phases', 'scaled', 'best_epoch', 'fallen', 'validates', 'seed_name',
-           'setting_name', 'declared', 'run_id', 'prob_error', 'RunStore']
+           'setting_name', 'one_training', 'declared', 'own_policy', 'identity', 'run_id', 'with_weights',
+           'other_policy', 'prob_error', 'RunStore']
 
 # %% ../nbs/02_runs.ipynb #2f435a36
 import dataclasses, math, re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 import numpy as np
-from .core import (FLIPS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, StoreError, nearest, policy_names)
+from .core import (FLIPS, OPTIMIZERS, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, StoreError, WeightsError, nearest,
+    own_policies, policy_names)
 from .files import read_json, read_npz, sha256, to_json, write_json, write_text
 
 # %% ../nbs/02_runs.ipynb #9dcb7d8b
@@ -35,7 +38,7 @@ class RunConfig:
     mix_per:str = "image" # Draw method and weight per `image` or per `batch`
     flip:str = "none" # Mirror images, besides the policy: `random`, or `alternating` from epoch to epoch
     shift:int = 0 # Shift images by up to so many pixels, the border reflected, besides the policy
-    tta:str = "none" # Average stored probabilities over mirrored (`flip`) and shifted views (`flip-shift`)
+    tta:str = "none" # Average the network's outputs, logits but under `softmax`, over mirrored (`flip`) and shifted views (`flip-shift`)
     label_smoothing:float = 0. # In [0, 1)
     bs:int = 128 # Batch size
     opt:str = "sgd" # `sgd`, `adam` or `rmsprop`
@@ -192,6 +195,14 @@ def setting_name(
     "What the runs of a setting's seeds share"
     return re.sub(r"-\d+$", "", name)
 
+def one_training(
+    members:dict[str,str] # Run ids by name
+)->str: # Which two, "" where all differ
+    "Members of a vote that turned out to be the same training, which would count twice"
+    first = {}
+    twice = [(first[rid], name) for name,rid in members.items() if first.setdefault(rid, name)!=name]
+    return f"{twice[0][0]} and {twice[0][1]} are one training, which would count twice" if twice else ""
+
 # %% ../nbs/02_runs.ipynb #7a425aa2
 RESULT_VERSION = 3
 
@@ -201,12 +212,47 @@ def declared(
     "What a config says beyond the defaults"
     return {k:v for k,v in asdict(cfg).items() if v!=config_fields[k].default}
 
+def own_policy(
+    cfg:RunConfig # One run
+)->dict: # `name`, `version`, `per`, `transform`; {} for one of ours, or one that isn't registered here
+    "What a user's policy is"
+    own = own_policies.get(cfg.policy)
+    return own.identity if own else {}
+
+def identity(
+    cfg:RunConfig # One run
+)->dict: # As from `declared`, a user's policy with all that tells it from others
+    "What decides a run's result, apart from the images"
+    own = own_policy(cfg)
+    return declared(cfg)|({"policy": own} if own else {})
+
 def run_id(
     cfg:RunConfig, # One run
     data:str # Digest of the images and rows used
 )->str: # 12 hexadecimal digits
     "The name a run's result is stored under"
-    return sha256(to_json([declared(cfg), data, RESULT_VERSION], indent=None).encode())[:12]
+    return sha256(to_json([identity(cfg), data, RESULT_VERSION], indent=None).encode())[:12]
+
+def with_weights(
+    cfg:RunConfig, # One run
+    weights:Path|None # File with pretrained weights
+)->RunConfig: # Naming the file's checksum, if it is pretrained
+    "Declare the weights file of a pretrained run"
+    if not (cfg.pretrained and weights): return cfg
+    if not Path(weights).is_file(): raise WeightsError(f"There is no weights file {weights}.")
+    found = sha256(Path(weights))
+    if cfg.weights not in ("", found):
+        raise WeightsError(f"{weights} (SHA-256 {found[:12]}...) is not the file this run was declared with (SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
+    return dataclasses.replace(cfg, weights=found)
+
+def other_policy(
+    there:dict, # As from `own_policy`
+    here:dict, # Another one of the same name and version
+    where:str # For example "already"
+)->str: # For an error
+    "What to say where two transforms have one name and version"
+    a,b = (f"{o['transform']}{', drawn for each batch,'*(o['per']=='batch')}" for o in (there, here))
+    return f"Policy '{here['name']}', version {here['version']}, is {a} {where}, and {b} here. Raise its version: register_policy('{here['name']}', ..., version={here['version']+1})."
 
 # %% ../nbs/02_runs.ipynb #d1bc31b2
 WEIGHTS_FILE = "best.safetensors"
@@ -295,8 +341,28 @@ class RunStore:
     )->RunConfig: # As trained
         "A run's configuration; it was checked before it was trained, and its policy may be one that another process registered"
         d = read_json(self.folder(rid)/"config.json")
+        d.pop("own_policy", None)
         if unknown := [k for k in d if k not in config_fields]: raise StoreError(f"{self.folder(rid)/'config.json'} has fields that this version doesn't know: {', '.join(unknown)}. Update cinic_fastai.")
         return RunConfig(**{k: config_fields[k].type(v) for k,v in d.items()})
+
+    def write_config(self,
+        rid:str, # Run id
+        cfg:RunConfig # As it will be trained
+    ):
+        "Write `config.json`, a user's policy spelled out"
+        own = own_policy(cfg)
+        write_json(self.folder(rid)/"config.json", asdict(cfg)|({"own_policy": own} if own else {}))
+
+    def refuse_other_policy(self,
+        cfg:RunConfig # One run
+    ):
+        "Refuse a user's policy that another transform's runs are known by here"
+        here = own_policy(cfg)
+        for f in self.path.glob("*/config.json") if here else ():
+            there = {}
+            with suppress(FileNotFoundError, StoreError): there = read_json(f).get("own_policy", {})
+            same = all(there.get(k)==here[k] for k in ("name", "version"))
+            if same and there!=here: raise StoreError(other_policy(there, here, f"in {f.parent}"))
 
     def history(self,
         rid:str # Run id

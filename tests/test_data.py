@@ -1,13 +1,16 @@
 "Image folders, downloads and packs under servers, processes, kills and bad files"
-import hashlib, io, multiprocessing as mp, os, re, signal, sys, tarfile, threading, time
+import hashlib, io, json, multiprocessing as mp, os, re, signal, struct, subprocess, sys, tarfile, threading, time, unicodedata, zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from conftest import ENV, cinic
 from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import folder
-from cinic_fastai.data.folder import check_folder, download, get_cinic, list_images, read_image, scan_folder, unpack, write_demo
+from cinic_fastai.data.folder import (check_folder, download, folder_info, get_cinic, image_files, list_images, read_image, scan_folder, split_folder, unpack,
+    write_demo)
+from cinic_fastai.data.hub import import_dataset
 from cinic_fastai.data.pack import get_pack, make_pack, open_pack
 from cinic_fastai.test_utils import tiny_folder
 
@@ -241,6 +244,242 @@ def test_any_bytes_give_an_image_or_a_reason(tmp_path, at, new, cut):
     (tmp_path/"x.png").write_bytes((data[:at]+new+data[at+len(new):])[:cut])
     try: assert read_image(tmp_path/"x.png", 32).shape==(32,32,3)
     except DataError as e: assert str(tmp_path) in str(e)
+
+# --- pixels
+
+splits = dict(train="train", valid="valid", test="test")
+
+def folder_of(root, images, classes=("cat", "dog"), names=splits):
+    "An image folder with the same files, {name: bytes}, in each class and split"
+    for s in names.values():
+        for c in classes:
+            (root/s/c).mkdir(parents=True, exist_ok=True)
+            for name,data in images.items(): (root/s/c/name).write_bytes(data)
+    return root
+
+def everywhere(root, images):
+    "Each file's pixels as the commands see them: packed, predicted, split and packed, imported and packed"
+    from cinic_fastai.data.loaders import as_image
+    from cinic_fastai.results.predict import Predictor
+    size, made = 32, folder_of(root/"made", images)
+    folder_of(root/"flat", {f"{i}-{f}": data for f,data in images.items() for i in range(4)}, names=dict(all=""))
+    folder_of(root/"hub", images, names=dict(train="train", valid="validation", test="test"))
+    tried = [made, split_folder(root/"flat", root/"split", (2,1,1)), import_dataset(root/"hub", root/"imported")]
+    for pack in map(get_pack, tried): yield {Path(f).stem.split("-")[-1]: pack.images[i] for i,f in enumerate(pack.files)}
+    for o in tried[1:]: # no file is encoded again
+        assert {f.read_bytes() for f in o.glob("*/*/*")}==set(images.values())
+    files = sorted((made/"train"/"cat").iterdir())
+    yield dict(zip((f.stem for f in files), Predictor("", ["cat", "dog"], size, {}, None).pixels(files).permute(0,2,3,1).numpy()))
+    yield {f.stem: np.asarray(as_image(f.read_bytes(), size)) for f in files}
+    yield {f.stem: np.asarray(as_image(Image.open(f), size)) for f in files}
+
+# how a camera that was held so stores what is upright, by EXIF's number
+stored = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: lambda x: x.swapaxes(0, 1), 6: np.rot90,
+    7: lambda x: np.rot90(x, 2).swapaxes(0, 1), 8: lambda x: np.rot90(x, 3)}
+
+def encoded(im, form, **kw):
+    buf = io.BytesIO()
+    im.save(buf, form, **kw)
+    return buf.getvalue()
+
+@pytest.mark.parametrize("form,options", [("PNG", {}), ("JPEG", dict(quality=95, subsampling=0)), ("WEBP", dict(lossless=True)), ("TIFF", {})])
+def test_eight_orientations(tmp_path, form, options):
+    smooth = np.asarray(Image.fromarray(noise[:4,:4]).resize((32,32), Image.Resampling.BICUBIC)) # JPEG keeps it
+    images = {}
+    for o,turned in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = o
+        images[f"o{o}.{form.lower()}"] = encoded(Image.fromarray(np.ascontiguousarray(turned(smooth))), form, exif=exif, **options)
+    want = {Path(f).stem: np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")).astype(int) for f,data in images.items()}
+    assert all(abs(o-smooth).max()<=8*(form=="JPEG") for o in want.values())
+    for got in everywhere(tmp_path, images): assert {k: abs(v-want[k]).max() for k,v in got.items()}==dict.fromkeys(want, 0)
+
+def test_orientation_beside_torchvision_and_in_xmp(tmp_path):
+    from torchvision.io import ImageReadMode, decode_image
+    from torch import frombuffer, uint8
+    exif = Image.Exif()
+    for o in stored:
+        exif[0x0112] = o
+        data = encoded(Image.fromarray(noise[:20]), "PNG", exif=exif)
+        (tmp_path/"x.png").write_bytes(data)
+        want = decode_image(frombuffer(bytearray(data), dtype=uint8), ImageReadMode.RGB, apply_exif_orientation=True).permute(1,2,0).numpy()
+        assert (read_image(tmp_path/"x.png")==want).all(), o
+    exif[0x0112] = 99
+    for kw in (dict(exif=exif), dict(exif=b"Exif\0\0broken")):
+        (tmp_path/"x.jpg").write_bytes(encoded(Image.fromarray(noise), "JPEG", **kw))
+        assert (read_image(tmp_path/"x.jpg")==np.asarray(Image.open(tmp_path/"x.jpg"))).all() # says nothing of use
+
+def test_transparency_lies_on_white(tmp_path):
+    x, a = noise, noise[::-1,:,:1].copy()
+    a[:8], a[8:16] = 0, 255
+    rgba, gray = np.dstack([x, a]), np.dstack([x[...,:1], a])
+    def on_white(x, a): return 255+(x.astype(float)-255)*a/255
+    palette = Image.fromarray(x).quantize(16)
+    ways = {
+        "rgba.png": (encoded(Image.fromarray(rgba, "RGBA"), "PNG"), on_white(x, a)),
+        "lossless.webp": (encoded(Image.fromarray(rgba, "RGBA"), "WEBP", lossless=True, exact=True), on_white(x, a)),
+        "layers.tif": (encoded(Image.fromarray(rgba, "RGBA"), "TIFF"), on_white(x, a)),
+        "la.png": (encoded(Image.fromarray(gray, "LA"), "PNG"), on_white(np.repeat(x[...,:1], 3, 2), a)),
+        "key.png": (encoded(Image.fromarray(x), "PNG", transparency=tuple(map(int, x[3,3]))), np.where((x==x[3,3]).all(-1, keepdims=True), 255, x)),
+        "graykey.png": (encoded(Image.fromarray(x[...,0]), "PNG", transparency=int(x[3,3,0])), np.repeat(np.where(x[...,:1]==x[3,3,0], 255, x[...,:1]), 3, 2)),
+        "palettekey.png": (encoded(palette, "PNG", transparency=3), np.where((np.asarray(palette)==3)[...,None], 255, np.asarray(palette.convert("RGB")))),
+        "bykey.gif": (encoded(palette, "GIF", transparency=3), np.where((np.asarray(palette)==3)[...,None], 255, np.asarray(palette.convert("RGB")))),
+        "shares.png": (encoded(palette, "PNG", transparency=bytes(range(0, 256, 16))), on_white(np.asarray(palette.convert("RGB")), np.asarray(palette)[...,None]*16)),
+        "deepkey.png": (encoded(Image.fromarray(x[...,0].astype(np.uint16)*257), "PNG", transparency=int(x[3,3,0])*257), np.repeat(np.where(x[...,:1]==x[3,3,0], 255, x[...,:1]), 3, 2)),
+    }
+    for got in everywhere(tmp_path, {f: data for f,(data,_) in ways.items()}):
+        off = {f: float(abs(got[Path(f).stem]-want).max()) for f,(_,want) in ways.items()}
+        assert max(off.values())<=1, off
+
+def png_by_hand(x, depth, kind, clear):
+    "A PNG file of any bit depth with a transparent colour"
+    def chunk(name, data): return struct.pack(">I", len(data))+name+data+struct.pack(">I", zlib.crc32(name+data))
+    bits = np.unpackbits(x.astype(">u2").view(np.uint8).reshape(len(x), -1, 2), axis=-1)[...,16-depth:].reshape(len(x), -1)
+    rows = b"".join(b"\0"+bytes(o) for o in np.packbits(bits, axis=1))
+    head = struct.pack(">IIBBBBB", x.shape[1], len(x), depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n"+chunk(b"IHDR", head)+chunk(b"tRNS", np.array(clear, ">u2").tobytes())+chunk(b"IDAT", zlib.compress(rows))+chunk(b"IEND", b"")
+
+@pytest.mark.parametrize("depth,kind", [(1, 0), (2, 0), (4, 0), (8, 0), (16, 0), (8, 2), (16, 2)])
+def test_a_transparent_colour_of_any_depth(tmp_path, depth, kind):
+    "By PNG's own words: pixels of this very value are transparent, all others opaque"
+    x = np.random.default_rng(1).integers(0, 2**depth, (8,8,3 if kind else 1))
+    (tmp_path/"x.png").write_bytes(png_by_hand(x, depth, kind, x[3,3]))
+    want = np.where((x==x[3,3]).all(-1, keepdims=True), 255, x*255/(2**depth-1))
+    assert abs(read_image(tmp_path/"x.png")-want).max()<=1
+
+def test_modes_that_files_seldom_have():
+    from cinic_fastai.data.folder import to_rgb
+    rgba = Image.fromarray(np.dstack([noise, noise[::-1,:,:1]]), "RGBA")
+    want = Image.new("RGB", (32,32), "white")
+    want.paste(rgba, mask=rgba.getchannel("A"))
+    for mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        im = rgba.convert("RGBA" if mode.startswith("RGB") else "LA").convert(mode)
+        if mode=="PA": im.putalpha(rgba.getchannel("A")) # which Pillow loses on the way
+        flat = want if mode.startswith("RGB") else want.convert("L").convert("RGB")
+        assert abs(np.asarray(to_rgb(im)).astype(int)-np.asarray(flat)).max()<=2, mode
+    with pytest.raises(DataError, match="floating-point"): to_rgb(Image.fromarray(noise[...,0]/255))
+# --- formats and names
+
+kinds = dict(PNG={}, BMP={}, WEBP=dict(lossless=True), TIFF=dict(compression="tiff_lzw"), PPM={}, JPEG=dict(quality=90), GIF={})
+usual = {"png": "PNG", "PNG": "PNG", "bmp": "BMP", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF", "ppm": "PPM", "jpg": "JPEG", "jfif": "JPEG", "gif": "GIF"}
+
+def test_formats_are_read_by_every_command(tmp_path):
+    images = {f"of_{i}.{k}": encoded(Image.fromarray(noise), form, **kinds[form]) for i,(k,form) in enumerate(usual.items())}
+    images["misnamed.jpg"] = encoded(Image.fromarray(noise), "WEBP", lossless=True) # what a file is, its content says
+    moving = [Image.fromarray(np.roll(noise, 9*i)) for i in range(3)]
+    images["moving.webp"] = encoded(moving[0], "WEBP", save_all=True, append_images=moving[1:], lossless=True)
+    images["movie.gif"] = encoded(moving[0].quantize(8), "GIF", save_all=True, append_images=[o.quantize(8) for o in moving[1:]])
+    want = {Path(f).stem: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for f,data in images.items()}
+    assert sum((o==noise).all() for o in want.values())==9
+    for got in everywhere(tmp_path, images): assert {k for k,v in got.items() if (v==want[k]).all()}==set(want)
+    report = check_folder(tmp_path/"made")
+    assert report.ok and report.counts["train"]==dict.fromkeys(("cat", "dog"), len(images)) and len(image_files([tmp_path/"made"/"train"]))==2*len(images)
+
+def test_one_commands_deep_and_coloured_files(tmp_path):
+    deep = (np.arange(1024)*64).reshape(32,32).astype(np.uint16)
+    for f,im in (("a.png", Image.fromarray(deep)), ("a.tif", Image.fromarray(deep)), ("a.pgm", Image.fromarray(deep)), ("a.jpg", Image.fromarray(noise).convert("CMYK"))):
+        im.save(tmp_path/f)
+        want = np.repeat(np.round(deep/257).astype(np.uint8)[...,None], 3, 2) if f!="a.jpg" else np.asarray(Image.open(tmp_path/f).convert("RGB"))
+        assert (read_image(tmp_path/f)==want).all(), f
+
+@pytest.mark.parametrize("form", kinds)
+def test_bad_files_of_any_format_are_named(tmp_path, form, monkeypatch):
+    whole = encoded(Image.fromarray(noise), form, **kinds[form])
+    f = tmp_path/f"x.{form.lower()}"
+    for n in (4, 20, len(whole)//2):
+        f.write_bytes(whole[:n])
+        with pytest.raises(DataError, match=re.escape(str(f))): read_image(f)
+    f.write_bytes(whole)
+    monkeypatch.setattr(folder, "MAX_PIXELS", 1023)
+    monkeypatch.setattr(Image.core, "new", lambda *a: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="32x32 is more than 1,023 pixels"): read_image(f)
+
+def test_what_is_not_read_is_counted_and_named(tmp_path):
+    images = {"a.png": encoded(Image.fromarray(noise), "PNG")}|{f"{i}{s}": b"x" for i,s in enumerate((".heic", ".avif", ".svg", ".psd", ".txt", ""))}|{"b.HEIC": b"x", ".hidden": b"x", "Thumbs.db": b"x"}
+    root, told = folder_of(tmp_path/"a", images), []
+    def hear(kind, **info): told.append(info.get("text", ""))
+    folder_of(tmp_path/"flat", images|{f"{i}.png": images["a.png"] for i in range(3)}, names=dict(all=""))
+    folder_of(tmp_path/"hub", images, names=dict(train="train", valid="dev", test="test"))
+    for n,o in ((42, lambda: make_pack(root, on_event=hear) and get_pack(root, on_event=hear)), (14, lambda: split_folder(tmp_path/"flat", tmp_path/"s", on_event=hear)),
+                (42, lambda: import_dataset(tmp_path/"hub", tmp_path/"i", on_event=hear)), (42, lambda: told.extend(folder_info(root).findings())),
+                (42, lambda: told.extend(check_folder(root).findings()))):
+        told.clear()
+        o()
+        assert [f"{n} files not read: {n*2//7} .heic" in t and all(k in t for k in (".avif", ".svg", ".psd", ".txt", "more kinds")) for t in told if "not read" in t]==[True], told
+    (root/"test"/"cat"/"new.heic").write_bytes(b"x")
+    told.clear()
+    get_pack(root, on_event=hear)
+    assert "43 files not read" in told[-1]
+    for s in splits: (root/s/"cat"/"a.png").unlink()
+    with pytest.raises(DataError, match="valid/cat has no images(?s:.*)13 .heic"): get_pack(root)
+
+def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
+    root = folder_of(tmp_path/"a", {"a.png": encoded(Image.fromarray(noise), "PNG"), "photo.heic": b"x"})
+    for args in (("data", "info"), ("data", "check"), ("data", "pack")):
+        r = cinic(*args, root)
+        said = " ".join((r.stdout+r.stderr).split())
+        assert r.returncode==0 and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
+    for s in splits:
+        for c in ("cat", "dog"): (root/s/c/"a.png").unlink()
+    r = cinic("predict", tmp_path/"no-study", root)
+    assert r.returncode==2 and "no images inside" in r.stderr and "6 .heic" in r.stderr
+
+cat = "\u732b \u00e9 \U0001f408"
+
+def ascii_only():
+    for o in (sys.stdout, sys.stderr): o.reconfigure(encoding="ascii", errors="strict")
+
+def test_any_name_on_any_output(tmp_path):
+    "A Windows pipe is no UTF-8, nor is the output of a machine without a locale"
+    root = folder_of(tmp_path/"a", {f"{cat}.png": encoded(Image.fromarray(noise), "PNG")}, (cat, "dog"))
+    (root/"test"/"dog"/f"{cat}.txt").write_bytes(b"x")
+    (tmp_path/"plan.toml").write_text(f'[study]\nname = "x"\n[[run]]\ngroup = "a"\nname = "{cat}"\nmodel = "no_{cat}"\n', encoding="utf-8")
+    def escaped(encoding): return cat.encode(encoding, "backslashreplace").decode(encoding)
+    for args,code in ((("data", "info", root), 0), (("data", "check", root), 0), (("plan", "show", tmp_path/"plan.toml"), 0), (("plan", "check", tmp_path/"plan.toml"), 2), (("data", "info", tmp_path/cat), 2)):
+        r = cinic(*args, before=ascii_only)
+        assert r.returncode==code and escaped("ascii") in r.stdout+r.stderr and "Traceback" not in r.stderr, (args, r.stdout, r.stderr)
+    told = json.loads(cinic("data", "info", root, "--json", before=ascii_only).stdout)
+    assert told["classes"]==["dog", cat] and told["ignored"]==[f"test/dog/{cat}.txt"]
+    for encoding,args in (("cp1252", ("data", "info", root)), ("ascii", ("data", "info", tmp_path/cat)), ("ascii", ("--help",)), ("cp1252", ("data", "--help"))):
+        env = {**ENV, "PYTHONIOENCODING": encoding, "LC_ALL": "C"}
+        r = subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *map(str, args)], capture_output=True, env=env)
+        said = (r.stdout+r.stderr).decode(encoding)
+        assert "Traceback" not in said and r.returncode==2*(args[-1]==tmp_path/cat) and ("--help" in args or escaped(encoding) in said), said
+
+composed, decomposed = (unicodedata.normalize(o, "Käse") for o in ("NFC", "NFD"))
+
+@posix
+def test_composed_and_decomposed_names_are_one_class(tmp_path):
+    "A folder zipped on a Mac (NFD) beside one from elsewhere (NFC); on APFS both names are one folder"
+    root, images = tmp_path/"a", {f"{i}.png": encoded(Image.fromarray(np.roll(noise, i)), "PNG") for i in range(4)}
+    for s,name in (("train", composed), ("valid", decomposed), ("test", decomposed)): folder_of(root, images, (name, "Zoo"), {s: s})
+    folder_of(root, {"5.png": images["1.png"]}, (decomposed,), dict(train="train")) # both in one split
+    both = (root/"train"/composed).samefile(root/"train"/decomposed)
+    assert list_images(root)[0]==[composed, "Zoo"] and folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
+    pack = get_pack(root)
+    assert pack.classes==[composed, "Zoo"] and pack.counts()==dict(train=9, valid=8, test=8)
+    for i,f in enumerate(pack.files): # paths are the disk's
+        assert (pack.images[i]==read_image(root/f)).all() and unicodedata.normalize("NFC", f.split("/")[1])==pack.classes[pack.targs[i]]
+    assert both or any(decomposed in f for f in pack.files)
+    assert check_folder(root).ok and set(pack.frame()["label"])=={composed, "Zoo"}
+    for s in ("valid", "test"): (root/s/decomposed).rename(root/s/composed)
+    assert get_pack(root).classes==pack.classes
+
+@posix
+def test_split_and_import_compose_names(tmp_path):
+    images = {f"{i}.png": encoded(Image.fromarray(np.roll(noise, i)), "PNG") for i in range(4)}
+    folder_of(tmp_path/"flat", images, (composed, decomposed, "Zoo"), dict(all=""))
+    pack = get_pack(split_folder(tmp_path/"flat", tmp_path/"split"))
+    assert pack.classes==[composed, "Zoo"] and sum(pack.counts().values())==len(list((tmp_path/"flat").glob("*/*")))
+    for s,name in (("train", composed), ("dev", decomposed), ("test", decomposed)): folder_of(tmp_path/"hub", images, (name, "Zoo"), {s: s})
+    folder_of(tmp_path/"hub", images, (decomposed,), dict(train="train"))
+    n = len(list((tmp_path/"hub").glob("*/*/*")))
+    pack = get_pack(import_dataset(tmp_path/"hub", tmp_path/"imported"))
+    assert pack.classes==[composed, "Zoo"] and sum(pack.counts().values())==n and {f.split("/")[1] for f in pack.files}=={composed, "Zoo"}
+
+def test_digests_stay_where_pixels_do(tmp_path):
+    "As the version before orientation, transparency and other formats had them"
+    assert get_pack(tiny_folder(tmp_path/"a", n=2)).digest=="0b31fd96f344e50970d72c2c15710831"
 
 # --- processes
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest, torch
 from fastai.callback.core import Callback, CancelFitException
 from torch.utils._python_dispatch import TorchDispatchMode
+from conftest import cinic
 from cinic_fastai.core import Interrupted
 from cinic_fastai.data.loaders import pack_dls
+from cinic_fastai.files import read_json
 from cinic_fastai.runs import RunConfig, RunStore, make_config
 from cinic_fastai.study.conduct import conduct
 from cinic_fastai.study.plan import parse_plan
@@ -132,6 +134,19 @@ members = ["a", "b"]
     lambda: torch.nn.functional.batch_norm(torch.ones(2, 2), torch.zeros(2), torch.ones(2), None, torch.zeros(2, requires_grad=True), True)], ids=["float64", "border", "antialias", "bias"])
 def test_the_refusals_refuse(what):
     with pytest.raises(TypeError, match="not on"): refusing(what)
+
+@pytest.mark.parametrize("command", ["study", "dry run", "train"])
+def test_a_device_that_is_not_there_is_refused_before_work(images, plan_file, tmp_path, command):
+    words = {"study": ["study", plan_file, "--out", tmp_path], "dry run": ["study", plan_file, "--dry-run"], "train": ["train", "model=custom_cnn", "bs=16", "--out", tmp_path]}[command]
+    done = cinic(*words, "--data", images, "--device", "cuda:99")
+    assert done.returncode==2 and "There is no cuda:99 here" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("done.json"))
+
+def test_the_device_is_told_and_no_part_of_the_id(pack, tmp_path):
+    cfg = RunConfig(model="custom_cnn", bs=16, epochs=1)
+    done = fit_run(cfg, pack, RunStore(tmp_path), stop=lambda: 0, device="cpu")
+    assert fit_run(cfg, pack, RunStore(tmp_path), stop=lambda: 1)==done # nothing is trained again
+    assert read_json(next(tmp_path.glob("*/env.json")))["device"]=="cpu"
 
 cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

@@ -1,5 +1,5 @@
 "Trainings side by side: on this machine, on clusters, with workers that are lost; the results are always the same."
-import os, signal, subprocess, sys, time
+import functools, os, signal, subprocess, sys, time
 import psutil, pytest
 from conftest import ENV, cinic, no_page, started
 from test_study import results
@@ -122,6 +122,16 @@ def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
     p.kill()
     assert helpers and not psutil.wait_procs(helpers, timeout=60)[1]
 
+def test_a_worker_leaves_where_its_parents_number_stays():
+    "Windows goes on giving the number of a parent that is dead"
+    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.work import _leave_with\n_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENV)
+    assert child.stdout.readline() and child.poll() is None
+    parent.kill()
+    parent.wait()
+    assert child.wait(20)==1
+
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 @pytest.mark.slow
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
@@ -156,3 +166,71 @@ def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, 
     r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend, before=no_page)
     assert r.returncode==0 and "Traceback" not in r.stderr, r.stderr
     same(tmp_path/"out", alone)
+
+# --- networks that end their process
+
+DEADLY = """
+import sys
+class Late:
+    "Once timm is there, building a `test_resnet` ends the process, as a crash in native code does"
+    def find_spec(self, name, path=None, target=None):
+        if name!="cinic_fastai.train.models": return
+        sys.meta_path.remove(self)
+        import os, timm
+        make = timm.create_model
+        timm.create_model = lambda name, **kw: os.abort() if name=="test_resnet" else make(name, **kw)
+sys.meta_path.insert(0, Late())
+"""
+
+def deadly(folder):
+    "In this process, which has been forked, and in those it starts afresh"
+    import timm
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    make = timm.create_model
+    timm.create_model = lambda name, **kw: os.abort() if name=="test_resnet" else make(name, **kw)
+
+CRASHING = """
+[study]
+name = "crashing"
+[defaults]
+model = "custom_cnn"
+bs = 16
+epochs = 1
+[[run]]
+name = "first"
+[[run]]
+name = "deadly"
+model = "test_resnet"
+[[search]]
+name = "look"
+model = "test_resnet"
+random = 2
+guided = 0
+space = { bs = {log2=[3,4]} }
+[[search]]
+name = "choose"
+random = 2
+guided = 0
+strategy = "grid"
+space = { model = {choices=["custom_cnn", "test_resnet"]} }
+[[run]]
+name = "other"
+model = "test_vit"
+bs = 12
+"""
+
+@pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
+@pytest.mark.parametrize("jobs", [(1,), pytest.param((2, 1), marks=pytest.mark.slow)]) # run again, it is tried again
+def test_a_network_that_ends_its_process_ends_no_study(images, tmp_path, jobs):
+    (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
+    (tmp_path/"plan.toml").write_text(CRASHING, encoding="utf-8")
+    for n in jobs:
+        r = cinic("study", tmp_path/"plan.toml", "--data", images, "--out", tmp_path/"out", "--jobs", n, before=functools.partial(deadly, tmp_path))
+        assert r.returncode==1 and "Traceback" not in r.stderr, (r.returncode, r.stderr)
+        record = read_json(tmp_path/"out"/"study.json")
+        assert {e["name"]: e["status"] for e in record["runs"]+record["searches"]}==dict(first="done", deadly="failed", look="failed", choose="done", other="done")
+        cause = "The network test_resnet ended its process (SIGABRT)"
+        for e in (record["runs"][1], record["searches"][0]): assert cause in e["reason"] and "channels_last = false" in e["reason"]
+        assert len(journal(tmp_path/"out", "look"))==1 # no trial has failed by its point
+        assert [o["status"] for o in journal(tmp_path/"out", "choose")[1:]]==["done", "failed"] and cause in journal(tmp_path/"out", "choose")[2]["cause"]
+        assert cause in (tmp_path/"out"/"report.html").read_text(encoding="utf-8") and cause in " ".join(r.stdout.split())

@@ -1,10 +1,14 @@
 "A run with a policy of the user's repeats and continues to the same bits, here and in workers, and its result needs no policy."
+import json, subprocess, sys
 from dataclasses import asdict, replace
 import pytest
+from conftest import ENV
 import torchvision.transforms.v2 as tv
-from cinic_fastai.core import ConfigError, Interrupted, own_policies
+from cinic_fastai.core import ConfigError, Interrupted, StoreError, own_policies
 from cinic_fastai.data.augment import register_policy
 from cinic_fastai.runs import RunConfig, RunStore, make_config, run_id
+from cinic_fastai.study.conduct import conduct
+from cinic_fastai.study.plan import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import fit_run
 
@@ -35,3 +39,67 @@ def test_a_finished_run_is_read_where_the_policy_is_unknown(cfg, tmp_path):
     rid, = store.ids()
     assert store.config(rid)==replace(cfg, epochs=1)
     with pytest.raises(ConfigError, match="Unknown policy 'mine'.*register_policy"): make_config(asdict(cfg))
+
+def test_another_transform_under_the_same_name(cfg, tmp_path):
+    "Refused where runs of the first one are, until its version is raised; then its runs are other runs"
+    pack,store,cfg = tiny_pack(),RunStore(tmp_path),replace(cfg, epochs=1)
+    first = fit_run(cfg, pack, store)
+    with pytest.raises(ConfigError, match=r"RandomCrop.* already, and RandomRotation.*version=2"): register_policy("mine", tv.RandomRotation(90))
+    own_policies.clear() # as in another process
+    register_policy("mine", tv.RandomRotation(90))
+    with pytest.raises(StoreError, match=r"version 1, is Compose\( RandomCrop.*, and RandomRotation.*version=2"): fit_run(cfg, pack, store)
+    register_policy("mine", tv.RandomRotation(90), version=2)
+    second = fit_run(cfg, pack, store)
+    alone = fit_run(cfg, pack, RunStore(tmp_path/"alone"))
+    assert second["train_loss"]==alone["train_loss"]!=first["train_loss"] and len(store.ids())==2
+    register_policy("mine", tv.Compose([tv.RandomCrop(32, padding=4), tv.TrivialAugmentWide()]))
+    assert fit_run(cfg, pack, store)==first
+
+def test_a_search_with_another_transform_is_refused(tmp_path, monkeypatch):
+    "Its journal and its trials are the first one's, whether the plan or the search chooses the policy"
+    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    for i,(fixed,dim) in enumerate((('policy = "turn"', ""), ("", ', policy = {choices=["turn", "none"]}'))):
+        own_policies.clear()
+        register_policy("turn", tv.RandomRotation(10))
+        plan = parse_plan(f'[study]\nname = "s"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\nrandom = 2\nguided = 0\n{fixed}\nspace = {{ lr = {{log=[1e-4,1e-2]}}{dim} }}')
+        pack,out = tiny_pack(),tmp_path/str(i)
+        conduct(plan, pack, out)
+        journal = (out/"searches"/"s.jsonl").read_bytes()
+        own_policies.clear()
+        register_policy("turn", tv.RandomRotation(90))
+        with pytest.raises(StoreError, match=r"degrees=\[-10.0, 10.0\].*degrees=\[-90.0, 90.0\].*version=2"): conduct(plan, pack, out)
+        register_policy("turn", tv.RandomRotation(90), version=2)
+        assert "version is 1 there, 2 here" in conduct(plan, pack, out)["searches"][0]["reason"]
+        assert (out/"searches"/"s.jsonl").read_bytes()==journal
+    own_policies.clear()
+
+SPELL = """
+import json, functools, torch, torchvision.transforms.v2 as tv
+from cinic_fastai.data.augment import spelled
+SHADE = {shade}
+def darker(x, names=frozenset(["a", "b", "c", "d"])): return x//SHADE if "a" in names else x
+class Noise(torch.nn.Module):
+    def __init__(self, k):
+        super().__init__()
+        self._k = k
+    def forward(self, x): return x+self._k
+def adding(k): return lambda x: x+k
+@functools.lru_cache
+def shifted(x): return x+SHADE
+def later():
+    def f(x): return x if missing is None else x
+    return f
+    missing = None
+made = [darker, adding(1), adding(2), Noise(1), Noise(2), tv.Lambda(darker), tv.Compose([tv.Lambda(adding(1))]), tv.Compose([tv.Lambda(adding(2))]), functools.partial(darker, names=()),
+    tv.Compose([tv.RandomCrop(32, padding=4), tv.RandomApply(torch.nn.ModuleList([Noise(3)]), p=.3)]), shifted, later()]
+told = list(map(spelled, made))
+"""
+
+def test_transforms_are_told_apart_in_every_process():
+    "Functions and objects print their addresses, strings hash by the process, and equal names are no equal code"
+    here = {"__name__": "__main__"}
+    exec(SPELL.format(shade=3), here)
+    code,there = SPELL.format(shade=2)+"print(json.dumps(told))",{**ENV, "PYTHONHASHSEED": "1"}
+    a,b = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=there, check=True).stdout),here["told"]
+    assert len(set(a))==len(a) and [x!=y for x,y in zip(a, b)]==[i in (0, 5, 8, 10) for i in range(len(a))] # what reads the changed constant
+    assert "at 0x" not in "".join(a) and a[0].startswith("darker [") and a[6].startswith("Compose( Lambda(<lambda>")

@@ -4,15 +4,16 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 import pytest
 from cinic_fastai.files import line_of, read_json, write_json, write_text
-from cinic_fastai.results.page import experiments, facts, rendered, write_page
+from cinic_fastai.results.page import STATEMENTS, experiments, facts, rendered, write_page
 from cinic_fastai.results.tables import ensembles_table, read_journal
-from cinic_fastai.test_study import example_study
+from cinic_fastai.runs import config_fields
+from cinic_fastai.test_study import as_the_report, example_study
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",
     "fig10_accuracy_alternative", "fig11_loss_alternative", "fig12_accuracy_final", "fig13_loss_final", "fig14_test_accuracy", "gap", "trials"]
 SEARCHES = ["custom_cnn-sgd", "custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
 LEARNT = ["importance", *(f"{kind}_{name}" for name in SEARCHES for kind in ("convergence", "dependence"))]
-TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap", "soon"]
+TABLES = ["table1_search", "table2_predictors", "runs", "histories", "trials", "classes", "gap", "soon", "environments"]
 NEW_TABLES = ["controls", "convergence", "repeats", "dependence", "importance", "seeds"]
 VOTED = ["ensembles", "leave_one_out", "disagreement", "calibration", "class_origin", "confusion"]
 MAPS = ["reliability", "disagreement", "class_origin", "confusion"]
@@ -102,8 +103,13 @@ def test_headings_are_in_order(example):
 
 def test_every_tag_closes(example): assert read(example/"report.html").stack==[]
 
-def test_published_numbers_stand_beside_ours(example):
-    text = read(example/"report.html").text()
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    "The page of a study with the report's settings, on all of CINIC-10"
+    return undrawn(as_the_report(example_study(tmp_path_factory.mktemp("reported"), images=50)))
+
+def test_published_numbers_stand_beside_ours(reported):
+    text = reported.text()
     for number in ("69.4 %", "68.8 %", "65.7 %", "64.9 %", "62.4 %", "62.6 %", "65.0 %", "66.0 %", "71.9 %", "34.8 %", "40.5 %", "46.1 %", "48.9 %",
             "≈ 53.0 %", "≈ 65.0 %", "3.158 × 10⁻³", "0.8547", "(≈ 45)"):
         assert number in text, number
@@ -122,7 +128,7 @@ def test_every_run_can_be_traced(example):
 def test_the_page_says_whether_a_search_helped(example):
     text = read(example/"report.html").text()
     for words in ("The search helped.", "5 new seeds", "No control was run: whether the search beat random points can't be said.",
-            "which saved 6 of 18 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each"): assert words in text, words
+            "which saved 6 of 18 epochs", "told a stopped trial's accuracy, corrected by what other trials gained after that epoch", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each"): assert words in text, words
     assert text.count("are one draw each")==1
 
 def test_ensembles_stand_side_by_side(example):
@@ -163,11 +169,12 @@ def test_the_leak_is_said_beside_the_map(example, photos):
     assert "are training images of CIFAR-10" in caption and "CIFAR-10's test images alone" in read(example/"report.html").text()
     assert "class_origin" not in {a["id"] for a in photos.all("figure")}
 
-def test_no_published_number_stands_beside_other_images(example, photos):
+def test_no_published_number_stands_beside_other_images_or_settings(example, photos, reported):
     def cells(page): return [a for _,a in page.tags if "published" in a.get("class", "")]
-    assert cells(read(example/"report.html")) and not cells(photos) and photos.stack==[]
-    assert "No number of the report stands beside those here" in photos.text() and "How soon" not in photos.text()
-    for number in ("3.158 × 10⁻³", "0.8547", "(≈ 45)", "≈ 53.0 %"): assert number not in photos.text(), number
+    assert cells(reported) and reported.stack==[] and "How soon" not in photos.text()
+    for page in (photos, read(example/"report.html")):
+        assert not cells(page) and page.stack==[] and "No number of the report stands beside those here" in page.text()
+        for number in ("3.158 × 10⁻³", "0.8547", "(≈ 45)", "≈ 53.0 %"): assert number not in page.text(), number
 
 def with_repeats(out, change):
     "The page's text after the repeats of the search with a control were changed"
@@ -199,7 +206,7 @@ def test_a_folder_from_before(tmp_path):
     "No controls, no repeats, no stopped trials, no start points, no surrogate's seconds"
     page = undrawn(example_study(tmp_path, images=50, extras=False))
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES+LEARNT) and page.stack==[]
-    assert "There is no random search of the same size beside it" in page.text() and "The surrogate took" not in page.text()
+    assert "told a stopped trial's accuracy" not in page.text() and "There is no random search of the same size beside it" in page.text() and "The surrogate took" not in page.text()
     assert {p.stem for p in (tmp_path/"tables").iterdir()}==set(TABLES+VOTED+["convergence", "dependence", "importance"])
 
 def test_a_journal_without_its_space(tmp_path):
@@ -213,9 +220,9 @@ def test_a_journal_without_its_space(tmp_path):
 
 def test_leaks_are_said(example, tmp_path):
     text = read(example/"report.html").text()
-    assert "weights may have seen larger versions of test images" in text and "10,000 of its training images" in text
+    assert "weights that were trained there may have seen larger versions of test images" in text and "10,000 of its training images" in text
     plain = undrawn(example_study(tmp_path, images=50, state="unfinished", origins=False)).text()
-    assert "Leak" not in plain
+    assert "Leak" not in plain and "is a name only" not in text
 
 def written(out): return {p.relative_to(out).as_posix(): p.read_bytes() for p in [out/"report.html", *(out/"figures").iterdir(), *(out/"tables").iterdir()]}
 
@@ -277,3 +284,72 @@ def test_a_plan_of_ones_own(tmp_path):
     page = undrawn(out)
     assert "“mine” reaches" in page.text() or "“yours” reaches" in page.text()
     assert {a["id"] for a in page.all("figure")}>={"curves_my-nets_accuracy", "curves_my-nets_loss"} and page.stack==[]
+
+OTHER = dict(model="speednet", pretrained=True, weights="ab"*32, stem="small", size=64, softmax=True, dropout=.3, width=2., whiten=False, dirac=False, policy="combined",
+    interp="nearest", mix_alpha=.2, mix_per="batch", flip="random", shift=2, tta="flip", label_smoothing=.2, bs=32, opt="adam", lr=.5, mom=.5, nesterov=True, beta1=.5, beta2=.5,
+    wd=.01, schedule="one-cycle", bias_lr=64., average=.9, epochs=7, frozen_epochs=3, frozen_lr=.7, precision="bf16", compile=True, channels_last=False, select="last", train_on="train+valid", seed=7,
+    name="soft", method="hard") # Another value of every field that a statement may read
+
+def settings(**fields):
+    "Fields of two runs, as tables have them"
+    return [{k: o.default for k,o in config_fields.items()}|dict(name=n, method="soft")|fields for n in ("a", "b")]
+
+BASES = [settings(), *(settings(**{k: OTHER[k]}) for k in ("model", "opt", "policy", "pretrained", "frozen_epochs", "tta", "softmax")), settings(model="custom_cnn"),
+    settings(policy="simple"), settings(policy="advanced"), settings(name="resnet18-sgd"), settings(name="simple", policy="simple"), settings(name="hard"),
+    settings(train_on="train+valid", select="last"), settings(name="resnet18-pretrained", pretrained=True), settings(width=2., whiten=False),
+    [settings(select="last")[0], settings()[0]]]
+
+def after(runs, field, every):
+    "The same runs with another value of a field, in all of them or in the last one alone"
+    return [{**r, field: OTHER[field]} if every or r is runs[-1] else r for r in runs]
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_a_statement_follows_the_fields_it_names(name):
+    "Each alone, in all runs and in one of them; no other field changes a word"
+    says = STATEMENTS[name]
+    for field in OTHER:
+        changed = [says(after(runs, field, every))!=says(runs) for runs in BASES for every in (True, False)]
+        assert any(changed[::2])==any(changed[1::2])==(field in says.reads), (field, says.reads)
+
+def test_the_page_says_something_of_every_field():
+    assert {k for s in STATEMENTS.values() for k in s.reads}-{"name", "method"}==set(config_fields)
+
+def told(out): return undrawn(out).text()
+
+def with_fields(out, names, **fields):
+    "Say in the store, and in the journals, that trainings had other fields"
+    study = read_json(out/"study.json")
+    for f in {out/"runs"/r["run_id"]/"config.json" for r in study["runs"] if not names or r["name"] in names}: write_json(f, read_json(f)|fields)
+    for f in [] if names else (out/"searches").iterdir():
+        header,trials = read_journal(f)
+        write_text(f, "".join(map(line_of, [header|{"base": header["base"]|fields}, *trials])))
+    return told(out)
+
+def test_where_the_report_is_silent_follows_the_runs(tmp_path):
+    "What all do, what some do, and nothing on what none does"
+    out = example_study(tmp_path/"all", images=50, trials=(1,1))
+    text = with_fields(out, (), select="last", mix_alpha=.2, mix_per="batch", interp="nearest", seed=5)
+    for words in ("keeps the weights of the last epoch;", "from Beta(0.2, 0.2), anew for each batch, and", "one resampling: nearest.", "Weights are kept from the last epoch", "scaled by 0.1, seed 5.",
+            "accuracy on valid images after its last epoch"): assert words in text, words
+    for words in ("the epoch with the highest", "the epoch of the highest", "Beta(1, 1)", "bilinear", "seeds 42", "Epochs, trials"): assert words not in text, words
+    out = example_study(tmp_path/"one", images=50, trials=(1,1))
+    text = with_fields(out, ("combined",), select="last", mix_alpha=.2, interp="nearest")
+    for words in ("and the weights of the last epoch (1 run);", "and Beta(0.2, 0.2), anew for each image (1 run), and", "one resampling: bilinear (3 runs) and nearest (1 run)."): assert words in text, words
+    text = with_fields(out, (), policy="none")
+    for words in ("Beta(", "MixUp", "rotates", "resampling", "under mixing"): assert words not in text, words
+    assert "adds L2 to the gradient" in text # trials do
+
+def test_names_that_collide_with_the_reports(tmp_path):
+    "A run called `resnet18` that isn't one, a hard vote called `soft`, a run called `none` with augmentation"
+    out = example_study(tmp_path, images=50, trials=(1,1))
+    study = read_json(out/"study.json")
+    study["ensembles"][0]["method"] = "hard"
+    write_json(out/"study.json", study)
+    for name,fields in dict(resnet18=dict(model="vgg11"), none=dict(policy="simple"), simple=dict(policy="none")).items():
+        rid = next(r["run_id"] for r in study["runs"] if r["name"]==name)
+        write_json(out/"runs"/rid/"config.json", read_json(out/"runs"/rid/"config.json")|fields)
+    text = told(out)
+    for words in ("Soft voting is a name only: what voted is an ensemble by hard voting.", "ResNet-18 is a name only: what trained is vgg11", "“none” is a name only", "“simple” is a name only"):
+        assert words in text, words
+    gains = text.split("Against no augmentation that is")[1].split(" for “")[1:]
+    assert gains[0].startswith("advanced”") and not [o for o in gains[:4] if o.startswith(("none”", "simple”"))]

@@ -1,10 +1,12 @@
 "Plans: whatever stands in a file, it is a plan or one `PlanError` that says what is wrong."
 import tomllib
+from contextlib import nullcontext
+from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from cinic_fastai.core import PlanError
 from cinic_fastai.runs import config_fields
-from cinic_fastai.study.plan import parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, trainings, with_options
+from cinic_fastai.study.plan import ablation_text, parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, run_config, trainings, with_options
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
@@ -77,3 +79,67 @@ def test_names_that_only_timm_knows():
         with pytest.raises(PlanError, match=f"Unknown network '{wrong}' \\(did you mean '{right}'"): parse_plan(plan(wrong))
     space = "[[search]]\nname = 's'\nspace = {model = {choices = ['resnet18', 'resnet81']}}"
     with pytest.raises(PlanError, match="space.model: Unknown network 'resnet81'"): parse_plan(f"[study]\nname = 'x'\n{space}")
+
+def seeds(plan): return {o.name: o.settings.get("seed") for o in plan.runs}
+
+def test_another_seed_leaves_those_that_are_stated():
+    "Also where a stated seed is the study's own"
+    for n in (1, 2, 7): # `fast` has `[study] seed = 1`
+        found = seeds(with_options(read_plan("fast"), seed=n))
+        assert found=={"speednet-1": 1, "speednet-2": 2, "speednet-3": 3, "resnet18": n}
+        modern = with_options(read_plan("modern"), seed=n)
+        assert len(trainings(modern))==len(trainings(read_plan("modern"))) and all(v==int(k.rsplit("-", 1)[1]) for k,v in seeds(modern).items())
+        assert {o.settings["seed"] for o in modern.searches}=={o.seed for o in modern.searches}=={n}
+        ablation = with_options(parse_plan(ablation_text(read_plan("fast"), "speednet", {}, 3)), seed=n)
+        assert sorted(seeds(ablation).values())==sorted([1, 2, 3]*(len(ablation.runs)//3))
+    stated = "[study]\nname = 'x'\nseed = 5\n[[run]]\nname = 'a'\nseed = 42\n[[run]]\nname = 'b'\n[[run]]\nname = 'c'\nseed = 5\n[[search]]\nname = 's'\nseed = 5\nspace = {lr = [0.1,1]}\n" \
+        "[[run]]\nname = 'd'\nfrom = 'search:s'\n[[run]]\nname = 'e'\nfrom = 'search:s'\nseed = 5"
+    plan = with_options(parse_plan(stated), seed=9)
+    assert seeds(plan)=={"a": 42, "b": 9, "c": 5, "d": None, "e": 5} and (plan.searches[0].seed, plan.searches[0].settings["seed"])==(5, 5)
+    assert with_options(with_options(parse_plan(stated), seed=9), seed=5)==parse_plan(stated)
+    with pytest.raises(PlanError, match="seed belongs in \\[study\\]"): parse_plan("[study]\nname = 'x'\n[defaults]\nseed = 3\n[[run]]\nname = 'a'")
+
+VOTE = "[[ensemble]]\nname = 'v'\nmethod = 'soft'\nmembers = ['a', 'b']\n"
+
+@pytest.mark.parametrize("runs,why", [("name = 'a'\n[[run]]\nname = 'b'\n"+VOTE, "'a' and 'b' are one training"),
+    ("name = 'a'\nseed = 1\nselect = 'best'\n[[run]]\nname = 'b'\nseed = 1\n"+VOTE, "'a' and 'b' are one training"), # a default that is written out
+    ("name = 'n-1'\nseed = 3\n[[run]]\nname = 'n-2'\nseed = 3\n", "'n-1' and 'n-2' are one training"),
+    ("name = 'n-1'\n[[run]]\nname = 'n-2'\nseed = 1\n", ""), # not yet
+    ("name = 'a'\nseed = 1\n[[run]]\nname = 'b'\nseed = 2\n"+VOTE, ""),
+    ("name = 'none'\n[[run]]\ngroup = 'other'\nname = 'resnet18'\n", "")]) # as the report's ResNet-18
+def test_one_training_counts_once(runs, why):
+    "Neither a vote nor a mean over seeds takes a training twice, whatever it is called and wherever its seed comes from"
+    def plan(): return parse_plan(f"[study]\nname = 'x'\nseed = 9\n[[run]]\n{runs}")
+    with pytest.raises(PlanError, match=why) if why else nullcontext(): plan()
+
+def test_a_seed_that_makes_two_runs_one():
+    plan = parse_plan("[study]\nname = 'x'\nseed = 9\n[[run]]\nname = 'n-1'\n[[run]]\nname = 'n-2'\nseed = 1\n")
+    assert seeds(with_options(plan, seed=3))=={"n-1": 3, "n-2": 1}
+    with pytest.raises(PlanError, match="'n-1' and 'n-2' are one training"): with_options(plan, seed=1)
+
+BOTH = "train_on = 'train+valid'\n"
+HELD = "[[run]]\nname = 'c'\ntrain_on = 'train'\n[[run]]\nname = 'd'\ntrain_on = 'train'\nseed = 2\n"
+LOOK = "[[search]]\nname = 's'\ntrain_on = 'train'\nspace = {lr = [0.1,1]}\n"
+def voted(method, members="'a', 'b'", more=""): return f"[[ensemble]]\nname = 'v'\nmethod = '{method}'\nmembers = [{members}]\n{more}\n"
+
+def trained_on_both(defaults="", more=""):
+    "A plan whose runs `a` and `b` train on valid images, too"
+    return f"[study]\nname = 'x'\n[defaults]\n{BOTH}{defaults}[[run]]\nname = 'a'\n[[run]]\nname = 'b'\nseed = 2\n{more}"
+
+@pytest.mark.parametrize("text,why", [(trained_on_both(more="[[search]]\nname = 's'\nspace = {lr = [0.1,1]}"), "a search chooses by valid images"),
+    (trained_on_both(more="[[search]]\nname = 's'\nrungs = [1]\nstrategy = 'random'\nspace = {lr = [0.1,1]}"), "a search chooses by valid images"),
+    (f"[study]\nname = 'x'\n[[search]]\nname = 's'\n{BOTH}space = {{lr = [0.1,1]}}", "a search chooses by valid images"),
+    (trained_on_both("select = 'best'\n"), "select = 'best' needs valid images"), (trained_on_both(more="select = 'best'"), "select = 'best' needs valid images"),
+    (trained_on_both(more=LOOK+f"select = 'best'\n[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"), "select = 'best' needs valid images"),
+    *((trained_on_both(more=voted(m)), "'a' trains on valid images too") for m in ("greedy", "weighted", "hard")),
+    *((trained_on_both(more=voted("soft", more=f"{t} = true")), "'b' trains on valid images too") for t in ("temperature", "member_temperature")),
+    (trained_on_both(more=HELD+voted("greedy", "'c', 'runs/b'")), "'runs/b' trains on valid images too"),
+    (trained_on_both(more=LOOK+f"[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"+HELD+voted("weighted", "'c', 'f'")), "'f' trains on valid images too")])
+def test_nothing_is_chosen_by_images_that_are_trained_on(text, why):
+    with pytest.raises(PlanError, match=why): parse_plan(text)
+
+def test_beside_runs_that_train_on_both():
+    "Choices among runs that hold valid images back stay possible, and so does a last step with what a search found"
+    plan = parse_plan(trained_on_both(more=LOOK+f"[[run]]\nname = 'f'\nfrom = 'search:s'\n{BOTH}"+HELD+voted("greedy", "'c', 'd'", "temperature = true")+voted("soft", "'a', 'b', 'f'").replace("'v'", "'w'")))
+    assert {o.name: run_config(plan, o, dict(lr=.5)).select for o in plan.runs}==dict(a="last", b="last", f="last", c="best", d="best")
+    read_plan(Path(__file__).parents[1]/"nbs"/"explanations"/"longer.toml")

@@ -28,6 +28,35 @@ def test_bad_images_are_named_and_the_rest_is_predicted(study, files, tmp_path):
     assert r.returncode==1 and str(files[0]) in r.stdout.replace("\n", "")
     assert [l.split(":")[0] for l in r.stderr.strip().splitlines()]==["cinic", "cinic"] and "bad.png" in r.stderr and "none.jpg" in r.stderr and "Traceback" not in r.stderr
 
+def test_one_picture_in_many_files_has_one_answer(study, files, tmp_path):
+    "Turned by EXIF, on a transparent ground, as WebP, BMP, TIFF and PNG: what is the same to a viewer is the same to a predictor"
+    import numpy as np
+    from PIL import Image
+    x, exif = np.asarray(Image.open(files[0]).convert("RGB")).copy(), Image.Exif()
+    x[:4] = 255
+    exif[0x0112] = 6
+    clear = np.dstack([np.where(np.arange(32)[:,None,None]<4, 0, x), np.where(np.arange(32)[:,None]<4, 0, 255)*np.ones((1,32))]).astype(np.uint8)
+    Image.fromarray(x).save(tmp_path/"plain.png")
+    Image.fromarray(np.rot90(x).copy()).save(tmp_path/"turned.png", exif=exif)
+    Image.fromarray(clear, "RGBA").save(tmp_path/"clear.png")
+    Image.fromarray(np.rot90(clear).copy(), "RGBA").save(tmp_path/"both.webp", exif=exif, lossless=True)
+    for o in ("bmp", "tif", "ppm"): Image.fromarray(x).save(tmp_path/f"plain.{o}")
+    (tmp_path/"phone.heic").write_bytes(b"x")
+    r = cinic("predict", study[0], tmp_path, "--json")
+    found = json.loads(r.stdout)["images"]
+    assert r.returncode==0 and len(found)==7 and len({tuple(o["probabilities"].values()) for o in found})==1, r.stderr
+    assert "1 file not read: 1 .heic" in r.stderr and "phone.heic" in r.stderr
+
+def ascii_only(): sys.stdout.reconfigure(encoding="ascii", errors="strict")
+
+def test_a_name_that_the_output_can_not_write(study, files, tmp_path):
+    f = tmp_path/"\u732b \U0001f408.png"
+    f.write_bytes(files[0].read_bytes())
+    told = json.loads(cinic("predict", study[0], f, "--json", before=ascii_only).stdout)
+    assert [o["file"] for o in told["images"]]==[str(f)]
+    r = cinic("predict", study[0], f, before=ascii_only)
+    assert r.returncode==0 and "\\u732b \\U0001f408.png" in r.stdout.replace("\n", ""), r.stderr
+
 @pytest.mark.parametrize("args,said", [
     (["--member", "sofd"], "did you mean 'soft'"),
     (["--member", "resnet18-pretrained"], "no finished predictor"),
@@ -38,7 +67,7 @@ def test_names_that_are_not_there(study, files, args, said):
 
 def test_nothing_to_predict(study, tmp_path):
     r = cinic("predict", study[0], tmp_path)
-    assert r.returncode==2 and "no PNG or JPEG" in r.stderr
+    assert r.returncode==2 and "no images inside" in r.stderr
 
 def test_export_and_reading_it_elsewhere(study, files, tmp_path):
     r = cinic("export", study[0], "--format", "safetensors", "--member", "soft", "--dest", tmp_path/"e")

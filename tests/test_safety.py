@@ -181,6 +181,37 @@ def test_a_helper_killed_while_packing():
     p = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=60)
     assert "DataError: A process that decoded images was killed, most likely for want of memory" in p.stderr
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux to see what is mapped")
+def test_a_pack_in_use_is_packed_again(tmp_path, monkeypatch):
+    "Under Windows' rule: a file that is mapped, and a folder that holds one, is not moved, replaced or deleted"
+    import numpy as np
+    from PIL import Image
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.test_utils import tiny_folder
+    def guarded(act):
+        def checked(*paths, **kw):
+            maps = Path("/proc/self/maps").read_text()
+            for p in paths[:2]:
+                if isinstance(p, (str, Path)) and str(Path(p).absolute()) in maps: raise PermissionError(13, "mapped", str(p))
+            return act(*paths, **kw)
+        return checked
+    for name in ("replace", "rename", "unlink", "rmdir"): monkeypatch.setattr(os, name, guarded(getattr(os, name)))
+    root = tiny_folder(tmp_path/"a", n=6)
+    packs = [get_pack(root)]
+    shown = [packs[0].images[0].copy()]
+    for shade in (10, 20, 30):
+        f = root/packs[0].files[0]
+        Image.new("RGB", (32, 32), (shade,)*3).save(f)
+        os.utime(f, (shade, shade))
+        packs.append(get_pack(root))
+        shown.append(np.asarray(Image.open(f)))
+        for p,x in zip(packs, shown): assert (p.images[0]==x).all() # those that were open keep their pixels
+    assert len({p.digest for p in packs})==4
+    del p
+    packs[:] = packs[:1]
+    os.utime(f, (40, 40))
+    assert (get_pack(root).images[0]==x).all() and len(list((root/".pack-32").iterdir()))==4 # two makings of pixels are left: the first is still open
+
 # --- two at once
 
 @posix
@@ -308,6 +339,50 @@ def test_trials_that_lack_weights_are_tried_again(images, tmp_path):
     r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", before=no_page)
     assert "--weights" in r.stdout and "Traceback" not in r.stderr
     assert read_json(tmp_path/"out"/"study.json")["searches"][0]["status"]=="skipped" and len(read_lines(tmp_path/"out"/"searches"/"pre.jsonl")[0])==1
+
+PRETRAINED = """
+[study]
+name = "pre"
+[defaults]
+model = "custom_cnn"
+pretrained = true
+epochs = 1
+bs = 16
+[[run]]
+name = "run"
+[[search]]
+name = "look"
+random = 2
+guided = 0
+space = { lr = {log=[1e-4,1e-3]} }
+"""
+
+def test_another_weights_file_is_another_result(images, tmp_path, monkeypatch):
+    "Whoever calls: a run by its id, a study by what it began with; a search that never began is free"
+    from cinic_fastai.core import StoreError
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.files import sha256
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.train.fit import fit_run
+    from cinic_fastai.train.learner import seeded_model
+    import torch
+    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    pack,plan,files = get_pack(images),parse_plan(PRETRAINED),[tmp_path/"a.pth", tmp_path/"b.pth"]
+    for i,f in enumerate(files): torch.save(seeded_model(RunConfig(model="custom_cnn", seed=i), len(pack.classes), 32).state_dict(), f)
+    cfg,store = RunConfig(model="custom_cnn", pretrained=True, epochs=1, bs=16),RunStore(tmp_path/"runs")
+    a,b = (fit_run(cfg, pack, store, weights=f) for f in files)
+    assert a["train_loss"]!=b["train_loss"]==fit_run(cfg, pack, RunStore(tmp_path/"alone"), weights=files[1])["train_loss"]
+    assert {store.config(rid).weights for rid in store.ids()}=={sha256(f) for f in files}
+    first = conduct(plan, pack, tmp_path/"out") # there are no weights of this network to be had
+    assert [first[k][0]["status"] for k in ("runs", "searches")]==["skipped"]*2
+    done = conduct(plan, pack, tmp_path/"out", weights=files[0])
+    assert [done[k][0]["status"] for k in ("runs", "searches")]==["done"]*2
+    def kept(): return {f: f.read_bytes() for f in (tmp_path/"out").rglob("*") if f.is_file() and f.name not in ("study.json", "log.txt")}
+    before = kept()
+    for other,words in ((files[1], f"{sha256(files[0])[:12]}.*{sha256(files[1])[:12]}"), (None, f"{sha256(files[0])[:12]}.*no --weights")):
+        with pytest.raises(StoreError, match=f"began with .*{words}.*Give the same --weights FILE, or another --out"): conduct(plan, pack, tmp_path/"out", weights=other)
+    assert kept()==before and conduct(plan, pack, tmp_path/"out", weights=files[0])["runs"]==done["runs"]
 
 @posix
 def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):

@@ -6,10 +6,11 @@ from skopt import gp_minimize
 from skopt.space import Categorical, Integer, Real
 from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
-from cinic_fastai.files import line_of
+from cinic_fastai.files import line_of, write_json, write_text
+from cinic_fastai.results.tables import best_table
 from cinic_fastai.runs import fallen
 from cinic_fastai.study.plan import read_plan
-from cinic_fastai.study.search import best_trial, read_journal, search
+from cinic_fastai.study.search import best_trial, expected_acc, read_journal, search
 
 BS,LR,WD = Integer(5, 9),Real(1e-4, 1e-2, prior="log-uniform"),Real(1e-5, 1e-2, prior="log-uniform")
 DROPOUT,MOM,BETA1,BETA2 = Real(0, .2),Real(0, .99),Real(0, .99),Real(0, .99)
@@ -129,3 +130,108 @@ def test_any_file_is_read_or_named(parts, whole):
         try: header,trials = read_journal(f)
         except StoreError as e: assert "damaged in line" in str(e)
         else: assert [o["number"] for o in trials]==list(range(len(trials))) and isinstance(header, dict)
+
+def finished(number, run_id, acc, loss=None, **kw): return dict(number=number, run_id=run_id, status="done", valid_acc=acc, valid_loss=loss, point=dict(x=number))|kw
+
+@pytest.mark.parametrize("trials,winner,runner_up", [
+    ([finished(0, "A", .9), finished(1, "B", .9), finished(2, "A", .9)], "A", "B"), # a point that came up twice, as journals without a loss have it
+    ([finished(0, "A", .9, .5), finished(1, "B", .9, .4), finished(2, "A", .9, .5)], "B", "A"), # equal hits: the lower loss
+    ([finished(0, "A", .9, .4), finished(1, "B", .9, .4), finished(2, "C", .8, .1)], "A", "B"), # equal losses: the earlier trial
+    ([finished(0, "A", .9, .4), finished(1, "B", 1., 9.), finished(2, "C", .99, .1, status="stopped")], "B", "A"),
+    ([finished(0, "A", .9, None), finished(1, "B", .9, .7)], "B", "A")]) # a loss that is not finite
+def test_one_winner_everywhere(trials, winner, runner_up, tmp_path):
+    "In the search, its repeats, its control, the record and the tables"
+    from cinic_fastai.study.conduct import repeat_points
+    assert best_trial(trials)["run_id"]==winner
+    assert [(of, o["run_id"]) for of,o in repeat_points(trials, [])]==[("winner", winner), ("runner-up", runner_up)]
+    others = [o|dict(run_id=f"{o['run_id']}2") for o in trials]
+    assert repeat_points(trials, others)[2][1]["run_id"]==f"{winner}2"
+    write_text(tmp_path/"searches"/"s.jsonl", "".join(map(line_of, [dict(space={}), *trials])))
+    write_json(tmp_path/"study.json", dict(data=dict(classes=[]), options={}, searches=[dict(name="s", model="", opt="", trials=3, status="done")]))
+    assert best_table(tmp_path)["run_id"].tolist()==[winner]
+
+def epochs(*accs, status="done"): return dict(status=status, accs=list(accs), valid_acc=max(accs))
+
+def test_a_stopped_trial_is_told_with_what_others_gained():
+    "By hand: after two epochs the finished trials gained .25, .05 and .10, the median is .10"
+    before = [epochs(.2, .25, .5), epochs(.3, .5, .55), epochs(.3, .4, .5), epochs(.1, .2, status="stopped"), dict(status="failed", accs=[], valid_acc=None)]
+    def told(*accs, before=before): return expected_acc(epochs(*accs, status="stopped"), before)
+    assert told(.1, .3)==pytest.approx(.4)
+    assert told(.3, .1)==pytest.approx(.4) # the best so far counts
+    assert told(.1)==pytest.approx(.1+.25) # after one epoch it was .3, .25 and .2
+    assert told(.5, .52)==pytest.approx(.55) # never above the best that was seen
+    assert told(.1, .3, before=[])==.3
+    last = [dict(status="done", accs=[.2, .6, .4], valid_acc=.4)] # weights of the last epoch
+    assert told(.1, .2, before=last)==pytest.approx(.2-.2)
+
+def test_the_strategy_hears_it(tmp_path, monkeypatch):
+    "Point for point as bare `gp_minimize` with the corrected values; the journal says what was told"
+    trials = search(SPACE, by_epochs, tmp_path/"j.jsonl", 3, 4, seed=5, rungs=[1, 2], factor=2)
+    stopped = [o for o in trials if o["status"]=="stopped"]
+    assert stopped and all(o["told"]>o["valid_acc"] for o in stopped) and all(o["told"]==o["valid_acc"] for o in trials if o["status"]=="done")
+    heard = iter(trials)
+    dims = [BS, LR, WD, BETA1, BETA2]
+    with threadpool_limits(1, user_api="blas"): bare = gp_minimize(lambda x: 1-next(heard)["told"], dims, n_calls=7, n_initial_points=3, random_state=5)
+    assert points(trials)==[{k: 2**int(v) if k=="bs" else float(v) for k,v in zip(SPACE, x)} for x in bare.x_iters]
+
+@pytest.mark.parametrize("error,again", [(MemoryError("out of memory"), True), (MemoryError(), True), (RuntimeError("CUDA out of memory. Tried to allocate"), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+    (Exception("3 workers were lost with this run (SIGKILL), most likely for want of memory."), True),
+    (Exception("3 workers were lost with this run (SIGABRT), as its network a ends the process it works in."), False),
+    (Exception("The network a ended its process (SIGKILL). Most likely it wants more memory than there is."), True),
+    (RuntimeError("The training loss became nan in epoch 1."), False), (ZeroDivisionError("division"), False)])
+@pytest.mark.parametrize("kw", [dict(strategy="random"), dict(batch=2, rungs=[1], strategy="random")])
+def test_what_failed_for_want_of_memory_is_tried_again(tmp_path, error, again, kw):
+    "Once each time a search is run, whether it was finished or not; what diverged is a result"
+    whole,calls,broken = search(SPACE, by_epochs, tmp_path/"whole.jsonl", 3, 2, **kw),[],True
+    def objective(number, point, bars=None):
+        calls.append(number)
+        if broken and number in (1, 3): raise error
+        if broken and number==stop: raise KeyboardInterrupt
+        return by_epochs(number, point, bars)
+    for stop in (4, None): # cut off, then to its end
+        try: search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)
+        except KeyboardInterrupt: pass
+    assert calls==([0, 1, 2, 3, 4]+[1, 3]*again+[4])
+    failed = [o["number"] for o in read_journal(tmp_path/"j.jsonl")[1] if o["status"]=="failed"]
+    assert failed==[1, 3]
+    calls,broken = [],False
+    trials = search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)
+    assert calls==[1, 3]*again and trials==read_journal(tmp_path/"j.jsonl")[1]
+    assert [o["status"]=="failed" for o in trials]==[not again and o["number"] in (1, 3) for o in trials]
+    if again and "rungs" not in kw: assert same(trials)==same(whole)
+    calls.clear()
+    assert search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)==trials and calls==[]
+
+def test_points_after_one_that_was_tried_again(tmp_path):
+    "They stay where the journal has them, nothing is said of other machines, and those to come know the truth"
+    calls,notes,broken = [],[],True
+    def objective(number, point):
+        calls.append(number)
+        if broken and number==1: raise MemoryError
+        if number==stop: raise KeyboardInterrupt
+        return dict(valid_acc=accuracy(point))
+    def hear(kind, **info): notes.extend([info["text"]] if kind=="note" else [])
+    stop = 3
+    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
+    before,broken,stop = points(read_journal(tmp_path/"j.jsonl")[1]),False,4
+    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
+    shutil.copy(tmp_path/"j.jsonl", tmp_path/"copy.jsonl")
+    stop = None
+    trials = search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
+    assert points(trials)[:3]==before and trials[1]["told"]==accuracy(trials[1]["point"]) and calls==[0, 1, 2, 3, 1, 3, 4, 4] and notes==[]
+    assert same(search(SPACE, objective, tmp_path/"copy.jsonl", 2, 3))==same(trials) # going on from any place gives the same
+
+def test_a_journal_from_before_goes_on(tmp_path):
+    "Without `told` and `valid_loss`, which it didn't have"
+    whole = search(SPACE, objective, tmp_path/"whole.jsonl", 2, 2, seed=5)
+    header,old = read_journal(tmp_path/"whole.jsonl")
+    write_text(tmp_path/"old.jsonl", "".join(map(line_of, [header, *({k: v for k,v in o.items() if k!="told"} for o in old[:3])])))
+    assert same(search(SPACE, objective, tmp_path/"old.jsonl", 2, 2, seed=5))==same(whole)
+
+def test_the_page_learns_from_what_the_search_was_told():
+    "Not from a stopped trial's accuracy as if it were final"
+    from cinic_fastai.results.surrogate import surrogate
+    trials = [finished(i, str(i), .1*i, point=dict(lr=.1*i), told=.2+.1*i) for i in range(1, 4)]+[finished(4, "4", None, point=dict(lr=.9), status="failed", told=.125)]
+    heard = surrogate(dict(lr=[0, 1]), [*trials, finished(5, "5", .5, point=dict(lr=.5))], chance=.1).func_vals # the last as journals were before
+    assert heard.tolist()==pytest.approx([.7, .6, .5, .875, .5])

@@ -1,9 +1,10 @@
 "A study as a user runs it: whole, again, cut off, with wrong options."
-import json, os, random, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENV, TINY_PLAN, cinic, no_page, started
+from cinic_fastai.files import read_json, read_lines, write_json
 from cinic_fastai.test_utils import tiny_folder
 
 def results(out):
@@ -139,3 +140,102 @@ def test_dry_run_trains_nothing(images, plan_file, tmp_path):
     todo = json.loads(r.stdout)
     assert len(todo["trainings"])==8 and todo["seconds"]>=0
     assert not (tmp_path/"out").exists()
+
+def test_a_vote_of_one_training_under_two_names_is_not_taken(example, tmp_path):
+    "Two searches may end at one point; a plan that names a training twice is refused when it is read"
+    from cinic_fastai.results.tables import predictors_table
+    out = tmp_path/"copy"
+    shutil.copytree(example, out)
+    record = read_json(out/"study.json")
+    rids = {r["name"]: r for r in record["runs"]}
+    rids["resnet18-sgd"]["run_id"] = rids["resnet18-adam"]["run_id"]
+    write_json(out/"study.json", record)
+    votes = predictors_table(out).query("kind=='soft' or kind=='hard'")
+    assert set(votes["status"])=={"skipped"} and set(votes["reason"])=={"resnet18-sgd and resnet18-adam are one training, which would count twice"}
+
+def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, capsys):
+    "By hand: an image costs its pixels at batches of 128 and twice that at 16; the batch a search decides counts as the middle of its space"
+    from cinic_fastai.cli import app
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.study import conduct
+    pack,asked = get_pack(tiny_folder(tmp_path/"images", n=12), size=64, dest=tmp_path/"pack"),[]
+    def timed(networks, n_out, size, **kw):
+        asked.append((size, len(networks)))
+        return {o: (((o.size or size)/64)**2*(2 if o.bs==16 else 1), 0.) for o in networks}
+    monkeypatch.setattr(conduct, "image_seconds", timed)
+    plan = tmp_path/"plan.toml"
+    plan.write_text('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nbs = 16\n[[run]]\nname = "c"\nbs = 17\n'
+        '[[run]]\nname = "d"\nsize = 128\n[[search]]\nname = "s"\nrandom = 1\nguided = 0\nspace = {bs = {log2 = [2,6]}}', encoding="utf-8")
+    app(["study", str(plan), "--data", str(pack.path), "--dry-run", "--json"], standalone_mode=False)
+    rows = {r["name"]: r["seconds"] for r in json.loads(capsys.readouterr().out)["trainings"]}
+    n = pack.counts()["train"]
+    assert rows=={"runs/a": n, "runs/b": 2*n, "runs/c": 2*n, "runs/d": 4*n, "s 1": 2*n}
+    assert asked==[(64, 3)] # 16 and 17 are timed once
+
+def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
+    "The study is run again: the trial is counted as left, trained, and may win"
+    from cinic_fastai.results import page
+    from cinic_fastai.study.conduct import Conductor, conduct, planned
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.runs import RunStore
+    from cinic_fastai.test_utils import tiny_pack
+    from cinic_fastai.train import fit
+    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "random"\nrandom = 2\nguided = 1\n'
+        'space = {lr = {log = [1e-3,1e-2]}}')
+    pack,out,right,calls = tiny_pack(),tmp_path/"out",fit.fit_run,[]
+    def full(*args, **kw):
+        calls.append(1)
+        if len(calls)==2: raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+        return right(*args, **kw)
+    monkeypatch.setattr(fit, "fit_run", full)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    def trials(): return [o["status"] for o in read_lines(out/"searches"/"s.jsonl")[0][1:]]
+    record = conduct(plan, pack, out)
+    assert trials()==["done", "failed", "done"]
+    assert len(planned(Conductor(out, plan, pack, RunStore(out/"runs"), record, None, print, lambda: 0)))==1
+    record = conduct(plan, pack, out)
+    assert trials()==["done"]*3 and len(calls)==4
+    assert record["searches"][0]["best"]["number"]==max(read_lines(out/"searches"/"s.jsonl")[0][1:], key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
+    conduct(plan, pack, out)
+    assert len(calls)==4
+
+def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path):
+    "As the page does: epochs from 1, and no accuracy on images that were trained on without these words"
+    def trained(*settings):
+        r = cinic("train", "model=custom_cnn", "bs=16", "epochs=2", "lr=0.01", *settings, "--data", images, "--out", tmp_path/"out")
+        assert r.returncode==0, r.stderr
+        return r.stdout
+    said = trained()
+    assert [o.split()[0] for o in said.splitlines() if o.strip()[:1].isdigit()]==["1", "2"] and "valid_acc" in said
+    rid = re.search(r"runs/(\w+)", said.replace("\n", ""))[1]
+    done = read_json(tmp_path/"out"/"runs"/rid/"done.json")
+    assert f"Best epoch {done['best_epoch']+1}: valid accuracy {done['valid_acc']:.4f}, test" in said
+    assert f"Last epoch 2: valid accuracy" in trained("select=last")
+    both = trained("train_on=train+valid")
+    assert re.search(r"Last epoch 2: valid accuracy 0\.\d{4} on images it was trained on, test accuracy", both) and "valid_acc" not in both
+    assert json.loads(trained("train_on=train+valid", "--json"))["saw_valid"]
+
+def test_the_bar_says_what_it_was_trained_on():
+    "Epoch by epoch, too"
+    from cinic_fastai.cli import Screen
+    for saw,words in ((True, "valid accuracy 0.900 on images it was trained on"), (False, "valid accuracy 0.900")):
+        with Screen() as screen:
+            screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)
+            assert screen.bar.tasks[0].description=="a: epoch 2 of 2, "+words
+
+def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
+    "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
+    from cinic_fastai.results import page
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.train import fit
+    root = tiny_folder(tmp_path/"images", n=12)
+    for split,label,keep in (("train", "dog", 6), ("train", "ship", 3), ("valid", "cat", 3)):
+        for f in sorted((root/split/label).iterdir())[keep:]: f.unlink()
+    def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
+    monkeypatch.setattr(fit, "fit_run", diverged)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    conduct(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
+    trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
+    assert trial["status"]=="failed" and trial["told"]==3/27

@@ -5,17 +5,23 @@
 # %% auto #0
 __all__ = ['CROP_TRIES', 'CROP_DRAWS', 'rotation_matrices', 'flip_matrices', 'crop_matrices', 'compose', 'edge_share', 'warp',
            'invert', 'solarize', 'crop_boxes', 'ImagePolicy', 'image_policy', 'mixes', 'reflected', 'flip_shift',
-           'FlipShift', 'Chain', 'augmentation', 'views', 'OwnPolicy', 'register_policy']
+           'FlipShift', 'Chain', 'augmentation', 'views', 'spelled', 'OwnPolicy', 'register_policy']
 
 # %% ../../nbs/12_data.augment.ipynb #037768f6
+import dis, re, sys, sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType
+from enum import Enum
+from functools import partial
+from itertools import chain
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice, derive_seed, own_policies, policy_names, row_uniform
+from ..files import sha256
+from ..runs import other_policy
 
 # %% ../../nbs/12_data.augment.ipynb #7f265cee
 def rotation_matrices(
@@ -322,6 +328,73 @@ def views(
     moved = [(1., xb)] if how=="flip" else [(.5, xb), (.25, pad[:,:,:h,:w]), (.25, pad[:,:,2:,2:])]
     return [(k/2, o) for k,x in moved for o in (x, x.flip(3))]
 
+# %% ../../nbs/12_data.augment.ipynb #5e0c7a13
+_not_ours = re.compile(r"[/\\](site|dist)-packages[/\\]|^<frozen|^"+re.escape(sysconfig.get_paths()["stdlib"]))
+_module_fields,_held = vars(torch.nn.Module()).keys(),("_parameters", "_buffers", "_modules")
+
+def _installed(
+    o:Callable # Function or class
+)->bool: # Then its name says what it is
+    "Does a function or class come with a package or with Python?"
+    name = getattr(o, "__module__", None) or ""
+    if name.split(".")[0]=="cinic_fastai": return True
+    if isinstance(o, FunctionType): return bool(_not_ours.search(o.__code__.co_filename))
+    if name in ("__main__", ""): return False
+    file = getattr(sys.modules.get(name), "__file__", None)
+    return not file or bool(_not_ours.search(file))
+
+def _globals_of(
+    code:CodeType, # Of a function
+    there:dict # Its module's variables
+)->dict: # Those it reads, by name
+    "Values that a function takes from its module"
+    names = {i.argval for i in dis.get_instructions(code) if i.opname=="LOAD_GLOBAL"}
+    out = {k: there[k] for k in sorted(names) if k in there}
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType): out |= _globals_of(inner, there)
+    return out
+
+def _parts(
+    o # Anything
+)->list: # The same for equal values in any process
+    "What a value is made of"
+    kind = type(o).__qualname__
+    if isinstance(o, (list, tuple)): return [kind, *o]
+    if isinstance(o, (set, frozenset)): return [kind, *sorted(o, key=repr)]
+    if isinstance(o, dict): return [kind, *chain(*o.items())]
+    if isinstance(o, Tensor): return [kind, str(o.dtype), o.detach().cpu().double().numpy()]
+    if isinstance(o, np.ndarray) and not o.dtype.hasobject: return [kind, str(o.dtype), o.shape, sha256(o.tobytes())]
+    if isinstance(o, partial): return [kind, o.func, o.args, o.keywords]
+    if isinstance(o, MethodType): return [kind, o.__func__, o.__self__]
+    if isinstance(o, (classmethod, staticmethod)): return [kind, o.__func__]
+    if isinstance(o, property): return [kind, o.fget]
+    if not isinstance(o, (FunctionType, type)) and hasattr(o, "__wrapped__"): return [kind, o.__wrapped__]
+    if isinstance(o, CodeType): return [kind, o.co_code, o.co_names, o.co_consts]
+    if isinstance(o, (ModuleType, BuiltinFunctionType)): return [kind, o.__name__]
+    if isinstance(o, (FunctionType, type)) and _installed(o): return [kind, o.__module__, o.__qualname__]
+    if isinstance(o, FunctionType): return [kind, o.__code__, o.__defaults__, o.__kwdefaults__, [c.cell_contents for c in o.__closure__ or () if c!=CellType()], _globals_of(o.__code__, o.__globals__)]
+    if isinstance(o, type): return [kind, o.__qualname__, o.__bases__, {k: v for k,v in vars(o).items() if not k.startswith("__") or isinstance(v, FunctionType)}]
+    if not hasattr(o, "__dict__"): return [kind, _without_address(repr(o))]
+    private = _installed(type(o)) # a package's own fields come and go with its versions
+    return [type(o), {k: v for k,v in vars(o).items() if k in _held or k not in _module_fields and not (private and k[0]=="_")}]
+
+def _without_address(text): return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+def spelled(
+    transform:Callable # Anything
+)->str: # What it prints and a checksum, the same in every process
+    "A transform in words that tell it from another one"
+    seen = {}
+    def digest(o):
+        if o is None or isinstance(o, (bool, int, float, complex, str, bytes, Enum, torch.dtype)): return repr(o)
+        if id(o) not in seen:
+            seen[id(o)] = o,"itself"
+            seen[id(o)] = o,sha256(repr([digest(p) for p in _parts(o)]).encode())
+        return seen[id(o)][1]
+    name = transform.__qualname__ if isinstance(transform, FunctionType) else " ".join(_without_address(repr(transform)).split())
+    return f"{name if len(name)<=200 else name[:197]+'...'} [{digest(transform)[:12]}]"
+
+
 # %% ../../nbs/12_data.augment.ipynb #64d8671b
 @dataclass(frozen=True)
 class OwnPolicy:
@@ -329,6 +402,13 @@ class OwnPolicy:
     name:str # Names its stream of random numbers
     transform:Callable # uint8 `(3,h,w)`, or with `per="batch"` `(bs,3,h,w)`, to the same
     per:str = "image" # Draw for each `image`, or once for a `batch`
+    version:int = 1 # Of the transform under this name
+    words:str = "" # The transform as `spelled` tells it
+
+    @property
+    def identity(self)->dict: # Plain values
+        "What of the policy decides a result"
+        return dict(name=self.name, version=self.version, per=self.per, transform=self.words)
 
     def __call__(self,
         xb:Tensor, # Images `(bs,3,h,w)`, uint8; not changed
@@ -355,27 +435,14 @@ def register_policy(
     name:str, # What to call it
     transform:Callable, # A torchvision v2 transform, or any function of uint8 images
     per:str="image", # As for `OwnPolicy`
-    size:int=32 # Side of the images to try it on
+    size:int=32, # Side of the images to try it on
+    version:int=1 # Another one for another transform of this name
 )->OwnPolicy: # For `pack_dls(augment=...)`, too
     "Make a transform a policy, from now on and in this process"
     check_choice("per", per, ("image", "batch"))
     if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
-    policy,there = OwnPolicy(name, transform, per),own_policies.get(name)
-    if there and not _alike(there, policy): raise ConfigError(f"Policy '{name}' is another transform already, and runs are known by the name. Take another one, such as '{name}-2'.")
+    policy,there = OwnPolicy(name, transform, per, version, spelled(transform)),own_policies.get(name)
+    if there and there.version==version and there.identity!=policy.identity: raise ConfigError(other_policy(there.identity, policy.identity, "already"))
     policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)
     own_policies[name] = policy
     return policy
-
-def _alike(a, b):
-    "Are two policies the same, as far as can be told?"
-    return a.per==b.per and (a.transform is b.transform or _spelled(a.transform)==_spelled(b.transform))
-
-def _spelled(transform):
-    "A transform in words: functions, those that a module holds included, by their code and what they refer to"
-    parts = [o for m in transform.modules() for o in vars(m).values()] if isinstance(transform, torch.nn.Module) else [transform]
-    codes = [_code(o) for o in parts if isinstance(o, FunctionType)]
-    return "" if isinstance(transform, FunctionType) else repr(transform),codes
-
-def _code(f):
-    "What makes a function another one"
-    return f.__code__.co_code,f.__code__.co_consts,f.__code__.co_names,repr(f.__defaults__),repr([o.cell_contents for o in f.__closure__ or ()])

@@ -7,12 +7,12 @@ __all__ = ['SPLIT_WORDS', 'split_of', 'columns_of', 'class_name', 'read_table', 
            'dataset_files', 'new_name', 'import_dataset']
 
 # %% ../../nbs/10a_data.hub.ipynb #d52cbc7f
-import json, re
+import json, re, unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from ..core import DataError
-from .folder import IMAGE_SUFFIXES, building, folder_lock, listed, read_file, refuse_full, room_for, scan_folder, tell
+from .folder import NO_IMAGE, building, class_of, files_inside, folder_lock, image_format, is_image_name, left_out, listed, read_file, refuse_full, room_for, scan_folder, tell
 
 # %% ../../nbs/10a_data.hub.ipynb #83943f35
 SPLIT_WORDS = dict(train="train", training="train", validation="valid", valid="valid", val="valid", dev="valid",
@@ -46,7 +46,7 @@ def class_name(
     known = names is None or isinstance(value, str) or isinstance(value, int) and 0<=value<len(names)
     if value is None or value==-1 or not known: raise DataError(f"It holds images without a class (label {value}).")
     name = value if isinstance(value, str) or names is None else names[value]
-    name = str(name)
+    name = class_of(str(name))
     if not name.strip() or name[0]=="." or set(name)&set("/\\:\0"): raise DataError(f"Its class {name!r} can't name a folder.")
     return name
 
@@ -105,35 +105,39 @@ def folder_images(
     files:list[Path] # Image files in it
 )->Iterator[tuple[str,str,str,bytes]]: # As `table_images`
     "Images out of `{split}/{class}/` folders"
-    for f in files: yield SPLIT_WORDS[f.parts[-3].lower()],f.parts[-2],f.name,read_file(f)
+    for f in files: yield SPLIT_WORDS[f.parts[-3].lower()],class_of(f.parts[-2]),f.name,read_file(f)
 
 # %% ../../nbs/10a_data.hub.ipynb #3abaefbf
+_suffixes = dict(PNG=".png", JPEG=".jpg", WEBP=".webp", BMP=".bmp", GIF=".gif", TIFF=".tif", PPM=".ppm") # By format
 _caches = ("cache-*.arrow", "tmp*.arrow") # What `datasets` computes and leaves beside its data
 
 def dataset_files(
     src:Path # A dataset's folder
-)->tuple[Callable,list[Path]]: # `table_images` or `folder_images`, and what to give it
+)->tuple[Callable,list[Path],list[Path]]: # `table_images` or `folder_images`, what to give it, and files that are not read
     "What of a folder holds images"
-    seen = [p for p in sorted(src.rglob("*")) if not any(o[0]=="." for o in p.relative_to(src).parts)]
+    seen = files_inside(src)
     tables = [p for p in seen if p.suffix in (".parquet", ".arrow") and split_of(p.relative_to(src).as_posix()) and not any(map(p.match, _caches))]
     homes = sorted({str((p.parent.parent if split_of(p.parent.name) else p.parent).relative_to(src)) for p in tables})
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
-    if tables: return table_images,tables
-    images = [p for p in seen if p.suffix.lower() in IMAGE_SUFFIXES and len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in SPLIT_WORDS]
-    if not images: raise DataError(f"There is no Hugging Face dataset in {src}: expected parquet or arrow files of train, validation and test, or {{train,validation,test}}/{{class}}/*.png.")
-    return folder_images,images
+    if tables: return table_images,tables,[]
+    own = [p for p in seen if len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in SPLIT_WORDS]
+    images,others = [p for p in own if is_image_name(p.name)],[p.relative_to(src) for p in own if not is_image_name(p.name)]
+    if not images: raise DataError(f"There is no Hugging Face dataset in {src}: expected parquet or arrow files of train, validation and test, or {{train,validation,test}}/{{class}}/*.png. "
+        f"{left_out(others)}".strip())
+    return folder_images,images,others
 
 def new_name(
     name:str, # As the dataset calls it, perhaps with folders, or ""
     number:int, # Of the image
     data:bytes, # Its content
     taken:set # Names in use in its folder; added to
-)->str: # Unique, with the suffix that the content asks for, "" where it is neither PNG nor JPEG
+)->str: # Unique, also where case and composition of letters don't count, with the suffix that the content asks for; "" where it is no image
     "What to call an image"
-    suffix = ".png" if data.startswith(b"\x89PNG") else ".jpg" if data.startswith(b"\xff\xd8") else ""
+    suffix = _suffixes.get(image_format(data), "")
     stem = PurePosixPath(name.replace("\\", "/")).stem.lstrip(".") or f"{number:06d}"
-    if f"{stem}{suffix}".lower() in taken: stem = f"{stem}-{number:06d}"
-    taken.add(f"{stem}{suffix}".lower())
+    def seen(): return unicodedata.normalize("NFC", f"{stem}{suffix}").lower()
+    if seen() in taken: stem = f"{stem}-{number:06d}"
+    taken.add(seen())
     return suffix and stem+suffix
 
 def import_dataset(
@@ -144,7 +148,8 @@ def import_dataset(
     "Write a Hugging Face dataset as an image folder; images keep their bytes, and their names where they have some"
     src,dest = Path(src),Path(dest)
     if not src.is_dir(): raise DataError(f"There is no folder {src}.")
-    images,files = dataset_files(src)
+    images,files,others = dataset_files(src)
+    if words := left_out(others): tell(on_event, "note", text=words)
     with folder_lock(dest, on_event):
         refuse_full(dest)
         with building(dest) as tmp, room_for(dest, sum(f.stat().st_size for f in files)):
@@ -157,12 +162,12 @@ def import_dataset(
 _every = 1000 # Images between two events
 
 def _write_images(root, images, total, on_event):
-    "Write images, and give the ones that are no PNG or JPEG"
+    "Write images, and give the ones that are none"
     taken,bad = {},[]
     for i,(split,label,name,data) in enumerate(images):
         folder = root/split/label
         file = new_name(name, i, data, taken.setdefault(folder, set()))
-        if not file: bad.append(f"{split}, class {label}, {name or f'image {i}'}: neither PNG nor JPEG")
+        if not file: bad.append(f"{split}, class {label}, {name or f'image {i}'}: {NO_IMAGE}")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             (folder/file).write_bytes(data)

@@ -39,7 +39,7 @@ def scale_shift(
     out = torch.empty_like(xb, dtype=torch.float32, memory_format=torch.channels_last)
     return out.copy_(xb).mul_(scale).add_(shift)
 
-# %% ../../nbs/13_data.loaders.ipynb #bb63311d
+# %% ../../nbs/13_data.loaders.ipynb #580fbc28
 @cache
 def resize_matrix(
     n:int, # Pixels along an axis
@@ -56,6 +56,7 @@ def resize(
     down,across = (resize_matrix(n, size).to(xb.device) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
+# %% ../../nbs/13_data.loaders.ipynb #bb63311d
 class NormalizeBytes(Normalize):
     "0-255 to normalised float32 in one go, resized if wanted; fastai's `IntToFloatTensor` and `Normalize` together"
     order,parameters = 10,L("mean", "std", "scale", "shift")
@@ -84,7 +85,7 @@ class NormalizeBytes(Normalize):
 
 # %% ../../nbs/13_data.loaders.ipynb #c2da3eec
 def as_image(
-    o, # Path, bytes of a PNG or JPEG file, PIL image, uint8 array `(h,w[,3])` or `TensorImage` `(3,h,w)`
+    o, # Path, bytes of an image file, PIL image, uint8 array `(h,w[,3])` or `TensorImage` `(3,h,w)`
     size:int # Side wanted
 )->PILImage: # RGB, `(size,size)`
     "Any image as it would be in a pack"
@@ -108,7 +109,7 @@ class PackImage(Transform):
         if self.pack is None: raise DataError(f"Row {o} can't be read without its pack. Give an image, or `test_dl(dls, pack)`.")
         return PILImage.create(np.ascontiguousarray(self.pack.images[o]))
 
-# %% ../../nbs/13_data.loaders.ipynb #d5ee15ca
+# %% ../../nbs/13_data.loaders.ipynb #2d897d46
 def pick_device(
     device:str|torch.device|None=None # `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; None for `auto`
 )->torch.device: # With its number, where it is a GPU of several
@@ -122,6 +123,7 @@ def pick_device(
     if (found.index or 0)>=n: raise ConfigError(f"There is no {device} here: PyTorch sees {n} CUDA device{'s'*(n!=1)}. Take device auto, which uses a GPU where there is one, or cpu.")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
+# %% ../../nbs/13_data.loaders.ipynb #d5ee15ca
 RESIDENT_SHARE = .25
 
 def fits(

@@ -6,20 +6,21 @@
 __all__ = ['PACK_VERSION', 'Pack', 'image_sums', 'open_pack', 'make_pack', 'get_pack']
 
 # %% ../../nbs/11_data.pack.ipynb #68faf060
-import copy, csv, hashlib, io, os
+import copy, csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
+from itertools import chain, count
 from pathlib import Path
 import numpy as np
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import json_sum, read_json, sha256, write_json, write_text
-from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, listed,
+from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, left_out, listed,
     map_batches, origin_of, read_batch, refuse_full, room_for, scan_folder, tell)
 
 # %% ../../nbs/11_data.pack.ipynb #3e2bddd1
-PACK_VERSION = 3
+PACK_VERSION = 4
 
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
@@ -107,7 +108,7 @@ class Pack:
         "Read every pixel against its checksum; `DataError` when the pack is damaged"
         pixels = hashlib.sha256()
         for i in range(0, len(self.images), 1000): pixels.update(b"".join(image_sums(self.images[i:i+1000])))
-        if pixels.hexdigest()!=self.manifest["pixels"]: raise _damaged(self.path/"images.npy", "its checksum differs")
+        if pixels.hexdigest()!=self.manifest["pixels"]: raise _damaged(_file(self.path, self.manifest, "images.npy"), "its checksum differs")
 
 # %% ../../nbs/11_data.pack.ipynb #5b5aaa72
 def _first_by_hash(
@@ -142,10 +143,19 @@ def open_pack(
     path = Path(path)
     if not (path/"manifest.json").exists(): raise DataError(f"There is no pack in {path}. `cinic data pack` makes one from an image folder.")
     m = _read_manifest(path)
-    if _checksum(path/"items.csv")!=m["items"]: raise _damaged(path/"items.csv", "its checksum differs")
+    names,pixels = (_file(path, m, name) for name in ("items.csv", "images.npy"))
+    if _checksum(names)!=m["items"]: raise _damaged(names, "its checksum differs")
     pack = Pack(path, m)
-    if _stamp(path/"images.npy")!=m["stamp"]: pack.verify()
+    if _stamp(pixels)!=m["stamp"]: pack.verify()
     return pack
+
+def _file(
+    path:Path, # The pack's folder
+    manifest:dict, # Says which making of the pack it is of
+    name:str # `images.npy` or `items.csv`
+)->Path: # For example `images-1.npy`
+    "A pack's file"
+    return path/name.replace(".", f"{manifest.get('making', '')}.")
 
 def _read_manifest(
     path:Path # The pack's folder
@@ -176,22 +186,32 @@ def _map_images(
     manifest:dict # As it was when the pack was opened
 )->np.ndarray: # Memory-mapped uint8 `(N,h,w,3)`
     "Map the pixels, unless another pack has taken this one's place since"
-    try:
-        x = np.load(path/"images.npy", mmap_mode="r", allow_pickle=False)
-        now = _read_manifest(path)["digest"] # after the pixels: they are this manifest's or an older one's
-    except (OSError, ValueError, EOFError) as e: raise _damaged(path/"images.npy", e) from None
-    if now!=manifest["digest"]: raise DataError(f"{path} was packed again with other images. Open it again.")
-    if x.dtype!=np.uint8 or len(x)!=np.sum(list(manifest["counts"].values())): raise _damaged(path/"images.npy", f"it holds {x.dtype} {x.shape}")
+    f = _file(path, _unchanged(path, manifest), "images.npy")
+    try: x = np.load(f, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e: x,why = None,e
+    _unchanged(path, manifest) # after the pixels: they are this manifest's or an older one's
+    if x is None: raise _damaged(f, why)
+    if x.dtype!=np.uint8 or len(x)!=np.sum(list(manifest["counts"].values())): raise _damaged(f, f"it holds {x.dtype} {x.shape}")
     return x
+
+def _unchanged(
+    path:Path, # The pack's folder
+    manifest:dict # As it was when the pack was opened
+)->dict: # As it is now
+    "Read the manifest again; `DataError` where it is another pack's"
+    now = _read_manifest(path)
+    if now["digest"]!=manifest["digest"]: raise DataError(f"{path} was packed again with other images. Open it again.")
+    return now
 
 def _read_items(
     path:Path, # The pack's folder
     manifest:dict # As it was when the pack was opened
 )->list[dict]: # `split`, `label`, `origin` and `file` of each row
     "Read the rows' names"
-    try: data = (path/"items.csv").read_bytes()
-    except OSError as e: raise _damaged(path/"items.csv", e.strerror) from None
-    if sha256(data)!=manifest["items"]: raise _damaged(path/"items.csv", "its checksum differs")
+    f = _file(path, _unchanged(path, manifest), "items.csv")
+    try: data = f.read_bytes()
+    except OSError as e: raise _damaged(f, e.strerror) from None
+    if sha256(data)!=manifest["items"]: raise _damaged(f, "its checksum differs")
     return list(csv.DictReader(io.StringIO(data.decode(), newline="")))
 
 # %% ../../nbs/11_data.pack.ipynb #7146132e
@@ -223,6 +243,8 @@ def _check_options(
     check_choice("on_bad", on_bad, ("stop", "skip"))
     if not 1<=size<=4096: raise ConfigError(f"size = {size} lies outside [1, 4096].")
 
+_pack_file = re.compile(r"images(-\d+)?\.npy|items(-\d+)?\.csv|manifest\.json")
+
 def _build(
     root:Path, # Image folder
     dest:Path, # The pack's folder
@@ -232,13 +254,15 @@ def _build(
     n_workers:int # Processes
 )->Pack: # Opened
     "Build a pack beside its place, then put it there"
-    if not dest.is_dir() or {o.name for o in dest.iterdir()}-{"images.npy", "items.csv", "manifest.json"}: refuse_full(dest)
+    there = {o.name for o in dest.iterdir()} if dest.is_dir() else set()
+    if not dest.is_dir() or not all(map(_pack_file.fullmatch, there)): refuse_full(dest)
+    making = next(o for o in chain([""], (f"-{i}" for i in count(1))) if not {f"images{o}.npy", f"items{o}.csv"} & there) # whoever has the old files open keeps them
     before = fingerprint(root) # before anything is read: a change meanwhile is noticed next time
     scan = checked(scan_folder(root))
     with building(dest, replace=True) as tmp:
-        with room_for(dest, len(scan.items)*size*size*3): got = _write_images(tmp/"images.npy", scan, size, on_event, n_workers)
+        with room_for(dest, len(scan.items)*size*size*3): got = _write_images(_file(tmp, dict(making=making), "images.npy"), scan, size, on_event, n_workers)
         kept = _without(got["bad"], scan, on_bad)
-        _write_manifest(tmp, scan.classes, kept, dict(got, size=size, fingerprint=before))
+        _write_manifest(tmp, scan.classes, kept, dict(got, size=size, fingerprint=before, making=making, ignored=scan.ignored))
     pack = open_pack(dest)
     if words := pack.shared_words(): tell(on_event, "note", text=words)
     return pack
@@ -254,7 +278,7 @@ def _header(
     return buf.getvalue()
 
 def _write_images(
-    path:Path, # `images.npy`
+    path:Path, # File to write
     scan:FolderScan, # What is in the image folder
     size:int, # Side of the images
     on_event:Callable|None, # Listener
@@ -298,19 +322,20 @@ def _write_manifest(
     path:Path, # The folder being built
     classes:list[str], # Sorted
     items:list[tuple], # (split, class, file) of each row
-    got:dict # From `_write_images`, with `size` and `fingerprint`
+    got:dict # From `_write_images`, with `size`, `fingerprint` and files that are `ignored`
 ):
-    "Write `items.csv`, then `manifest.json`"
+    "Write the rows' names, then `manifest.json`"
     buf = io.StringIO(newline="")
     out = csv.writer(buf, lineterminator="\n")
     out.writerow(["split", "label", "origin", "file"])
     out.writerows([s, c, origin_of(f), f] for s,c,f in items)
-    write_text(path/"items.csv", buf.getvalue())
+    f = _file(path, got, "items.csv")
+    write_text(f, buf.getvalue())
     place = {o[2]: i for i,o in enumerate(items)}
-    n, names, (mean, std) = Counter(o[:2] for o in items), sha256(path/"items.csv"), channel_stats(got["hist"])
+    n, names, (mean, std) = Counter(o[:2] for o in items), sha256(f), channel_stats(got["hist"])
     m = dict(version=PACK_VERSION, size=got["size"], classes=classes, counts={s: [n[s,c] for c in classes] for s in SPLITS}, mean=mean,
-        std=np.where(std>0, std, 1.), items=names, pixels=got["pixels"], stamp=_stamp(path/"images.npy"), skipped=got["bad"],
-        fingerprint=got["fingerprint"], digest=json_sum([classes, got["size"], names, got["pixels"]])[:32],
+        std=np.where(std>0, std, 1.), items=names, pixels=got["pixels"], stamp=_stamp(_file(path, got, "images.npy")), skipped=got["bad"],
+        ignored=got["ignored"], fingerprint=got["fingerprint"], making=got["making"], digest=json_sum([classes, got["size"], names, got["pixels"]])[:32],
         shared=[[place[f] for f in group] for group in got["shared"]])
     write_json(path/"manifest.json", m)
 
@@ -323,7 +348,12 @@ def get_pack(
     dest:Path=None # The pack's folder, `.pack-{size}` in `root` if not given
 )->Pack: # Fresh
     "The folder's pack, opened where it fits the folder, else made"
-    root = Path(root)
+    pack = _get_pack(Path(root), size, on_bad, on_event, dest)
+    if words := left_out(pack.manifest["ignored"]): tell(on_event, "note", text=words)
+    return pack
+
+def _get_pack(root, size, on_bad, on_event, dest):
+    "As `get_pack`"
     if (root/"manifest.json").exists(): return open_pack(root)
     _check_options(size, on_bad)
     if not root.is_dir(): scan_folder(root)

@@ -293,7 +293,8 @@ def card_facts(
     by_origin = origins.query("predictor==@of and `class`==@TOTAL and origin!=@ALL").to_dict("records")
     members = [dict(name=n, params=sum(p.numel() for p in m.parameters()), settings=dict(model=m.cfg.model)|declared(m.cfg)) for n,m in predictor.members.items()]
     return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of)["kind"],
-        acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]), by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),
+        acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]), balanced=row["balanced_acc"], f1=row["macro_f1"],
+        majority=None if np.isnan(row["majority_acc"]) else row["majority_acc"], by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),
         by_origin=by_origin if len(by_origin)>1 else [], saw_valid=any(m.cfg.train_on!="train" for m in predictor.members.values()),
         pretrained=any(m.cfg.pretrained for m in predictor.members.values()), pct=lambda x: f"{100*x:.1f} %",
         calibrated=any(t!=1 for t in (predictor.fitted.temperature, *predictor.fitted.member_temperatures)))

@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 import numpy as np, pandas as pd
 from ..core import StoreError
-from .tables import read_journal, read_study
+from .tables import majority_of, read_journal, read_study
 from ..space import dim_kind, make_space, trial_point
 
 # %% ../../nbs/34_results.surrogate.ipynb #92b4b077
@@ -25,14 +25,14 @@ def _heard(
 def surrogate(
     spec:dict, # A dimension by name
     trials:list[dict], # From a journal
-    chance:float=0. # Accuracy of guessing, which a failed trial counts as
+    chance:float=0. # Valid accuracy of always saying train's most frequent class, which a failed trial counts as
 ): # skopt's `OptimizeResult`, None when fewer than four trials have an accuracy
     "Fit the search's Gaussian process to a journal's trials"
     if sum(map(_heard, trials))<_least: return None
     from skopt.utils import cook_estimator, create_result, normalize_dimensions
     from threadpoolctl import threadpool_limits
     space,xs = normalize_dimensions(make_space(spec)),[trial_point(spec, t) for t in trials]
-    ys = [1-(t["valid_acc"] if _heard(t) else chance) for t in trials]
+    ys = [1-t.get("told", t["valid_acc"] if _heard(t) else chance) for t in trials] # as the search was told
     model = cook_estimator("GP", space=space, random_state=0, noise="gaussian")
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):
         warnings.simplefilter("ignore") # a length scale at its bound: a dimension that doesn't matter
@@ -138,7 +138,7 @@ def importance_table(
 def _learnt(
     out:Path, # A study's folder
     name:str, # Of a search
-    chance:float # Accuracy of guessing
+    chance:float # As for `surrogate`
 )->tuple: # Surrogate and space; None and an empty one where there is too little
     "The surrogate of one search"
     header,trials = read_journal(Path(out)/"searches"/f"{name}.jsonl")
@@ -151,7 +151,9 @@ def learnt_tables(
 )->dict[str,pd.DataFrame]: # `dependence` and `importance`, each with a column `search`
     "What all searches of a study have learnt"
     study = read_study(out)
-    learnt = {s["name"]: _learnt(out, s["name"], 1/len(study["data"]["classes"])) for s in study["searches"]}
+    level = majority_of(study["data"], "valid")
+    if np.isnan(level): level = 1/len(study["data"]["classes"]) # what a search was told before
+    learnt = {s["name"]: _learnt(out, s["name"], level) for s in study["searches"]}
     def joined(tables, empty): return pd.concat([t for t in tables if len(t)] or [empty], ignore_index=True)
     importance = [importance_table(*o).assign(search=n) for n,o in learnt.items()]
     return dict(dependence=joined((dependence_table(*o, n) for n,o in learnt.items()), dependence_table(None, {})),

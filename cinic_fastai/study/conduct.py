@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds', 'estimate', 'network', 'Conductor',
-           'with_weights', 'train_one', 'take_threads', 'here', 'elsewhere', 'side_by_side', 'in_threads', 'failed',
-           'do_run', 'run_search', 'journal_path', 'control_name', 'do_search', 'do_control', 'repeat_points',
-           'do_repeats', 'do_final', 'do_ensembles', 'member', 'augmented_examples', 'surest_mistakes',
-           'confused_pairs', 'mistake_samples', 'kept_examples', 'write_samples', 'shown_predictor', 'planned',
-           'start_clock', 'check_device', 'check_data', 'conduct', 'one_at_a_time', 'track_runs', 'carry_out',
-           'study_status', 'search_rows', 'trial_failures', 'is_active', 'clean_list']
+           'trial_starts', 'search_sources', 'refuse_other_sources', 'train_one', 'try_network', 'take_threads', 'here',
+           'elsewhere', 'side_by_side', 'in_threads', 'failed', 'do_run', 'run_search', 'journal_path', 'control_name',
+           'do_search', 'do_control', 'repeat_points', 'do_repeats', 'do_final', 'do_ensembles', 'member',
+           'augmented_examples', 'surest_mistakes', 'confused_pairs', 'mistake_samples', 'kept_examples',
+           'write_samples', 'shown_predictor', 'planned', 'start_clock', 'check_device', 'check_data', 'conduct',
+           'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
+           'clean_list']
 
 # %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
-import datetime as dt, os, threading, time, tomllib, traceback
+import datetime as dt, math, os, threading, time, tomllib, traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,15 +21,16 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Halt, Interrupted, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
+from ..core import CinicError, DataError, Halt, Interrupted, NetworkError, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
 from ..data.pack import Pack
-from ..files import cannot_write, is_locked, lock, read_json, read_npz, sha256, write_json, write_npz
-from ..results.metrics import confusion, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, run_id, validates
-from .plan import Plan, PlanRun, PlanSearch, final_config, n_repeats, n_trials, plan_problems, run_config, trial_config, with_seeds
-from .search import best_trial, read_journal, search
+from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
+from ..results.metrics import confusion, majority_accuracy, most_confused
+from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, own_policy, run_id, validates, with_weights
+from ..space import dim_kind
+from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
+from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
-from .work import RunError, insist, make_task, open_workers, outcome
+from .work import NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
 
 # %% ../../nbs/43_study.conduct.ipynb #f69e8e77
 def new_record(
@@ -42,8 +44,10 @@ def new_record(
     "A study that has not begun"
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
     about = dict(digest=pack.digest, classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped), shared=pack.shared_words(),
+        class_counts={s: np.bincount(pack.targs[rows], minlength=len(pack.classes)).tolist() for s,rows in pack.rows.items()},
         origins={str(o): int(n) for o,n in zip(origins, counts) if o}, **data)
-    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=options, store=store, data=about,
+    all_options = dict(limit=pack.limited, scale=1., trials=None, seed=plan.seed, published=False)|options
+    return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=all_options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
         searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
             control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
@@ -77,7 +81,7 @@ def open_record(
         return new
     old = read_json(f)
     if diff := differences(old, new): raise StoreError(f"{out} holds another study ({'; '.join(diff)}). Give the same plan and options, or another --out.")
-    return {**old, "store": new["store"], "command": old["command"] or new["command"]}
+    return {**old, "data": {**new["data"], **old["data"]}, "options": _all_options(old), "store": new["store"], "command": old["command"] or new["command"]}
 
 # %% ../../nbs/43_study.conduct.ipynb #081007e6
 @dataclass
@@ -118,18 +122,19 @@ class Clock:
 
 # %% ../../nbs/43_study.conduct.ipynb #00368f87
 def image_seconds(
-    models:set[tuple], # (model, stem, size) of every network
+    networks:set[RunConfig], # From `network`
     n_out:int, # Number of classes
     size:int, # Side of the images
+    timer:NetworkTimer|None=None, # Times them; None for a new one
     device:str="auto" # As for `pick_device`
-)->dict: # (model, stem, size) -> seconds an image in training and in validation
+)->dict: # Network -> seconds an image in training and in validation
     "Measure what one image takes, for each network, by a few steps on random images"
-    from cinic_fastai.train.fit import time_steps
-    out = {}
-    for m in models:
-        try: out[m] = time_steps(RunConfig(model=m[0], stem=m[1], size=m[2]), n_out, size, device=device)
+    out,timed = {},timer or NetworkTimer()
+    for m in networks:
+        try: out[m] = timed(m, n_out=n_out, size=size, device=device)
         except Halt: raise
         except Exception: pass # its training will say why it can't be
+    if timer is None: timed.close()
     return out
 
 def estimate(
@@ -138,15 +143,17 @@ def estimate(
     speed:dict # From `image_seconds`
 )->float: # Seconds; 0 for a network that was not measured, as where a search chooses it
     "What a run should take"
-    train,valid = speed.get(network(cfg), (0., 0.))
+    alike = [m for m in speed if replace(m, bs=cfg.bs)==replace(network(cfg), bs=cfg.bs)]
+    train,valid = speed[min(alike, key=lambda m: abs(math.log2(m.bs/cfg.bs)))] if alike else (0., 0.) # at the nearest batch
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 
 def network(
     cfg:RunConfig # One run
-)->tuple: # (model, stem, size)
-    "What decides how long an image takes"
-    return cfg.model,cfg.stem,cfg.size
+)->RunConfig: # The same for runs whose images take equally long
+    "What decides how long an image takes; of batches the nearest power of two"
+    kept = ("model", "stem", "size", "width", "precision")
+    return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
 # %% ../../nbs/43_study.conduct.ipynb #d6c505f5
 @dataclass
@@ -173,6 +180,7 @@ class Conductor:
     guard:object = field(default_factory=threading.RLock) # Held while what threads share is changed
     busy:dict = field(default_factory=dict) # A lock for each run
     tracker:Tracker|None = None # Shows epochs elsewhere
+    timer:NetworkTimer = field(default_factory=NetworkTimer) # Tries networks where they do no harm
 
     def save(self): write_json(self.out/"study.json", self.record)
 
@@ -211,12 +219,41 @@ class Conductor:
             self.save()
 
 # %% ../../nbs/43_study.conduct.ipynb #a9300610
-def with_weights(
-    cfg:RunConfig, # One run
+def trial_starts(
+    s:PlanSearch # From a plan
+)->list[RunConfig]: # One for each policy, and for random and pretrained weights, as far as its trials have them
+    "What a search's trials begin with"
+    def values(k): return dim_kind(s.space[k])[1] if k in s.space else [getattr(trial_config(s, {}), k)]
+    return [trial_config(s, dict(policy=p, pretrained=o)) for p in values("policy") for o in values("pretrained")]
+
+def search_sources(
+    s:PlanSearch, # From a plan
     weights:Path|None # File with pretrained weights
-)->RunConfig: # Naming the file's checksum, if it is pretrained
-    "Declare the weights file of a pretrained run"
-    return replace(cfg, weights=sha256(Path(weights))) if cfg.pretrained and weights else cfg
+)->dict: # `weights`, the file's SHA-256, and `own_policies`, where the search has such
+    "What decides a search's trials besides its settings"
+    cfgs = [with_weights(o, weights) for o in trial_starts(s)]
+    found = dict(weights=max(o.weights for o in cfgs), own_policies={o.policy: own_policy(o) for o in cfgs if own_policy(o)})
+    return {k: v for k,v in found.items() if v}
+
+def refuse_other_sources(
+    c:Conductor # The study
+):
+    "Refuse other pretrained weights than those that results are there of, and another transform under a policy's name, before any work"
+    for r in c.plan.runs:
+        cfg,rid = final_config(c.plan, r, {}) if r.source else run_config(c.plan, r),c.entry("runs", r.name, r.group)["run_id"]
+        c.store.refuse_other_policy(cfg)
+        try: there = c.store.config(rid).weights
+        except (FileNotFoundError, StoreError): continue # not begun, or damaged and made again
+        _same_weights(c, f"{r.group}/{r.name}", there, with_weights(cfg, c.weights).weights)
+    for s in c.plan.searches:
+        for cfg in trial_starts(s): c.store.refuse_other_policy(cfg)
+        for name in (s.name, control_name(s.name)):
+            header,trials = read_journal(journal_path(c.out, name)) if journal_path(c.out, name).exists() else ({}, [])
+            if trials: _same_weights(c, name, header.get("weights", ""), search_sources(s, c.weights).get("weights", ""))
+
+def _same_weights(c, what, there, here):
+    a,b = (f"the weights of SHA-256 {o[:12]}..." if o else "no --weights" for o in (there, here))
+    if there!=here: raise StoreError(f"{what} in {c.out} began with {a}, here {b} would be taken. Give the same --weights FILE, or another --out.")
 
 def train_one(
     c:Conductor, # The study
@@ -232,6 +269,7 @@ def train_one(
     with c.alone(rid):
         if c.store.is_sound(rid, full) and not (bars and fallen(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
+        try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
         try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
@@ -245,6 +283,17 @@ def train_one(
         c.log(f"{name}: {ended}, valid accuracy {done['valid_acc']:.4f}{' on images it was trained on' if saw else ''}, {done['seconds']:.1f} s, run {rid}")
         c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
+
+def try_network(
+    c:Conductor, # The study
+    cfg:RunConfig # What is to be trained
+):
+    "Raise `NetworkError` where a network ends the process it works in; what else is wrong its training will say"
+    c.timer.refuse(cfg)
+    if c.workers or known_safe(cfg.model): return
+    take_threads(c)
+    with suppress(Exception): c.timer(cfg, n_out=len(c.pack.classes), size=c.pack.size, steps=1, device=c.device)
+    c.timer.refuse(cfg)
 
 def take_threads(
     c:Conductor # The study
@@ -267,7 +316,7 @@ def here(
         if kind=="note": c.log(f"{name}: {info['text']}")
         if kind=="epoch" and c.tracker: c.tracker(name, cfg, [info])
         part = expected*(info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/info.get("epochs", cfg.epochs)
-        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), **info)
+        c.on_event(kind, name=name, left=c.clock.left(part), share=c.clock.share(part), saw_valid=cfg.train_on!="train", **info)
     take_threads(c)
     on_place()
     began = time.monotonic()
@@ -371,7 +420,7 @@ def run_search(
     s:PlanSearch, # From its plan, or its control
     name:str # Of the journal, and for events
 )->list[dict]: # All trials
-    "Carry one search out; a trial that fails counts as chance"
+    "Carry one search out; a trial that fails counts as no better than train's most frequent class"
     total = n_trials(s)
     def objective(number, point, bars=None):
         cfg = with_weights(trial_config(s, point), c.weights)
@@ -379,13 +428,21 @@ def run_search(
         try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
         except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
+            if isinstance(e, NetworkError) and "model" not in s.space: raise # every point has this network
             c.log(f"{name} trial {number+1}: {_trace(e)}")
             return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
-        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], best_epoch=done["best_epoch"], seconds=done["seconds"], status=status, cause="")
-    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})))
+        return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
+            seconds=done["seconds"], status=status, cause="")
+    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})), **search_sources(s, c.weights))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
-        rungs=s.rungs, factor=s.factor, header=header, chance=1/len(c.pack.classes), on_event=c.on_event, each=in_threads if c.workers else map)
+        rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
+
+def _level(
+    pack:Pack # Images
+)->float: # Accuracy on valid images
+    "The level to beat: train's most frequent class, said of every valid image"
+    return majority_accuracy(*(pack.targs[pack.rows[s]] for s in ("train", "valid")))
 
 def journal_path(
     out:Path, # A study's folder
@@ -432,9 +489,9 @@ def repeat_points(
     control:list[dict] # Of its control, [] without one
 )->list[tuple[str,dict]]: # (`winner`, `runner-up` or `control`, trial) of different points
     "The points whose luck is worth a second look"
-    def best_first(trials): return sorted((o for o in trials if o["status"]=="done"), key=lambda o: -o["valid_acc"])
-    different = {o["run_id"]: o for o in reversed(best_first(trials))} # a point that came up twice is one run
-    found = list(zip(("winner", "runner-up"), reversed(different.values())))
+    different = {}
+    for o in best_first(trials): different.setdefault(o["run_id"], o) # a point that came up twice is one run
+    found = list(zip(("winner", "runner-up"), different.values()))
     rival = best_first(control)[:1]
     return found+[("control", o) for o in rival if o["run_id"] not in [p["run_id"] for _,p in found[:1]]]
 
@@ -473,8 +530,10 @@ def do_ensembles(
 ):
     "Say which ensembles can be formed; votes are taken from stored probabilities when the page is made"
     for e in c.record["ensembles"]:
-        without = [m for m in e["members"] if member(c.record, m)["status"]!="done"]
-        e.update(status="skipped" if without else "done", reason=f"without {', '.join(without)}" if without else "")
+        members = {m: member(c.record, m) for m in e["members"]}
+        without = [m for m,r in members.items() if r["status"]!="done"]
+        reason = f"without {', '.join(without)}" if without else one_training({m: r["run_id"] for m,r in members.items()})
+        e.update(status="skipped" if reason else "done", reason=reason)
     c.save()
 
 def member(
@@ -581,12 +640,13 @@ def planned(
     cfgs = [run_config(c.plan, r) for r in c.plan.runs if not r.source]
     left = [cfg for cfg in cfgs if not c.store.is_sound(run_id(with_weights(cfg, c.weights), c.pack.digest), full=True)]
     for s in c.plan.searches:
-        made,control = (len(read_journal(f)[1]) if (f := journal_path(c.out, name)).exists() else 0 for name in (s.name, control_name(s.name)))
+        journals = [journal_path(c.out, name) for name in (s.name, control_name(s.name))]
+        made,control = (sum(not wanting(o) for o in read_journal(f)[1]) if f.exists() else 0 for f in journals)
         repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
         repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
-        left += [trial_config(s, {})]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
+        left += [trial_config(s, middle_bs(s))]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
     finals = [r for r in c.plan.runs if r.source and c.entry("runs", r.name, r.group)["status"]!="done"]
-    return left+[final_config(c.plan, r, {}) for r in finals]
+    return left+[final_config(c.plan, r, middle_bs(plan_search(c.plan, r.source))) for r in finals]
 
 def start_clock(
     c:Conductor # A study
@@ -597,7 +657,7 @@ def start_clock(
     take_threads(c)
     check_device(c.device)
     c.on_event("note", text="Timing the networks ...")
-    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.device)
+    c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.timer, c.device)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
 
 def check_device(
@@ -652,6 +712,7 @@ def conduct(
             raise
         finally:
             c.stop_file.unlink(missing_ok=True)
+            c.timer.close()
             if c.tracker: c.tracker.close()
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
@@ -680,6 +741,7 @@ def carry_out(
     c:Conductor # A study
 ):
     "All steps in order"
+    refuse_other_sources(c)
     start_clock(c)
     searches = [partial(do, c, s) for s in c.plan.searches for do in ([do_search, do_control] if s.control else [do_search])]
     side_by_side(c, [partial(do_run, c, run, run_config(c.plan, run)) for run in c.plan.runs if not run.source]+searches)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'KNOWN_NETWORKS', 'PLAIN', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'Plan', 'grid_counts', 'n_points',
-           'n_trials', 'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'with_seeds', 'parse_plan',
-           'plan_names', 'plan_text', 'read_plan', 'plan_search', 'plan_run', 'trial_config', 'final_config',
-           'run_config', 'with_options', 'trainings', 'ingredients', 'ablation_text', 'plan_problems']
+           'n_trials', 'n_repeats', 'budget_errors', 'start_errors', 'plan_errors', 'with_seeds', 'plan_search',
+           'plan_run', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'trial_config', 'final_config',
+           'run_config', 'with_options', 'middle_bs', 'trainings', 'ingredients', 'ablation_text', 'plan_problems']
 
 # %% ../../nbs/40_study.plan.ipynb #e028221c
 import json, math, re, tomllib
@@ -27,6 +27,7 @@ class PlanRun:
     group:str # The experiment it belongs to
     settings:dict # Fields of `RunConfig`; with a `source` only what the run itself says, and its epochs
     source:str = "" # "" or `search:NAME`: start from that search's settings and best point
+    own_seed:bool = False # Does it state its seed, so that another one for the study leaves it?
 
 @dataclass(frozen=True)
 class PlanSearch:
@@ -44,6 +45,7 @@ class PlanSearch:
     control:bool = False # Is a random search of the same budget made, too?
     repeats:int = 0 # New seeds for winner, runner-up and the control's winner
     seed:int = 42 # Of the proposals
+    own_seed:bool = False # Does it state its seed, so that another one for the study leaves it?
 
 @dataclass(frozen=True)
 class PlanEnsemble:
@@ -265,6 +267,8 @@ def _search_base(
     of = [t for t in _tables(d, "search") if f"search:{t.get('name')}"==run.get("from")]
     return {k:v for t in of[:1] for k,v in _fields(t).items() if k!="epochs"}
 
+_needs_valid = "train_on = 'train+valid': a search chooses by valid images. Take train_on = 'train' here, 'train+valid' in a run that starts from it"
+
 def _search_errors(
     search:dict, # A [[search]]
     d:dict # The parsed plan
@@ -272,7 +276,9 @@ def _search_errors(
     "Check one search"
     own,space = _fields(search),search.get("space")
     out = _key_errors("search", search)+_settings_errors(own, _defaults(d))+_seed_errors(search)+_budget_errors(search)
-    epochs = {**_defaults(d), **own}.get("epochs", RunConfig.epochs)
+    both = {**_defaults(d), **own}
+    if both.get("train_on")=="train+valid": out.append(_needs_valid)
+    epochs = both.get("epochs", RunConfig.epochs)
     if "rungs" in search and type(epochs) is int: out += _rung_errors(search["rungs"], epochs)
     if not isinstance(space, dict): return out
     if isinstance(search.get("start"), list) and not space_errors(space): out += start_errors(space, search["start"])
@@ -396,8 +402,9 @@ def _build(
     "Make a `Plan` of parsed TOML"
     study = d["study"]
     seed = study.get("seed", 42)
-    runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", "")) for t in _tables(d, "run")]
-    searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"], seed=t.get("seed", seed),
+    runs = [PlanRun(t["name"], t.get("group", "runs"), _settings(d, t), t.get("from", ""), "seed" in t) for t in _tables(d, "run")]
+    searches = [PlanSearch(t["name"], {k:v for k,v in _settings(d, t).items() if k not in t["space"]}, t["space"],
+        seed=t.get("seed", seed), own_seed="seed" in t,
         **{k: tuple(t[k]) if isinstance(t[k], list) else t[k] for k in _keys["search"] if k in t and k not in ("name", "space")}) for t in _tables(d, "search")]
     votes = [PlanEnsemble(**{**t, "members": tuple(t["members"])}) for t in _tables(d, "ensemble")]
     return Plan(study["name"], study.get("title", study["name"]), seed, tuple(runs), tuple(searches), tuple(votes), text, study.get("track", ""))
@@ -410,6 +417,25 @@ def with_seeds(
     def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": seed_name(t["name"], o), "seed": o} for o in t["seeds"]] if sound(t) else [t]
     return {**d, "run": [o for t in d["run"] for o in each(t)]} if isinstance(d.get("run"), list) else d
 
+def plan_search(
+    plan:Plan, # A plan
+    name:str # Of a search, with or without `search:`
+)->PlanSearch: # That search
+    "Find a search of a plan"
+    known = {o.name: o for o in plan.searches}
+    name = name.removeprefix("search:")
+    if name not in known: raise PlanError(f"Plan '{plan.name}' has no search '{name}'{nearest(name, known)}.")
+    return known[name]
+
+def plan_run(
+    plan:Plan, # A plan
+    name:str # `NAME` or `GROUP/NAME`, as an ensemble's members are called
+)->PlanRun: # That run
+    "Find a run of a plan"
+    known = {f"{o.group}/{o.name}": o for o in plan.runs}|{o.name: o for o in plan.runs}
+    if name not in known: raise PlanError(f"Plan '{plan.name}' has no run '{name}'{nearest(name, known)}.")
+    return known[name]
+
 def parse_plan(
     text:str, # TOML
     where:str="plan" # What the text is called in messages
@@ -419,8 +445,34 @@ def parse_plan(
     except (ValueError, RecursionError) as e: raise PlanError(f"{where} is not TOML: {e}.") from None
     d = with_seeds(d)
     errors = plan_errors(d)
+    plan = None if errors else _build(d, text)
+    errors = errors or _counted_twice(plan)
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
-    return _build(d, text)
+    return plan
+
+def _same_training(
+    plan:Plan, # A plan
+    run:PlanRun # One of its runs
+)->tuple: # Equal for runs that are one training; what a search decides is left open
+    "What tells a run's training from others"
+    if not run.source: return "",make_config(run.settings)
+    search = plan_search(plan, run.source)
+    full = {k: f.default for k,f in config_fields.items()}|search.settings|dict.fromkeys(search.space)|run.settings
+    return run.source,tuple(full.items())
+
+def _counted_twice(
+    plan:Plan # A plan
+)->list[str]: # One line each with its place
+    "Members of an ensemble, and seeds of a setting, that are one training under two names"
+    places = {f"[[ensemble]] {i} '{e.name}'": {m: plan_run(plan, m) for m in e.members} for i,e in enumerate(plan.ensembles, 1)}
+    for o in plan.runs: places.setdefault(f"[[run]] '{o.group}/{setting_name(o.name)}'", {})[o.name] = o
+    out = []
+    for place,runs in places.items():
+        first = {}
+        for name,run in runs.items():
+            other = first.setdefault(_same_training(plan, run), name)
+            if other!=name: out.append(f"{place}: '{other}' and '{name}' are one training, which would count twice; give them different seeds")
+    return out
 
 # %% ../../nbs/40_study.plan.ipynb #7d4b44e4
 def _shipped()->dict[str,Path]: # Path by name
@@ -457,25 +509,6 @@ def read_plan(
     return parse_plan(plan_text(name_or_path), str(name_or_path))
 
 # %% ../../nbs/40_study.plan.ipynb #3a45072c
-def plan_search(
-    plan:Plan, # A plan
-    name:str # Of a search, with or without `search:`
-)->PlanSearch: # That search
-    "Find a search of a plan"
-    known = {o.name: o for o in plan.searches}
-    name = name.removeprefix("search:")
-    if name not in known: raise PlanError(f"Plan '{plan.name}' has no search '{name}'{nearest(name, known)}.")
-    return known[name]
-
-def plan_run(
-    plan:Plan, # A plan
-    name:str # `NAME` or `GROUP/NAME`, as an ensemble's members are called
-)->PlanRun: # That run
-    "Find a run of a plan"
-    known = {f"{o.group}/{o.name}": o for o in plan.runs}|{o.name: o for o in plan.runs}
-    if name not in known: raise PlanError(f"Plan '{plan.name}' has no run '{name}'{nearest(name, known)}.")
-    return known[name]
-
 def trial_config(
     search:PlanSearch, # A search
     point:dict # Field values at the point
@@ -505,12 +538,11 @@ def run_config(
 def _reseeded(
     plan:Plan, # A plan
     seed:int # The new seed
-)->Plan: # With it wherever the study's own seed stood
-    "Another seed for everything that doesn't state its own"
-    def new(s): return seed if s==plan.seed else s
-    def settings(d): return {**d, "seed": new(d["seed"])} if "seed" in d else d
-    return replace(plan, seed=seed, runs=tuple(replace(o, settings=settings(o.settings)) for o in plan.runs),
-        searches=tuple(replace(o, seed=new(o.seed), settings=settings(o.settings)) for o in plan.searches))
+)->Plan: # With it for everything that doesn't state its own
+    "Another `[study] seed`; the `seed` and `seeds` of a run or search stay, also where they equal the study's"
+    def new(o): return o if o.own_seed or "seed" not in o.settings else replace(o, settings={**o.settings, "seed": seed})
+    searches = [o if o.own_seed else replace(new(o), seed=seed) for o in plan.searches]
+    return replace(plan, seed=seed, runs=tuple(map(new, plan.runs)), searches=tuple(searches))
 
 def _published(
     plan:Plan # A plan
@@ -522,7 +554,7 @@ def _published(
         name = f"{base.get('model', RunConfig.model)}-{base.get('opt', RunConfig.opt)}"
         known = ", ".join(PUBLISHED_POINTS)
         if name not in PUBLISHED_POINTS: raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {known}.")
-        return PlanRun(run.name, run.group, {**base, **PUBLISHED_POINTS[name], **run.settings})
+        return replace(run, settings={**base, **PUBLISHED_POINTS[name], **run.settings}, source="")
     return replace(plan, runs=tuple(map(settled, plan.runs)), searches=())
 
 def _scaled(
@@ -563,7 +595,7 @@ def with_options(
     plan:Plan, # A plan
     scale:float=1., # Factor on epochs: `max(1, round(n*scale))` in each phase of each run and trial
     trials:tuple[int,int]|None=None, # Random and guided trials of every search; None for the plan's
-    seed:int|None=None, # Seed of everything that doesn't state its own; None for the plan's
+    seed:int|None=None, # Another `[study] seed`: of everything that doesn't state its own; None for the plan's
     published:bool=False # Final runs take the report's points, nothing is searched?
 )->Plan: # The plan to carry out
     "A plan with options put in"
@@ -571,32 +603,43 @@ def with_options(
     if seed is not None: plan = _reseeded(plan, seed)
     if published: plan = _published(plan)
     if trials is not None: plan = replace(plan, searches=tuple(replace(o, random=trials[0], guided=trials[1]) for o in plan.searches))
-    return plan if scale==1 else _scaled(plan, scale)
+    if scale!=1: plan = _scaled(plan, scale)
+    if errors := _counted_twice(plan): raise PlanError("; ".join(errors)+".")
+    return plan
 
 # %% ../../nbs/40_study.plan.ipynb #f3f2b9f3
+def middle_bs(
+    search:PlanSearch # One search
+)->dict: # `bs`, or nothing where it isn't searched
+    "The batch in the middle of a space, for an estimate of the time"
+    ends = dim_ends(search.space["bs"]) if "bs" in search.space else []
+    return dict(bs=2**round(sum(map(math.log2, ends))/len(ends))) if ends else {}
+
 def _training(
     name:str, # Of the run or trial
     group:str, # Of the run, or the search's name
     kind:str, # `run`, `trial`, `repeat` or `final`
     settings:dict, # Fields of `RunConfig` known so far
-    open:tuple=() # Fields that a search decides
+    open:tuple=(), # Fields that a search decides
+    bs:dict={} # From `middle_bs`
 )->dict: # One row of `trainings`
     "Describe one training; what a search decides is None"
     shown = ("model", "pretrained", "policy", "opt", "bs", "epochs", "seed")
     known = {k: None if k in open else settings.get(k, config_fields[k].default) for k in shown}
-    return dict(name=name, group=group, kind=kind, **known, settings={k:v for k,v in settings.items() if k not in open}, also=[])
+    return dict(name=name, group=group, kind=kind, **known, also=[],
+        settings=bs|{k:v for k,v in settings.items() if k not in open})
 
 def _run_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
     "Runs that stand by themselves"
-    return [(make_config(o.settings), _training(o.name, o.group, "run", o.settings)) for o in plan.runs if not o.source]
+    return [(_same_training(plan, o), _training(o.name, o.group, "run", o.settings)) for o in plan.runs if not o.source]
 
 def _trial_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
     "Trials of all searches, those of controls that the search doesn't share, and repeats with other seeds"
-    def row(s, name, kind): return (s.name, name),_training(f"{s.name} {name}", s.name, kind, s.settings, tuple(s.space))
+    def row(s, name, kind): return (s.name, name),_training(f"{s.name} {name}", s.name, kind, s.settings, tuple(s.space), middle_bs(s))
     return [row(s, name, kind) for s in plan.searches for name,kind in [*((f"{i+1}", "trial") for i in range(n_trials(s))),
         *((f"control {n_trials(s)-s.guided+i+1}", "trial") for i in range(s.guided*s.control)), *((f"repeat {i+1}", "repeat") for i in range(n_repeats(s)))]]
 
@@ -607,7 +650,7 @@ def _final_trainings(
     def row(o):
         search = plan_search(plan, o.source)
         settings,open = {**search.settings, **o.settings},tuple(k for k in search.space if k not in o.settings)
-        return (search.name, tuple(sorted(settings.items()))),_training(o.name, o.group, "final", settings, open)
+        return _same_training(plan, o),_training(o.name, o.group, "final", settings, open, middle_bs(search))
     return [row(o) for o in plan.runs if o.source]
 
 def trainings(

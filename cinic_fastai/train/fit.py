@@ -18,13 +18,13 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, differing, stop_on_signals, stoppable
+from ..core import CinicError, Interrupted, StoreError, derive_seed, differing, stop_on_signals, stoppable
 from ..data.augment import views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
-from ..files import lock, sha256, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates
+from ..files import lock, write_json, write_npz
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates, with_weights
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import Lookahead, ask_cublas, autocast, make_dls, make_learner, native_bf16, resolve_precision, same_bits, seeded_model, set_up, torch_opt
@@ -242,14 +242,14 @@ def fit_run(
     deterministic:bool=False # The same bits from one training to the next on a GPU, too? Slower
 )->dict: # What `done.json` holds; with `stopped`, the number of epochs, where a bar ended it, and then with `accs` by epoch
     "Train one run, unless its result is there already; what is damaged of it is made again"
+    cfg = with_weights(cfg, weights)
     rid = run_id(cfg, pack.digest)
     with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=stoppable(on_event, stop)):
         _refuse_other_config(cfg, store, rid)
+        store.refuse_other_policy(cfg)
         if store.is_sound(rid, full):
             n = fallen(store.history(rid).valid_acc.tolist(), bars or {})
             return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
-        if weights is not None and cfg.weights and sha256(Path(weights))!=cfg.weights:
-            raise WeightsError(f"{weights} is not the file this run was declared with (SHA-256 {cfg.weights[:12]}...). Give that file, or start another study.")
         if deterministic and str(device)!="cpu": ask_cublas()
         device = pick_device(device)
         with same_bits(deterministic and device.type=="cuda"): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
@@ -265,7 +265,7 @@ def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bar
     folder,progress = store.folder(rid),kept_training(store, rid, cfg, full, on_event)
     seed_everything(cfg.seed)
     learn = make_learner(make_dls(pack, cfg, device), cfg, weights=weights)
-    write_json(folder/"config.json", dataclasses.asdict(cfg))
+    store.write_config(rid, cfg)
     if progress is None or "env.json" in store.damage(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
     progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every, bars)
     if progress.epoch<cfg.epochs:

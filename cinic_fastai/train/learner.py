@@ -244,6 +244,7 @@ def keep_memory()->bool: # False outside of glibc, which has this setting
     except (AttributeError, OSError, TypeError): return False
     return any(mallopt(M_MMAP_THRESHOLD, n) for n in (2**30, 2**25)) and bool(mallopt(M_TRIM_THRESHOLD, 2**30)) # older ones take 32 MB at most
 
+# %% ../../nbs/21_train.learner.ipynb #556e8b32
 def exact_float32():
     "Have CUDA compute float32 convolutions in float32, not in TF32 with its ten bits of mantissa, for the rest of this process"
     conv = getattr(torch.backends.cudnn, "conv", None)
@@ -284,6 +285,7 @@ def compiled(
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
     if device.type=="cpu" and not any(map(shutil.which, names)):
         raise ConfigError(f"compile = true needs a C++ compiler, and there is no {', '.join(names)} on the PATH. Install one, or take compile = false.")
+    if device.type=="cuda": model.to(memory_format=torch.contiguous_format) # torch.compile mistakes the strides of 3x3 filters that see 1x1 images
     model.compile(mode="reduce-overhead" if device.type=="cuda" else "default")
     return model
 
