@@ -22,7 +22,6 @@ from fastai.callback.core import Callback, event
 from fastai.callback.progress import ProgressCallback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
-from fastai.data.load import DataLoader
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import trainable_params
@@ -365,9 +364,9 @@ def batch_error(
     size:int # Side that the network is to see; 0 for the images' own
 )->str: # "" when all is well
     "What of other loaders' batches our networks can't take"
-    if not isinstance(dls.train, DataLoader): return f"{type(dls.train).__name__} is no loader of fastai's. Take `ImageDataLoaders` or a `DataBlock`."
-    x,*_,y = dls.one_batch()
-    if not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point(): return "The loaders' targets are no classes. Take a `CategoryBlock`, which gives each image one."
+    x,*_,y = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
+    if not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
+        return "The loaders' targets are no classes with names (`vocab`). Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
     c,h,w = x.shape[1:]
     if c!=3: return f"The loaders' images have {c} channel{'s'*(c!=1)}, expected 3. Take `PILImage` for them, or a network of your own (net=...)."
     if h!=w: return f"The loaders' images are {h}x{w}, expected square ones. Take item_tfms=Resize({min(h,w)}), or a network of your own (net=...)."
@@ -411,8 +410,8 @@ def make_learner(
     model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
     if net is None and cfg.whiten: model = whitened(model, dls)
     if net is not None and not cfg.channels_last: model = laid_out(net, False)
-    if 1 in (getattr(dls.train, "bs", None), getattr(dls.train, "n", None)) and single_values(model, dls.one_batch()[0].as_subclass(Tensor).to(next(model.parameters()).device)):
-        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: its batch normalisation gets one value a channel. Take a larger bs or size, or more images.")
+    if getattr(dls.train, "bs", None)==1 and single_values(model, dls.one_batch()[0].as_subclass(Tensor).to(next(model.parameters()).device)):
+        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: its batch normalisation gets one value a channel. Take a larger bs or size.")
     device = torch.device(dls.device or "cpu")
     set_up(device)
     cbs = [*L(cbs), PlainTensors()]
