@@ -293,6 +293,7 @@ class FlipShift:
         seed:int # The run's seed
     )->Tensor: # Same type and shape
         "Transform a batch"
+        if self.pixels>=(side := min(xb.shape[2:])): raise ConfigError(f"shift = {self.pixels} is too far for images of {side} pixels. Take {side-1} at most.")
         return flip_shift(xb, **self.params(rows, epoch, seed))
 
 @dataclass(frozen=True)

@@ -137,8 +137,8 @@ def refuse_other(
     there:dict, # `RunConfig` fields it was made with
     here:dict # Those asked for
 ):
-    "Refuse to go on with what another run left"
-    if diff := differing(there, here): raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
+    "Refuse to go on with what another run left; a field that wasn't there yet had its default"
+    if diff := differing(dataclasses.asdict(RunConfig())|there, here): raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
 
 def save_training(
     path:Path, # Checkpoint file
@@ -334,7 +334,8 @@ def train_epochs(
 )->Progress: # With the whole history and the best weights, or up to the bar that ended it
     "All epochs of a run, from its last checkpoint on"
     learn.create_opt()
-    sums,ahead = EpochSums(),Lookahead(cfg.average, total=cfg.epochs*learn.dls.train.n_batches) if cfg.average else None
+    sums,ahead = EpochSums(),getattr(learn, "lookahead", None)
+    if ahead: ahead.total = cfg.epochs*learn.dls.train.n_batches
     progress = restore_training(checkpoint, cfg, learn, sums, on_event, ahead)
     began = time.monotonic()
     def save():
@@ -342,8 +343,8 @@ def train_epochs(
         progress.seconds,began = progress.seconds+time.monotonic()-began,time.monotonic()
         save_training(checkpoint, cfg, learn, sums, progress, ahead)
     steward = Steward(cfg, progress, save, stop, on_event, save_every)
-    fastais = [cb for cb in learn.cbs if cb.name in ("progress", "recorder")] # ours stand in for them
-    with learn.removed_cbs(fastais), learn.added_cbs([sums, steward, *([ahead] if ahead else [])]):
+    fastais = [cb for cb in learn.cbs if cb.name in ("progress", "recorder", "fit_leaves_out")] # what is here stands in for them
+    with learn.removed_cbs(fastais), learn.added_cbs([sums, steward]):
         while progress.epoch<cfg.epochs and not (bars and fallen([h["valid_acc"] for h in progress.history], bars)):
             one_epoch(cfg, learn, sums, progress)
             if steward.signum: raise Interrupted(f"Stopped in epoch {progress.epoch+1} of {cfg.epochs}; everything so far is saved. Run the same command again to continue.", steward.signum)

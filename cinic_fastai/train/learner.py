@@ -7,10 +7,11 @@ __all__ = ['M_TRIM_THRESHOLD', 'M_MMAP_THRESHOLD', 'CUBLAS', 'make_dls', 'in_mem
            'torch_opt', 'opt_func', 'native_bf16', 'resolve_precision', 'autocast', 'Bf16', 'DeviceMean',
            'DeviceSmooth', 'LightProgress', 'PlainTensors', 'listens', 'LeanLearner', 'use_threads', 'keep_memory',
            'exact_float32', 'set_up', 'ask_cublas', 'same_bits', 'compiled', 'image_size', 'seeded_model',
-           'first_images', 'whitened', 'Lookahead', 'lookahead_keep', 'check_loaders', 'make_learner']
+           'first_images', 'whitened', 'Lookahead', 'lookahead_keep', 'batch_error', 'check_loaders', 'FitLeavesOut',
+           'make_learner']
 
 # %% ../../nbs/21_train.learner.ipynb #6268223f
-import contextlib, ctypes, dataclasses, os, shutil, time
+import contextlib, ctypes, dataclasses, os, shutil, time, warnings
 from collections.abc import Iterator
 from functools import cache, partial
 from itertools import islice
@@ -19,6 +20,7 @@ import numpy as np, torch
 import fastai.callback.schedule # gives every `Learner` its `fit_one_cycle` and `lr_find`
 from fastai.callback.core import Callback, event
 from fastai.callback.progress import ProgressCallback
+from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Metric
 from fastai.optimizer import OptimWrapper
@@ -33,7 +35,7 @@ from ..data.loaders import pack_dls
 from ..data.mix import Mix, SoftLoss, mixed_accuracy
 from ..data.pack import Pack
 from ..runs import RunConfig, make_config
-from .models import SpeedNet, laid_out, make_model, split_params
+from .models import SpeedNet, bias_groups, inner_net, laid_out, make_model, net_name, single_values, split_params
 
 # %% ../../nbs/21_train.learner.ipynb #f5991ca5
 def make_dls(
@@ -42,6 +44,7 @@ def make_dls(
     device=None # As for `pick_device`
 )->DataLoaders: # Whole batches from the pack, augmented as the policy says
     "The `DataLoaders` of one run; mixing, the other half of a policy, belongs to the `Learner`"
+    if cfg.shift>=pack.size: raise ConfigError(f"shift = {cfg.shift} is too far for images of {pack.size} pixels. Take {pack.size-1} at most.")
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift), seed=cfg.seed, train_on=cfg.train_on, size=cfg.size, device=device)
 
 # %% ../../nbs/21_train.learner.ipynb #f02df2a6
@@ -331,17 +334,18 @@ class Lookahead(Callback):
     def __init__(self,
         keep:float=.95, # How much of the average is kept a step at the end of the training
         every:int=5, # Steps
-        total:int=0 # Steps of the whole training; 0 for those of one `fit`
+        total:int=0 # Steps of the whole training; 0 to begin anew with each `fit`
     ):
         self.keep,self.every,self.total,self.step,self.average = keep,every,total,0,None
     def before_fit(self):
-        self.total = self.total or self.learn.n_epoch*len(self.dls.train)
+        self.steps = self.total or self.learn.n_epoch*len(self.dls.train)
+        if not self.total: self.step,self.average = 0,None
         if self.average is None: self.average = {k: v.clone() for k,v in self._weights().items()}
     def after_batch(self):
         if not self.training: return
         self.step += 1
-        if self.step==self.total: self._draw(1.)
-        elif self.step%self.every==0: self._draw(lookahead_keep(self.keep, self.step/self.total, self.every))
+        if self.step==self.steps: self._draw(1.)
+        elif self.step%self.every==0: self._draw(lookahead_keep(self.keep, self.step/self.steps, self.every))
     def _weights(self): return {k: v for k,v in self.model.state_dict().items() if v.is_floating_point()}
     def _draw(self, keep):
         for k,v in self._weights().items(): v.copy_(self.average[k].lerp_(v, 1-keep))
@@ -355,14 +359,42 @@ def lookahead_keep(
     return keep**every*pos**3
 
 # %% ../../nbs/21_train.learner.ipynb #8eed9b94
+def batch_error(
+    dls:DataLoaders, # Not ours
+    size:int # Side that the network is to see; 0 for the images' own
+)->str: # "" when all is well
+    "What of other loaders' batches our networks can't take"
+    x,*_,y = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
+    if not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
+        return "The loaders' targets are no classes with names (`vocab`). Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
+    c,h,w = x.shape[1:]
+    if c!=3: return f"The loaders' images have {c} channel{'s'*(c!=1)}, expected 3. Take `PILImage` for them, or a network of your own (net=...)."
+    if h!=w: return f"The loaders' images are {h}x{w}, expected square ones. Take item_tfms=Resize({min(h,w)}), or a network of your own (net=...)."
+    return f"The loaders' images are {h}x{w}, and size = {size}. Take item_tfms=Resize({size})." if size not in (0, h) else ""
+
 def check_loaders(
     dls:DataLoaders, # Ours, or any
-    cfg:RunConfig # `policy`, `flip`, `shift`
+    cfg:RunConfig, # `policy`, `flip`, `shift`, `size`
+    own:bool=False # For a network of one's own, which takes what it takes?
 ):
-    "Refuse augmentation that other loaders than ours would leave out"
-    ours,single = getattr(dls.train, "pack", None) is not None,augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
-    if single is None or ours: return
-    raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's `batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
+    "Refuse augmentation that other loaders than ours would leave out, and batches that our networks can't take"
+    if getattr(dls.train, "pack", None) is not None: return
+    single = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
+    if single is not None: raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's `batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
+    if not own and (why := batch_error(dls, cfg.size)): raise ConfigError(why)
+
+class FitLeavesOut(Callback):
+    "Warn of settings that `fit_run` heeds and a `Learner`'s own methods don't"
+    def __init__(self,
+        cfg:RunConfig # `schedule` and `frozen_epochs`
+    ):
+        self.cfg,self.froze = cfg,False
+    def before_fit(self):
+        self.froze = self.froze or getattr(self.opt, "frozen_idx", 0)>0
+        scheduled = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs)
+        left = [f"schedule = '{self.cfg.schedule}'"]*(self.cfg.schedule!="constant" and not scheduled)
+        left += [f"frozen_epochs = {self.cfg.frozen_epochs}"]*(self.cfg.frozen_epochs>0 and not self.froze)
+        if left: warnings.warn(f"{' and '.join(left)}: `fit_run` heeds that, `fit` does not. Take `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
 def make_learner(
     dls:DataLoaders, # From `make_dls`, or any fastai `DataLoaders` of images and classes
@@ -374,17 +406,24 @@ def make_learner(
 )->Learner: # An ordinary fastai `Learner`
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
     cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
-    check_loaders(dls, cfg)
+    check_loaders(dls, cfg, net is not None)
     model = seeded_model(cfg, len(dls.vocab), image_size(dls, cfg), weights) if net is None else net
     if net is None and cfg.whiten: model = whitened(model, dls)
+    if net is not None and not cfg.channels_last: model = laid_out(net, False)
+    if getattr(dls.train, "bs", None)==1 and single_values(model, dls.one_batch()[0].as_subclass(Tensor).to(next(model.parameters()).device)):
+        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: its batch normalisation gets one value a channel. Take a larger bs or size.")
     device = torch.device(dls.device or "cpu")
     set_up(device)
     cbs = [*L(cbs), PlainTensors()]
     if mixes(cfg.policy): cbs.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     if cfg.precision=="bf16" or net is None and resolve_precision(cfg, device)=="bf16": cbs.append(Bf16())
+    if cfg.average: cbs.append(Lookahead(cfg.average))
+    if cfg.schedule!="constant" or cfg.frozen_epochs: cbs.append(FitLeavesOut(cfg))
     if cfg.compile: compiled(model, device)
     loss = SoftLoss(label_smoothing=cfg.label_smoothing, softmax=cfg.softmax)
-    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=partial(split_params, biases=cfg.bias_lr!=1) if net is None else trainable_params, cbs=cbs, train_bn=False,
+    splitter = partial(split_params, biases=cfg.bias_lr!=1)
+    if net is not None: splitter = trainable_params if cfg.bias_lr==1 else bias_groups
+    learn = LeanLearner(dls, model.to(device), loss_func=loss, opt_func=opt_func(cfg), lr=cfg.lr, splitter=splitter, cbs=cbs, train_bn=False,
         metrics=DeviceMean(mixed_accuracy, "accuracy"))
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(None, "loss"),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())

@@ -6,9 +6,9 @@
 __all__ = ['OWN', 'PREFIXES', 'CONVERSIONS', 'conv_out', 'cnn_side', 'conv_pair', 'FullSoftmax', 'CustomCNN', 'whitening',
            'FixedConv', 'BiasNorm', 'speed_block', 'SpeedNet', 'net_name', 'small_stem', 'check_name', 'WithSoftmax',
            'try_forward', 'timm_net', 'inner_net', 'contiguous_inputs', 'laid_out', 'head_params', 'norm_biases',
-           'split_params', 'read_weights', 'without_other_head', 'misfits', 'stripped', 'converted', 'with_tied',
-           'readings', 'fitting', 'load_weights', 'hub_files', 'torch_file', 'cached_weights', 'ask', 'fetch_url',
-           'sources', 'download', 'find_weights', 'make_model']
+           'bias_groups', 'single_values', 'split_params', 'read_weights', 'without_other_head', 'misfits', 'stripped',
+           'converted', 'with_tied', 'readings', 'fitting', 'load_weights', 'hub_files', 'torch_file', 'cached_weights',
+           'ask', 'fetch_url', 'sources', 'download', 'find_weights', 'make_model']
 
 # %% ../../nbs/20_train.models.ipynb #576f0879
 import difflib, threading
@@ -261,6 +261,28 @@ def norm_biases(
     "Biases of normalisation layers"
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return {id(m.bias) for m in net.modules() if isinstance(m, kinds) and getattr(m, "bias", None) is not None}
+
+def bias_groups(
+    net:nn.Module # A network of one's own
+)->list[list[nn.Parameter]]: # None, biases of normalisation layers, the rest
+    "Groups for a rate of the biases' own, where nothing tells head from body"
+    apart,ps = norm_biases(net),[p for p in net.parameters() if p.requires_grad]
+    return [[], [p for p in ps if id(p) in apart], [p for p in ps if id(p) not in apart]]
+
+def single_values(
+    net:nn.Module, # A network
+    xb:Tensor # Some images `(bs,c,h,w)`
+)->bool: # Then it can't train on a batch of one
+    "Does batch normalisation anywhere get one value a channel from an image?"
+    found,training = [],net.training
+    def look(m, args, out): found.append(args[0][:1].numel()==args[0].shape[1])
+    hooks = [m.register_forward_hook(look) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    try:
+        with torch.no_grad(): net.eval()(xb)
+    finally:
+        for h in hooks: h.remove()
+        net.train(training)
+    return any(found)
 
 def split_params(
     model:nn.Module, # As from `make_model`
