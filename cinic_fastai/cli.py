@@ -382,7 +382,7 @@ def _finish(record, out, seconds):
 # %% ../nbs/50_cli.ipynb #5c3de0bb
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.data.folder import list_images
+    from cinic_fastai.data.folder import checked, left_out, scan_folder
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.study.work import NetworkTimer
@@ -394,7 +394,9 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     with tempfile.TemporaryDirectory() as tmp:
         folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
         pack = open_pack(folder) if (folder/"manifest.json").exists() else None
-        classes,counts = (pack.classes, pack.counts()) if pack else _count(*list_images(folder))
+        scan = None if pack else checked(scan_folder(folder))
+        classes,counts = (pack.classes, pack.counts()) if pack else _count(scan.classes, scan.items)
+        if words := left_out(pack.manifest["ignored"] if pack else scan.ignored): print(words, file=sys.stderr)
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]

@@ -414,9 +414,18 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     for s in splits: (root/s/"cat"/"a.png").unlink()
     with pytest.raises(DataError, match="valid/cat has no images(?s:.*)13 .heic"): get_pack(root)
 
+def test_images_outside_of_the_classes_are_named(tmp_path):
+    image = encoded(Image.fromarray(noise), "PNG")
+    root,flat = folder_of(tmp_path/"a", {"a.png": image}),folder_of(tmp_path/"flat", {f"{i}.png": image for i in range(8)}, names=dict(all=""))
+    for f in (root/"cover.png", root/"train"/"lost.png", flat/"lost.png"): f.write_bytes(image)
+    assert "2 files not read: 2 .png, for example cover.png" in " ".join(folder_info(root).findings())
+    told = []
+    split_folder(flat, tmp_path/"s", on_event=lambda kind, **info: told.append(info.get("text", "")))
+    assert "1 file not read: 1 .png, for example lost.png" in " ".join(told)
+
 def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
     root = folder_of(tmp_path/"a", {"a.png": encoded(Image.fromarray(noise), "PNG"), "photo.heic": b"x"})
-    for args in (("data", "info"), ("data", "check"), ("data", "pack")):
+    for args in (("data", "info"), ("data", "check"), ("study", "demo", "--dry-run", "--data"), ("data", "pack")):
         r = cinic(*args, root)
         said = " ".join((r.stdout+r.stderr).split())
         assert r.returncode==0 and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said

@@ -101,6 +101,12 @@ def test_another_seed_leaves_those_that_are_stated():
 
 VOTE = "[[ensemble]]\nname = 'v'\nmethod = 'soft'\nmembers = ['a', 'b']\n"
 
+def test_a_shift_beyond_the_images_is_refused_before_work():
+    run = '[study]\nname = "s"\n[[run]]\nname = "a"\nshift = 32\n[[search]]\nname = "b"\nspace = { shift = {int=[1,40]} }'
+    counts = dict(train=500, valid=500, test=500)
+    assert plan_problems(parse_plan(run), counts, 64)==[]
+    assert plan_problems(parse_plan(run), counts, 32)==["[[run]] 1 'a': shift reaches 32 of the images' 32 pixels", "[[search]] 1 'b': shift reaches 40 of the images' 32 pixels"]
+
 @pytest.mark.parametrize("runs,why", [("name = 'a'\n[[run]]\nname = 'b'\n"+VOTE, "'a' and 'b' are one training"),
     ("name = 'a'\nseed = 1\nselect = 'best'\n[[run]]\nname = 'b'\nseed = 1\n"+VOTE, "'a' and 'b' are one training"), # a default that is written out
     ("name = 'n-1'\nseed = 3\n[[run]]\nname = 'n-2'\nseed = 3\n", "'n-1' and 'n-2' are one training"),

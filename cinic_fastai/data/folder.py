@@ -45,7 +45,7 @@ class FolderScan:
     classes:list[str] # Sorted
     items:list[tuple] = field(default_factory=list) # (split, class, path relative to `root` with `/`), in the order of the splits, then sorted
     problems:list[str] = field(default_factory=list) # What is wrong with the layout
-    ignored:list[str] = field(default_factory=list) # Files that are not read, as their names are no image's
+    ignored:list[str] = field(default_factory=list) # Files that are not read: their names are no image's, or they lie outside of the classes
 
 def class_of(
     folder:str # Its name on the disk, or a label
@@ -121,7 +121,7 @@ def left_out(
     more = f" and {len(kinds)-5} more kinds" if len(kinds)>5 else ""
     first = names[0] if names[0].isprintable() else repr(names[0])
     return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {', '.join(f'{n:,} {k}' for k,n in kinds[:5])}{more}, for example {first}. "
-        f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}.")
+        f"Images lie in their class's folder and are known by their names: {', '.join(IMAGE_SUFFIXES)}.")
 
 # %% ../../nbs/10_data.folder.ipynb #f518e5c8
 def _scan_class(
@@ -164,6 +164,7 @@ def scan_folder(
     if not root.is_dir(): raise DataError(f"There is no folder {root}. `cinic data demo {root}` makes one to try things on.")
     found = {s: _folders(root/s) for s in SPLITS}
     scan = FolderScan(root, _classes(chain(*found.values())), problems=_layout_problems(found, set(_folders(root))-set(SPLITS)))
+    scan.ignored += [f"{s}/{e.name}".lstrip("/") for s in ("", *SPLITS) if (root/s).is_dir() for e in _entries(root/s) if _is_image(e)]
     for s,names in found.items():
         for c in sorted(names, key=class_of): _scan_class(scan, s, c)
     return scan
@@ -720,7 +721,7 @@ def _plan_split(
     if len(parts)!=3 or not all(p>0 for p in parts): raise DataError(f"{parts} are no shares: give three numbers above 0, for train, valid and test.")
     if dest.resolve().is_relative_to(src.resolve()): raise DataError(f"{dest} lies inside {src}. Choose a folder outside of it.")
     folders = sorted(_folders(src), key=class_of)
-    scan = FolderScan(src, _classes(folders))
+    scan = FolderScan(src, _classes(folders), ignored=[e.name for e in _entries(src) if _is_image(e)])
     if set(SPLITS)<=set(scan.classes): raise DataError(f"{src} has train, valid and test already. Use it as it is.")
     for c in folders: _scan_class(scan, "", c)
     by_class = {c: [o[2] for o in scan.items if o[1]==c] for c in scan.classes}

@@ -676,7 +676,7 @@ def check_data(
     pack:Pack # Images
 ):
     "Refuse a plan that can't work on these images, before any work"
-    if problems := plan_problems(plan, pack.counts()): raise PlanError("; ".join(problems)+".")
+    if problems := plan_problems(plan, pack.counts(), pack.size): raise PlanError("; ".join(problems)+".")
 
 def conduct(
     plan:Plan, # With its options applied

@@ -724,21 +724,24 @@ def ablation_text(
     return "\n".join(tables)
 
 # %% ../../nbs/40_study.plan.ipynb #c3e1fc73
-def _most_bs(
+def _largest(
+    field:str, # Name of a number
     settings:dict, # Fixed settings
     space:dict # Dimensions, {} for a run
-)->int: # The largest batch
-    "The largest batch that settings and space allow"
-    return max(dim_ends(space["bs"])) if "bs" in space else settings.get("bs", RunConfig.bs)
+)->float: # The largest value
+    "The largest value of a field that settings and space allow"
+    return max(dim_ends(space[field])) if field in space else settings.get(field, config_fields[field].default)
 
 def plan_problems(
     plan:Plan, # A plan, options put in
-    counts:dict # Images by split
+    counts:dict, # Images by split
+    size:int=0 # Their side; 0 where it isn't known
 )->list[str]: # One line each with its place, empty when all is well
     "What of a plan doesn't fit the data"
     def n_images(d): return counts["train"]+(counts["valid"] if d.get("train_on")=="train+valid" else 0)
     def base(run): return plan_search(plan, run.source).settings if run.source else {}
     asked = [(f"[[run]] {i} '{o.name}'", {**base(o), **o.settings}, {}) for i,o in enumerate(plan.runs, 1) if not o.source or "bs" in o.settings]
     asked += [(f"[[search]] {i} '{o.name}'", o.settings, o.space) for i,o in enumerate(plan.searches, 1)]
-    return [f"{place}: bs{' up to' if 'bs' in space else ' ='} {most} exceeds the {n_images(d)} training images"
-        for place,d,space in asked if (most := _most_bs(d, space))>n_images(d)]
+    far = [f"{place}: shift reaches {most} of the images' {size} pixels" for place,d,space in asked if size and (most := _largest("shift", d, space))>=size]
+    return far+[f"{place}: bs{' up to' if 'bs' in space else ' ='} {most} exceeds the {n_images(d)} training images"
+        for place,d,space in asked if (most := _largest("bs", d, space))>n_images(d)]
