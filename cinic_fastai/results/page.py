@@ -985,7 +985,8 @@ def _origin_reminder(
     "A leak in short, beside the numbers it touches"
     data = f.study["data"]
     if not (data.get("origins") or {}).get("cifar"): return ""
-    seen = "Half of CINIC-10's test images from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if is_cinic(data) else ""
+    own,trained = _cifar_tests(f)
+    seen = f"{count(trained)} of the {count(own+trained, 'test image')} from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if trained else ""
     pre = any(r["pretrained"]==True and r["status"]=="done" for r in f.runs())
     return " ".join(o for o in (seen, "Weights pretrained on ImageNet may have seen larger versions of its images."*pre) if o)
 
@@ -1955,9 +1956,18 @@ def _leaks(
     why = "part of these images come from ImageNet: weights that were trained there may have seen larger versions of test images" if origins.get("imagenet") \
         else "those may have seen images like these"
     if began: words.append(f"Leak: {began}, and {why}.")
-    if origins.get("cifar") and is_cinic(data): words.append("Leak: CINIC-10's test split holds all 10,000 test images of CIFAR-10 and 10,000 "
-        "of its training images. A network that was trained on CIFAR-10 elsewhere has seen some of them.")
+    own,trained = _cifar_tests(f)
+    if own+trained: words.append(f"Leak: {count(own)} of the test images are test images of CIFAR-10, {count(trained)} its training images. "
+        "A network that was trained on CIFAR-10 elsewhere has seen those.")
     return words
+
+def _cifar_tests(
+    f:Facts # The study
+)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 without a finished predictor
+    "How many test images come from each part of CIFAR-10, by their names"
+    df = f.tables["class_origin"].query("`class`==@TOTAL").drop_duplicates("origin").set_index("origin")["images"]
+    own = int(df.get(CIFAR_PARTS[0], 0))
+    return own,int(df.get("cifar", own))-own
 
 @_states("pretrained", "name", "model", "pretrained", "weights")
 def _pretrained_words(runs):

@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from ..core import CinicError, DataError, Halt, Interrupted, NetworkError, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
+from ..data.folder import is_cifar_test
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
 from ..results.metrics import confusion, majority_accuracy, most_confused
@@ -624,7 +625,7 @@ def write_samples(
     augmented = kept_examples(c.out/"samples.npz", made_from)
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
         augmented=augmented_examples(pack, rows, policies) if augmented is None else augmented, made_from=np.array(made_from),
-        cifar_test_rows=test[[f.rsplit("/", 1)[-1].startswith("cifar-10-test-") for f in pack.files[test]]])
+        cifar_test_rows=test[[is_cifar_test(f) for f in pack.files[test]]])
     if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
     write_npz(c.out/"samples.npz", **out)
 
