@@ -147,7 +147,7 @@ def test_one_winner_everywhere(trials, winner, runner_up, tmp_path):
     others = [o|dict(run_id=f"{o['run_id']}2") for o in trials]
     assert repeat_points(trials, others)[2][1]["run_id"]==f"{winner}2"
     write_text(tmp_path/"searches"/"s.jsonl", "".join(map(line_of, [dict(space={}), *trials])))
-    write_json(tmp_path/"study.json", dict(data=dict(classes=[]), options={}, searches=[dict(name="s", model="", opt="", trials=3, status="done")]))
+    write_json(tmp_path/"study.json", dict(data=dict(classes=[], counts={}), options={}, searches=[dict(name="s", model="", opt="", trials=3, status="done")]))
     assert best_table(tmp_path)["run_id"].tolist()==[winner]
 
 def epochs(*accs, status="done"): return dict(status=status, accs=list(accs), valid_acc=max(accs))
