@@ -252,7 +252,7 @@ def fit_run(
             return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
         if deterministic and str(device)!="cpu": ask_cublas()
         device = pick_device(device)
-        with same_bits(deterministic and device.type=="cuda"): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
+        with same_bits() if deterministic and device.type=="cuda" else nullcontext(): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
 
 def _refuse_other_config(cfg, store, rid):
     "Refuse a folder that holds another run; a `config.json` that is damaged will be written again"

@@ -266,12 +266,10 @@ def ask_cublas():
     os.environ.setdefault(CUBLAS, ":4096:8")
 
 @contextlib.contextmanager
-def same_bits(
-    wanted:bool=True # False leaves everything as it is
-)->Iterator[None]:
+def same_bits()->Iterator[None]:
     "Have a GPU use kernels that give the same bits every time; a CPU's do anyway"
     before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(before or wanted)
+    torch.use_deterministic_algorithms(True)
     try: yield
     finally: torch.use_deterministic_algorithms(before)
 
