@@ -979,6 +979,14 @@ def origin_words(
     apart = f" On CIFAR-10's test images alone it reaches {pct(total[CIFAR_PARTS[0]])}, on its training images {pct(total[CIFAR_PARTS[1]])}." if set(CIFAR_PARTS)<=set(total.index) else ""
     return [f"{words}.{apart}"]
 
+def _cifar_tests(
+    f:Facts # The study
+)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 without a finished predictor
+    "How many test images come from each part of CIFAR-10, by their names"
+    df = f.tables["class_origin"].query("`class`==@TOTAL").drop_duplicates("origin").set_index("origin")["images"]
+    own = int(df.get(CIFAR_PARTS[0], 0))
+    return own,int(df.get("cifar", own))-own
+
 def _origin_reminder(
     f:Facts # The study
 )->str: # Sentences, "" where nothing leaks
@@ -1960,14 +1968,6 @@ def _leaks(
     if own+trained: words.append(f"Leak: {count(own)} of the test images are test images of CIFAR-10, {count(trained)} its training images. "
         "A network that was trained on CIFAR-10 elsewhere has seen those.")
     return words
-
-def _cifar_tests(
-    f:Facts # The study
-)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 without a finished predictor
-    "How many test images come from each part of CIFAR-10, by their names"
-    df = f.tables["class_origin"].query("`class`==@TOTAL").drop_duplicates("origin").set_index("origin")["images"]
-    own = int(df.get(CIFAR_PARTS[0], 0))
-    return own,int(df.get("cifar", own))-own
 
 @_states("pretrained", "name", "model", "pretrained", "weights")
 def _pretrained_words(runs):
