@@ -268,10 +268,14 @@ def ask_cublas():
 @contextlib.contextmanager
 def same_bits()->Iterator[None]:
     "Have a GPU use kernels that give the same bits every time; a CPU's do anyway"
-    before = torch.are_deterministic_algorithms_enabled()
+    before,warn = torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False # it takes the kernel that was fastest this time
     try: yield
-    finally: torch.use_deterministic_algorithms(before)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch.backends.cudnn.benchmark = benchmark
 
 # %% ../../nbs/21_train.learner.ipynb #b4e2c2aa
 def compiled(
