@@ -148,6 +148,19 @@ def test_the_device_is_told_and_no_part_of_the_id(pack, tmp_path):
     assert fit_run(cfg, pack, RunStore(tmp_path), stop=lambda: 1)==done # nothing is trained again
     assert read_json(next(tmp_path.glob("*/env.json")))["device"]=="cpu"
 
+def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypatch):
+    "Looking for a device starts CUDA, which then no longer heeds what cuBLAS is asked"
+    from cinic_fastai.data import loaders
+    from cinic_fastai.train.learner import CUBLAS
+    pick,started = loaders.pick_device,[]
+    monkeypatch.delenv(CUBLAS)
+    monkeypatch.setattr(loaders, "pick_device", lambda *args: started.append(1) or pick(*args))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
+    run, = conduct(plan, pack, tmp_path, stop=lambda: 0, deterministic=True)["runs"]
+    assert run["status"]=="done", run["reason"]
+
 cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 @pytest.mark.parametrize("policy", [pytest.param(p, marks=cuda) for p in ("none", "combined")])

@@ -660,16 +660,19 @@ def start_clock(
     left = planned(c)
     if not left: return
     take_threads(c)
-    check_device(c.device)
+    check_device(c.device, c.deterministic)
     c.on_event("note", text="Timing the networks ...")
     c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.timer, c.device)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
 
 def check_device(
-    device:str # As for `pick_device`
+    device:str, # As for `pick_device`
+    deterministic:bool=False # As for `fit_run`
 ):
     "Refuse a device that isn't there, before any work"
     from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
+    from cinic_fastai.train.learner import ask_cublas
+    if deterministic: ask_cublas(device)
     pick_device(device)
 
 def check_data(

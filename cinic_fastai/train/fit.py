@@ -253,7 +253,7 @@ def fit_run(
         if cfg.weights and not weights:
             raise WeightsError(f"The run is declared with a file of weights (SHA-256 {cfg.weights[:12]}...), which isn't given. "
                 "Give it with --weights FILE, or fit_run(..., weights=FILE).")
-        if deterministic and str(device)!="cpu": ask_cublas()
+        if deterministic: ask_cublas(device)
         device = pick_device(device)
         with same_bits() if deterministic and device.type=="cuda" else nullcontext(): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
 

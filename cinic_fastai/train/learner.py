@@ -259,8 +259,11 @@ def set_up(
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG" # cuBLAS reads it when CUDA starts
 
-def ask_cublas():
-    "Have cuBLAS give equal bits in this process and those it starts; only before CUDA starts"
+def ask_cublas(
+    device=None # As for `pick_device`
+):
+    "Have cuBLAS give equal bits in this process and those it starts; only before CUDA starts, as `pick_device` does"
+    if str(device)=="cpu": return
     if CUBLAS not in os.environ and torch.cuda.is_initialized():
         raise ConfigError(f"deterministic = true needs {CUBLAS}=:4096:8 before CUDA starts. Set it before Python does, or restart the kernel and ask for it first.")
     os.environ.setdefault(CUBLAS, ":4096:8")
