@@ -369,9 +369,11 @@ def batch_error(
     size:int # Side that the network is to see; 0 for the images' own
 )->str: # "" when all is well
     "What of other loaders' batches our networks can't take"
-    x,*_,y = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
-    if not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
+    b = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
+    x,y = b[0],b[-1]
+    if len(b)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
         return "The loaders' targets are no classes with names (`vocab`). Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
+    if x.ndim!=4: return f"The loaders' batches are of shape {tuple(x.shape)}, expected images (bs,3,h,w). Take an `ImageBlock`, or a network of your own (net=...)."
     c,h,w = x.shape[1:]
     if c!=3: return f"The loaders' images have {c} channel{'s'*(c!=1)}, expected 3. Take `PILImage` for them, or a network of your own (net=...)."
     if h!=w: return f"The loaders' images are {h}x{w}, expected square ones. Take item_tfms=Resize({min(h,w)}), or a network of your own (net=...)."
