@@ -15,8 +15,8 @@ from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import EpochSums, Progress, Steward, fit_run, one_epoch
 from cinic_fastai.train.learner import make_dls, make_learner
 
-CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32")
-    for m,p,o in (("custom_cnn", "none", "sgd"), ("custom_cnn", "combined", "adam"), ("test_resnet", "advanced", "adam"))]
+CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
+    for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0), ("test_resnet", "advanced", "adam", 48))]
 
 class NoWaiting(TorchDispatchMode):
     "Refuse copies to the device that wait for it; let the fused SGD, which knows no meta device, pass"

@@ -54,7 +54,7 @@ def resize(
     size:int # Side wanted
 )->Tensor: # `(bs,c,size,size)`, channels last
     "Pillow's antialiased bilinear resizing as two matrix products, which every device has"
-    down,across = (resize_matrix(n, size).to(xb.device) for n in xb.shape[-2:])
+    down,across = (resize_matrix(n, size).to(xb.device, non_blocking=True) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/13_data.loaders.ipynb #bb63311d
