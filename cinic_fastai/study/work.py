@@ -256,6 +256,8 @@ def insist(
     if how in CRASHES: why = f"as its network {task['cfg']['model']} ends the process it works in. {_other_network}"
     raise RunError(f"{tries} workers were lost with this run ({how}), {why}")
 
+DECISIVE = ("model", "stem", "size", "softmax", "precision", "compile", "channels_last") # Of a network that ends its process
+
 _other_network = "Take another network, or try channels_last = false."
 
 # %% ../../nbs/42_study.work.ipynb #2f9e61d8
@@ -295,7 +297,8 @@ class NetworkTimer:
         cfg:RunConfig # One run
     ):
         "Raise `NetworkError` for a network that has ended a process before"
-        if why := self.ended.get(self._network(cfg)): raise NetworkError(why)
+        key = self._network(cfg)
+        if why := self.ended.get(key) or self.ended.get((*key, cfg.bs)): raise NetworkError(why)
 
     def close(self):
         "End the process"
@@ -306,8 +309,7 @@ class NetworkTimer:
         import torch
         return dict(cfg=asdict(cfg), threads=torch.get_num_threads(), kw=kw)
 
-    def _network(self, cfg):
-        return cfg.model,cfg.stem,cfg.size,cfg.softmax,cfg.precision,cfg.compile,cfg.channels_last
+    def _network(self, cfg): return tuple(getattr(cfg, k) for k in DECISIVE)
 
     def _elsewhere(self, cfg, kw):
         "Seconds from the other process, or the error it raised"
@@ -320,10 +322,12 @@ class NetworkTimer:
             return waiting.result()
         except BrokenProcessPool as e:
             self.close()
-            how = how_it_ended(e)
-            memory = "Most likely it wants more memory than there is: take a smaller bs or size."
-            self.ended[self._network(cfg)] = f"The network {cfg.model} ended its process ({how or 'no cause is known'}) " \
-                f"while a few batches of {cfg.bs} were tried. {memory if how=='SIGKILL' else _other_network}"
+            how,key,cure = how_it_ended(e),self._network(cfg),_other_network
+            if how=="SIGKILL": # a smaller batch may do
+                key,cure = (*key, cfg.bs),"Most likely it wants more memory than there is: take a smaller bs or size."
+            self.ended[key] = f"The network {cfg.model} ended its process ({how or 'no cause is known'}) while a few batches of {cfg.bs} were tried. {cure}"
             self.refuse(cfg)
-        except Exception as e: return e
+        except Exception as e:
+            self.close() # it may hold what the training needs
+            return e
 
