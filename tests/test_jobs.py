@@ -264,6 +264,16 @@ def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
         with pytest.raises(NetworkError, match="SIGKILL.*batches of 32.*smaller bs"): timer(RunConfig(model="test_resnet", bs=32))
         assert timer(RunConfig(model="test_resnet", bs=16))==(1., 1.)
 
+def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
+    import torch
+    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.study.work import NetworkTimer
+    freed = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+    NetworkTimer()(RunConfig(model="custom_cnn", bs=4), n_out=2, size=32, steps=1)
+    assert freed
+
 TOO_LARGE = """
 [study]
 name = "large"

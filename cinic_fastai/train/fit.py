@@ -404,7 +404,7 @@ def _median_seconds(f, steps, device):
     def timed():
         began = time.perf_counter()
         f()
-        if device.type=="cuda": torch.cuda.synchronize()
+        if device.type=="cuda": torch.cuda.synchronize(device)
         return time.perf_counter()-began
     timed()
     return float(np.median([timed() for _ in range(steps)]))
