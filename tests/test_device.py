@@ -17,6 +17,7 @@ from cinic_fastai.train.learner import make_dls, make_learner
 
 CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
     for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0), ("test_resnet", "advanced", "adam", 48))]
+CONFIGS.append(RunConfig(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", bias_lr=8., bs=16, precision="float32"))
 
 class NoWaiting(TorchDispatchMode):
     "Refuse copies to the device that wait for it; let the fused SGD, which knows no meta device, pass"
