@@ -483,8 +483,7 @@ def train(
 ):
     "Train one network, without a plan."
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.runs import RunStore, parse_config, run_id
-    from cinic_fastai.study.conduct import with_weights
+    from cinic_fastai.runs import RunStore, parse_config, run_id, with_weights
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     with stop_on_signals() as stop, Screen() as screen:
