@@ -196,6 +196,14 @@ def test_cuda_runs_are_cut_off_and_go_on_to_the_same_bits(pack, model, precision
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_cuda_images_whiten():
+    from cinic_fastai.train.models import SpeedNet
+    xb,nets = torch.rand(16, 3, 32, 32),(SpeedNet(), SpeedNet().cuda())
+    for net,x in zip(nets, (xb, xb.cuda())): net.whiten(x)
+    assert torch.equal(nets[0].first[0].weight, nets[1].first[0].weight.cpu())
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_cuda_float32_is_no_tf32(pack):
     "Convolutions agree with float64 to float32's own error"
     make_learner(make_dls(pack, CONFIGS[0], device="cuda"), CONFIGS[0])

@@ -88,7 +88,7 @@ def whitening(
     eps:float=5e-4 # Added to the eigenvalues
 )->Tensor: # Filters `(2*3*side*side,3,side,side)`
     "Filters whose outputs on these images are uncorrelated and of variance 1, and their negatives"
-    patches = xb.unfold(2, side, 1).unfold(3, side, 1).movedim(1, 3).reshape(-1, 3*side*side).numpy().astype(np.float64)
+    patches = xb.unfold(2, side, 1).unfold(3, side, 1).movedim(1, 3).reshape(-1, 3*side*side).cpu().numpy().astype(np.float64)
     values,vectors = np.linalg.eigh(patches.T@patches/len(patches))
     filters = (vectors/np.sqrt(values+eps)).T.reshape(-1, 3, side, side)[::-1]
     return torch.from_numpy(np.concatenate([filters, -filters]).astype(np.float32))
