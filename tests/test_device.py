@@ -15,8 +15,9 @@ from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import EpochSums, Progress, Steward, fit_run, one_epoch
 from cinic_fastai.train.learner import make_dls, make_learner
 
-CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32")
-    for m,p,o in (("custom_cnn", "none", "sgd"), ("custom_cnn", "combined", "adam"), ("test_resnet", "advanced", "adam"))]
+CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
+    for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0), ("test_resnet", "advanced", "adam", 48))]
+CONFIGS.append(RunConfig(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", bias_lr=8., bs=16, precision="float32"))
 
 class NoWaiting(TorchDispatchMode):
     "Refuse copies to the device that wait for it; let the fused SGD, which knows no meta device, pass"
@@ -147,6 +148,19 @@ def test_the_device_is_told_and_no_part_of_the_id(pack, tmp_path):
     done = fit_run(cfg, pack, RunStore(tmp_path), stop=lambda: 0, device="cpu")
     assert fit_run(cfg, pack, RunStore(tmp_path), stop=lambda: 1)==done # nothing is trained again
     assert read_json(next(tmp_path.glob("*/env.json")))["device"]=="cpu"
+
+def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypatch):
+    "Looking for a device starts CUDA, which then no longer heeds what cuBLAS is asked"
+    from cinic_fastai.data import loaders
+    from cinic_fastai.train.learner import CUBLAS
+    pick,started = loaders.pick_device,[]
+    monkeypatch.delenv(CUBLAS)
+    monkeypatch.setattr(loaders, "pick_device", lambda *args: started.append(1) or pick(*args))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
+    run, = conduct(plan, pack, tmp_path, stop=lambda: 0, deterministic=True)["runs"]
+    assert run["status"]=="done", run["reason"]
 
 cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

@@ -241,3 +241,68 @@ def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
     (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
     r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=functools.partial(deadly, tmp_path))
     assert r.returncode==0 and "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split()) and "2 trainings" in r.stdout, r.stderr
+
+class Killed:
+    "A process pool in which batches above 16 take more memory than there is"
+    def __init__(self, **kw): self.ended = False
+    def submit(self, f, task):
+        self.bs = task["cfg"]["bs"]
+        return self
+    def result(self):
+        from joblib.externals.loky.process_executor import TerminatedWorkerError
+        if self.bs>16: raise TerminatedWorkerError("The exit codes of the workers are {SIGKILL(-9)}")
+        return 1., 1.
+    def shutdown(self, **kw): pass
+
+def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
+    from cinic_fastai.core import NetworkError
+    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.study.work import NetworkTimer
+    monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Killed)
+    timer = NetworkTimer()
+    for _ in range(2):
+        with pytest.raises(NetworkError, match="SIGKILL.*batches of 32.*smaller bs"): timer(RunConfig(model="test_resnet", bs=32))
+        assert timer(RunConfig(model="test_resnet", bs=16))==(1., 1.)
+
+def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
+    import torch
+    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.study.work import NetworkTimer
+    freed = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
+    NetworkTimer()(RunConfig(model="custom_cnn", bs=4), n_out=2, size=32, steps=1)
+    assert freed
+
+TOO_LARGE = """
+[study]
+name = "large"
+[[search]]
+name = "s"
+model = "test_vit"
+epochs = 1
+random = 2
+guided = 0
+strategy = "grid"
+space = { %s }
+"""
+
+@pytest.mark.parametrize("space,status", [
+    ("bs = {choices=[16, 32]}", ["done", "failed"]), ("channels_last = {choices=[true, false]}", ["failed", "done"]), ("lr = {choices=[0.1, 0.2]}", [])])
+def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_work(images, tmp_path, monkeypatch, space, status):
+    "With a smaller batch, or another layout; a search of which every point ends its process has failed itself"
+    from cinic_fastai.core import NetworkError
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.study.work import NetworkTimer
+    def tried(self, cfg, **kw):
+        if cfg.bs==32: self.ended[(*self._network(cfg), 32)] = "it wants more memory than there is"
+        elif "bs" not in space and cfg.channels_last: self.ended[self._network(cfg)] = "it crashed"
+        return 1., 1.
+    monkeypatch.setattr(NetworkTimer, "__call__", tried)
+    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    text = TOO_LARGE%space
+    if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
+    found, = conduct(parse_plan(text), get_pack(images), tmp_path)["searches"]
+    assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status and found["status"]==("done" if status else "failed"), found

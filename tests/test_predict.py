@@ -85,6 +85,20 @@ def test_export_refuses_what_it_can_not_do(study, tmp_path):
         assert r.returncode==2 and said in r.stderr and "Traceback" not in r.stderr
     assert not list((tmp_path/"e").glob("model*"))
 
+@pytest.mark.parametrize("settings", [dict(size=48), dict(size=24, tta="flip-shift", channels_last=False)])
+def test_a_network_that_resizes_is_exported(settings):
+    "As the ONNX export takes it, before anything else was resized"
+    import torch
+    from cinic_fastai.data.loaders import resize_matrix
+    from cinic_fastai.results.predict import Member, trial_images
+    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.train.models import make_model
+    resize_matrix.cache_clear()
+    cfg,about = RunConfig(model="custom_cnn", **settings),dict(classes=["cat", "dog"], mean=[.5]*3, std=[.25]*3, size=32)
+    member,x = Member(cfg, about, make_model("custom_cnn", 2, size=cfg.size).state_dict()),trial_images(32, 8)
+    there = torch.export.export(member, (x[:3],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()(x)
+    assert abs(there.numpy()-member(x).numpy()).max()<1e-6
+
 @pytest.mark.slow
 def test_onnx_equals_pytorch(study, files, tmp_path):
     "The exported file under onnxruntime against the command line, on real files"

@@ -130,6 +130,14 @@ def test_tied_weights_are_saved_and_read(tmp_path):
     save_model(timm.create_model("coat_lite_tiny"), tmp_path/"tied.safetensors") # leaves out what is there under another name
     load_weights(timm_net("coat_lite_tiny", size=32), tmp_path/"tied.safetensors")
 
+def test_a_declared_file_is_never_replaced_by_other_weights(tmp_path, monkeypatch):
+    "Timm's own would be kept under the id of the file"
+    cfg, store = RunConfig(model="custom_cnn", pretrained=True, weights="ab"*32, bs=16, epochs=1), RunStore(tmp_path/"runs")
+    torch.save(make_model("custom_cnn", 3).state_dict(), tmp_path/"other.pth")
+    monkeypatch.setattr(models, "find_weights", lambda name: tmp_path/"other.pth")
+    with pytest.raises(WeightsError, match=r"SHA-256 abababababab\.\.\..*--weights FILE"): fit_run(cfg, tiny_pack(n=4), store, stop=lambda: 0)
+    assert not store.ids()
+
 def test_refused_weights_leave_the_network_alone(tv_file):
     net = make_model("custom_cnn")
     before = {k: v.clone() for k,v in net.state_dict().items()}

@@ -8,6 +8,7 @@ __all__ = ['RESIDENT_SHARE', 'scale_shift', 'resize_matrix', 'resize', 'Normaliz
            'train_and_valid', 'split_items', 'to_floats', 'pack_block', 'pack_dls', 'test_dl']
 
 # %% ../../nbs/13_data.loaders.ipynb #37acb1eb
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
@@ -53,7 +54,7 @@ def resize(
     size:int # Side wanted
 )->Tensor: # `(bs,c,size,size)`, channels last
     "Pillow's antialiased bilinear resizing as two matrix products, which every device has"
-    down,across = (resize_matrix(n, size).to(xb.device) for n in xb.shape[-2:])
+    down,across = (resize_matrix(n, size).to(xb.device, non_blocking=True) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
 # %% ../../nbs/13_data.loaders.ipynb #bb63311d
@@ -115,8 +116,9 @@ def pick_device(
 )->torch.device: # With its number, where it is a GPU of several
     "The device that is meant: `auto` is CUDA where there is one, else the CPU; `mps` is for those who ask for it, and untried"
     if device in (None, "auto"): device = "cuda" if torch.cuda.is_available() else "cpu"
-    try: found = torch.device(device)
-    except RuntimeError: raise ConfigError(f"Unknown device '{device}'. Known: auto, cpu, cuda, cuda:N, mps.") from None
+    found = None
+    with suppress(RuntimeError, TypeError): found = torch.device(device)
+    if found is None or found.type not in ("cpu", "cuda", "mps", "meta"): raise ConfigError(f"Unknown device '{device}'. Known: auto, cpu, cuda, cuda:N, mps.")
     if found.type=="mps" and not torch.backends.mps.is_available(): raise ConfigError("There is no Apple GPU that PyTorch can use here. Take device auto or cpu.")
     if found.type!="cuda": return found
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0

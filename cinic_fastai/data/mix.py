@@ -101,10 +101,11 @@ def soft_targets(
     n_classes:int # Number of classes
 )->Tensor: # Probabilities `(bs,n_classes)`
     "The targets of mixed images; `ConfigError` where they are neither"
-    expected = (len(perm),n_classes) if targs.is_floating_point() else (len(perm),)
-    if targs.shape!=expected: raise ConfigError(
-        f"Targets of shape {tuple(targs.shape)} can't be mixed beside {n_classes} outputs, expected {expected}. "
-        "Give class numbers, or floats of the outputs' shape.")
+    whole,floats = (len(perm),),(len(perm),n_classes)
+    fit = targs.shape==floats if targs.is_floating_point() else targs.shape==whole and n_classes>1
+    if not fit: raise ConfigError(
+        f"Targets of shape {tuple(targs.shape)} and {targs.dtype} can't be mixed beside {n_classes} output{'s'*(n_classes!=1)}. "
+        f"Give class numbers {whole} beside two outputs or more, or floats {floats}.")
     if not targs.is_floating_point(): targs = F.one_hot(targs.long(), n_classes)
     targs = targs.to(lam.dtype)
     return torch.lerp(targs[perm], targs, lam[:,None])

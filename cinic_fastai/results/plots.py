@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
+from ..runs import best_epoch
 from .tables import ALL, TOTAL, history_table
 
 # %% ../../nbs/33_results.plots.ipynb #1be80cf9
@@ -639,9 +640,9 @@ def _one_dependence(
     ax.plot(at(values), df["valid_acc"].to_numpy(float), color=colour, alpha=.55, linewidth=2.4, **few)
     xs = at(trials[name]) if name in trials else [np.nan]*len(trials)
     _dots(ax, xs, trials, colour)
-    done = (trials["status"]=="done").to_numpy()
-    if done.any():
-        best = int(np.argmax(np.where(done, trials["valid_acc"].to_numpy(float), -1)))
+    done = np.flatnonzero(trials["status"]=="done")
+    if len(done):
+        best = done[best_epoch(*(trials[k].to_numpy(float)[done] for k in ("valid_acc", "valid_loss")))] # as the search chooses
         ax.plot([xs[best]], [trials["valid_acc"].iloc[best]], **_best_look)
     _clean(ax, percent="y")
     ax.margins(y=.12)

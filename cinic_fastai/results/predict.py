@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from .. import __version__
 from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
-from ..data.loaders import NormalizeBytes, as_image, pick_device
+from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
 from ..files import read_json, write_text, writing
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
@@ -40,6 +40,7 @@ class Member(nn.Module):
         super().__init__()
         self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
         self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
+        if cfg.size: resize_matrix(self.size, cfg.size) # kept from now on: made inside of an export it would hold no values
         net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
         net.load_state_dict(tensors)
         self.net = laid_out(net, cfg.channels_last)

@@ -31,7 +31,7 @@ from ..space import dim_kind
 from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
 from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
-from .work import NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
+from .work import DECISIVE, NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
 
 # %% ../../nbs/43_study.conduct.ipynb #f69e8e77
 def new_record(
@@ -433,9 +433,10 @@ def run_search(
         try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
         except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
-            if isinstance(e, NetworkError) and "model" not in s.space: raise # every point has this network
+            trial = dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
+            if isinstance(e, NetworkError) and not wanting(trial) and not {*DECISIVE}&{*s.space}: raise # every point has this network
             c.log(f"{name} trial {number+1}: {_trace(e)}")
-            return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
+            return trial
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
         return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
             seconds=done["seconds"], status=status, cause="")
@@ -660,16 +661,19 @@ def start_clock(
     left = planned(c)
     if not left: return
     take_threads(c)
-    check_device(c.device)
+    check_device(c.device, c.deterministic)
     c.on_event("note", text="Timing the networks ...")
     c.speed = image_seconds({network(cfg) for cfg in left}, len(c.pack.classes), c.pack.size, c.timer, c.device)
     c.clock.total = sum(estimate(cfg, c.record["data"]["counts"], c.speed) for cfg in left)
 
 def check_device(
-    device:str # As for `pick_device`
+    device:str, # As for `pick_device`
+    deterministic:bool=False # As for `fit_run`
 ):
     "Refuse a device that isn't there, before any work"
     from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
+    from cinic_fastai.train.learner import ask_cublas
+    if deterministic: ask_cublas(device)
     pick_device(device)
 
 def check_data(

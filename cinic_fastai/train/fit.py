@@ -18,7 +18,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, derive_seed, differing, stop_on_signals, stoppable
+from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, differing, stop_on_signals, stoppable
 from ..data.augment import views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.mix import mixed_accuracy
@@ -250,7 +250,10 @@ def fit_run(
         if store.is_sound(rid, full):
             n = fallen(store.history(rid).valid_acc.tolist(), bars or {})
             return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
-        if deterministic and str(device)!="cpu": ask_cublas()
+        if cfg.weights and not weights:
+            raise WeightsError(f"The run is declared with a file of weights (SHA-256 {cfg.weights[:12]}...), which isn't given. "
+                "Give it with --weights FILE, or fit_run(..., weights=FILE).")
+        if deterministic: ask_cublas(device)
         device = pick_device(device)
         with same_bits() if deterministic and device.type=="cuda" else nullcontext(): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
 
@@ -401,7 +404,7 @@ def _median_seconds(f, steps, device):
     def timed():
         began = time.perf_counter()
         f()
-        if device.type=="cuda": torch.cuda.synchronize()
+        if device.type=="cuda": torch.cuda.synchronize(device)
         return time.perf_counter()-began
     timed()
     return float(np.median([timed() for _ in range(steps)]))

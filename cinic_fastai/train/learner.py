@@ -259,8 +259,11 @@ def set_up(
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG" # cuBLAS reads it when CUDA starts
 
-def ask_cublas():
-    "Have cuBLAS give equal bits in this process and those it starts; only before CUDA starts"
+def ask_cublas(
+    device=None # As for `pick_device`
+):
+    "Have cuBLAS give equal bits in this process and those it starts; only before CUDA starts, as `pick_device` does"
+    if str(device)=="cpu": return
     if CUBLAS not in os.environ and torch.cuda.is_initialized():
         raise ConfigError(f"deterministic = true needs {CUBLAS}=:4096:8 before CUDA starts. Set it before Python does, or restart the kernel and ask for it first.")
     os.environ.setdefault(CUBLAS, ":4096:8")
@@ -268,10 +271,14 @@ def ask_cublas():
 @contextlib.contextmanager
 def same_bits()->Iterator[None]:
     "Have a GPU use kernels that give the same bits every time; a CPU's do anyway"
-    before = torch.are_deterministic_algorithms_enabled()
+    before,warn = torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False # it takes the kernel that was fastest this time
     try: yield
-    finally: torch.use_deterministic_algorithms(before)
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn)
+        torch.backends.cudnn.benchmark = benchmark
 
 # %% ../../nbs/21_train.learner.ipynb #b4e2c2aa
 def compiled(
@@ -362,9 +369,11 @@ def batch_error(
     size:int # Side that the network is to see; 0 for the images' own
 )->str: # "" when all is well
     "What of other loaders' batches our networks can't take"
-    x,*_,y = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
-    if not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
+    b = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
+    x,y = b[0],b[-1]
+    if len(b)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
         return "The loaders' targets are no classes with names (`vocab`). Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
+    if x.ndim!=4: return f"The loaders' batches are of shape {tuple(x.shape)}, expected images (bs,3,h,w). Take an `ImageBlock`, or a network of your own (net=...)."
     c,h,w = x.shape[1:]
     if c!=3: return f"The loaders' images have {c} channel{'s'*(c!=1)}, expected 3. Take `PILImage` for them, or a network of your own (net=...)."
     if h!=w: return f"The loaders' images are {h}x{w}, expected square ones. Take item_tfms=Resize({min(h,w)}), or a network of your own (net=...)."

@@ -211,7 +211,7 @@ def timm_net(
     "One of timm's networks, tried at the size it is to work on"
     check_name(name)
     kw = {"drop_rate": dropout} if dropout else {}
-    if get_pretrained_cfg(name).fixed_input_size: kw["img_size"] = size
+    if getattr(get_pretrained_cfg(name), "fixed_input_size", False): kw["img_size"] = size # a network of the user's may have no such record
     family = import_module(timm.model_entrypoint(name).__module__)
     if getattr(family, "ResNet", None) is ResNet: kw["zero_init_last"] = False
     try:
