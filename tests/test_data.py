@@ -420,8 +420,13 @@ def test_images_outside_of_the_classes_are_named(tmp_path):
     for f in (root/"cover.png", root/"train"/"lost.png", flat/"lost.png"): f.write_bytes(image)
     assert "2 files not read: 2 .png, for example cover.png" in " ".join(folder_info(root).findings())
     told = []
-    split_folder(flat, tmp_path/"s", on_event=lambda kind, **info: told.append(info.get("text", "")))
+    def hear(kind, **info): told.append(info.get("text", ""))
+    split_folder(flat, tmp_path/"s", on_event=hear)
     assert "1 file not read: 1 .png, for example lost.png" in " ".join(told)
+    (root/"notes.txt").write_bytes(b"x")
+    told.clear()
+    import_dataset(root, tmp_path/"i", on_event=hear)
+    assert "2 files not read: 2 .png, for example cover.png" in " ".join(told)
 
 def test_what_lies_outside_of_the_classes_is_told_as_it_is_today(tmp_path):
     "Whenever it came or went: the pack, which doesn't hold it, stays"
