@@ -144,7 +144,7 @@ def left_out(
     kinds = Counter(_kind(o) for o in names).most_common()
     more = f" and {len(kinds)-5} more kinds" if len(kinds)>5 else ""
     return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {', '.join(f'{n:,} {k}' for k,n in kinds[:5])}{more}, for example {one_line(names[0])}. "
-        f"Images lie in their class's folder and are known by their names: {', '.join(IMAGE_SUFFIXES)}.")
+        f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. In an image folder they lie in their class's folder.")
 
 # %% ../../nbs/10_data.folder.ipynb #f518e5c8
 def _scan_class(
