@@ -219,12 +219,13 @@ def data_info(folder:Annotated[Path, typer.Argument(help="An image folder.")], a
     _show_folder(folder_info(folder), as_json)
 
 def _show_folder(report, as_json):
+    from cinic_fastai.data.folder import one_line
     if as_json: return print_json(report.to_dict())
     print_table(report.table().reset_index().to_dict("records"))
     if any(report.origins.values()): print_table(report.table("origin").reset_index().to_dict("records"))
     if report.mean: print("\nTraining pixels: mean "+" ".join(f"{m:.4f}" for m in report.mean)+", standard deviation "+" ".join(f"{m:.4f}" for m in report.std))
     if report.sizes: print(f"Sizes: {_most_common(report.sizes)}")
-    for line in report.findings(): print(line)
+    for line in report.findings(): print(one_line(line))
 
 def _most_common(counts, most=5):
     "The largest counts by name, and how many others there are"

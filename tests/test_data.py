@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from conftest import ENV, cinic
 from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import folder
-from cinic_fastai.data.folder import (check_folder, download, folder_info, get_cinic, image_files, list_images, read_image, scan_folder, split_folder, unpack,
+from cinic_fastai.data.folder import (check_folder, download, folder_info, get_cinic, image_files, left_out, list_images, read_image, scan_folder, split_folder, unpack,
     write_demo)
 from cinic_fastai.data.hub import import_dataset
 from cinic_fastai.data.pack import get_pack, make_pack, open_pack
@@ -420,8 +420,48 @@ def test_images_outside_of_the_classes_are_named(tmp_path):
     for f in (root/"cover.png", root/"train"/"lost.png", flat/"lost.png"): f.write_bytes(image)
     assert "2 files not read: 2 .png, for example cover.png" in " ".join(folder_info(root).findings())
     told = []
-    split_folder(flat, tmp_path/"s", on_event=lambda kind, **info: told.append(info.get("text", "")))
+    def hear(kind, **info): told.append(info.get("text", ""))
+    split_folder(flat, tmp_path/"s", on_event=hear)
     assert "1 file not read: 1 .png, for example lost.png" in " ".join(told)
+    (root/"notes.txt").write_bytes(b"x")
+    told.clear()
+    import_dataset(root, tmp_path/"i", on_event=hear)
+    assert "2 files not read: 2 .png, for example cover.png" in " ".join(told)
+
+def test_what_lies_outside_of_the_classes_is_told_as_it_is_today(tmp_path):
+    "Whenever it came or went: the pack, which doesn't hold it, stays"
+    root,told = tiny_folder(tmp_path/"a"),[]
+    def hear(kind, **info): told.append((kind, info.get("text", "")))
+    pack = get_pack(root)
+    (root/"train"/"lost.png").write_bytes(b"x")
+    os.close(os.open(os.fsencode(root)+b"/\xff.png", os.O_CREAT)) # no UTF-8
+    assert get_pack(root, on_event=hear).digest==pack.digest
+    assert [kind for kind,_ in told]==["note"] and told[0][1].startswith("2 files not read: 2 .png, for example \\xff.png")
+    make_pack(root)
+    for f in (root/"train"/"lost.png", os.fsencode(root)+b"/\xff.png"): os.unlink(f)
+    told.clear()
+    assert get_pack(root, on_event=hear).digest==pack.digest and told==[]
+
+def test_what_a_name_holds_stays_on_its_line():
+    words = left_out(["a.b\nc", "long."+"y"*200, "\udcff.png", "notes.TXT"])
+    assert words.startswith("4 files not read: 2 without a suffix, 1 .txt, 1 .png, for example 'a.b\\nc'. ") and words.isprintable()
+
+def test_folders_that_are_links_are_looked_through(tmp_path):
+    "Once each way that leads there, and never in circles"
+    real = folder_of(tmp_path/"real", {"a.png": encoded(Image.fromarray(noise), "PNG"), "b.heic": b"x"}, names=dict(all=""))
+    for s in splits:
+        (tmp_path/"hub"/s).mkdir(parents=True)
+        for c in ("cat", "dog"): (tmp_path/"hub"/s/c).symlink_to(real/c)
+    told = []
+    root = import_dataset(tmp_path/"hub", tmp_path/"imported", on_event=lambda kind, **info: told.append(info.get("text", "")))
+    assert folder_info(root).counts==dict.fromkeys(splits, dict(cat=1, dog=1)) and "6 files not read" in told[0]
+    (real/"cat"/"round").symlink_to(real)
+    assert image_files([tmp_path/"hub"/"test"])==[tmp_path/"hub"/"test"/o for o in ("cat/a.png", "cat/round/dog/a.png", "dog/a.png")]
+
+def test_a_class_called_all_keeps_its_count(tmp_path):
+    root = folder_of(tmp_path, {"a.png": b"x", "b.png": b"x"}, classes=("all", "cat", "dog"))
+    df = folder_info(root).table()
+    assert df.index.tolist()==["all", "cat", "dog", "all"] and df["train"].tolist()==[2, 2, 2, 6] and df.index.name=="class"
 
 def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
     root = folder_of(tmp_path/"a", {"a.png": encoded(Image.fromarray(noise), "PNG"), "photo.heic": b"x"})

@@ -106,6 +106,8 @@ def test_a_shift_beyond_the_images_is_refused_before_work():
     counts = dict(train=500, valid=500, test=500)
     assert plan_problems(parse_plan(run), counts, 64)==[]
     assert plan_problems(parse_plan(run), counts, 32)==["[[run]] 1 'a': shift reaches 32 of the images' 32 pixels", "[[search]] 1 'b': shift reaches 40 of the images' 32 pixels"]
+    last = run.replace("shift = 32\n", "").replace("40", "4")+"\n[[run]]\nname = 'c'\nfrom = 'search:b'\nshift = 50"
+    assert plan_problems(parse_plan(last), counts, 32)==["[[run]] 2 'c': shift reaches 50 of the images' 32 pixels"]
 
 @pytest.mark.parametrize("runs,why", [("name = 'a'\n[[run]]\nname = 'b'\n"+VOTE, "'a' and 'b' are one training"),
     ("name = 'a'\nseed = 1\nselect = 'best'\n[[run]]\nname = 'b'\nseed = 1\n"+VOTE, "'a' and 'b' are one training"), # a default that is written out
@@ -122,6 +124,14 @@ def test_a_seed_that_makes_two_runs_one():
     plan = parse_plan("[study]\nname = 'x'\nseed = 9\n[[run]]\nname = 'n-1'\n[[run]]\nname = 'n-2'\nseed = 1\n")
     assert seeds(with_options(plan, seed=3))=={"n-1": 3, "n-2": 1}
     with pytest.raises(PlanError, match="'n-1' and 'n-2' are one training"): with_options(plan, seed=1)
+
+def test_runs_that_a_scale_makes_equal():
+    "Names that end in numbers needn't be seeds: only equal seeds would count twice"
+    plan = parse_plan("[study]\nname = 'x'\n[[run]]\nname = 'long-10'\nepochs = 10\n[[run]]\nname = 'long-20'\nepochs = 20")
+    assert [o.settings["epochs"] for o in with_options(plan, scale=.01).runs]==[1, 1]
+
+def test_seed_and_seeds():
+    with pytest.raises(PlanError, match="1 error\n.*'a': seed and seeds are both given"): parse_plan("[study]\nname = 'x'\n[[run]]\nname = 'a'\nseed = 5\nseeds = [1, 2]")
 
 BOTH = "train_on = 'train+valid'\n"
 HELD = "[[run]]\nname = 'c'\ntrain_on = 'train'\n[[run]]\nname = 'd'\ntrain_on = 'train'\nseed = 2\n"

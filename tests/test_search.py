@@ -176,6 +176,8 @@ def test_the_strategy_hears_it(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("error,again", [(MemoryError("out of memory"), True), (MemoryError(), True), (RuntimeError("CUDA out of memory. Tried to allocate"), True),
     (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), True), # on Windows
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
     (Exception("3 workers were lost with this run (SIGKILL), most likely for want of memory."), True),
     (Exception("3 workers were lost with this run (SIGABRT), as its network a ends the process it works in."), False),
     (Exception("The network a ended its process (SIGKILL). Most likely it wants more memory than there is."), True),

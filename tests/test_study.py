@@ -67,7 +67,7 @@ def test_killed_thirty_times(tmp_path):
     plan.write_text(TINY_PLAN.replace("[1e-3,1e-1]", "[1e-3,1e-2]"), encoding="utf-8") # so long, higher rates diverge
     def command(out, every): return ["study", plan, "--data", root, "--out", out, "--scale", "10", "--save-every", every]
     for i in range(30):
-        what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 9)
+        what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 6)
         if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
         if what=="page" and began(out, root, "page"): (out/"samples.npz").unlink()
         kills.append(killed(command(out, str(moments.choice([0, .2, 1]))), out, root, what, moments.uniform(0, longest)))

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'MAX_PIXELS', 'NO_IMAGE', 'CINIC_URLS', 'CINIC_BYTES', 'CINIC_MD5', 'origin_of', 'is_cifar_test',
-           'FolderScan', 'class_of', 'is_image_name', 'files_inside', 'image_files', 'other_files', 'left_out',
-           'scan_folder', 'listed', 'checked', 'list_images', 'fingerprint', 'image_format', 'to_rgb', 'decode_image',
-           'read_file', 'why_bad', 'read_image', 'tell', 'batches', 'map_batches', 'read_batch', 'channel_hist',
-           'channel_stats', 'folder_lock', 'building', 'refuse_full', 'room_for', 'draw_splits', 'write_demo',
-           'download', 'unpack', 'get_cinic', 'split_folder', 'FolderReport', 'folder_info', 'across_splits',
-           'check_folder']
+           'FolderScan', 'class_of', 'is_image_name', 'files_inside', 'image_files', 'other_files', 'one_line',
+           'left_out', 'scan_folder', 'outside_files', 'listed', 'checked', 'list_images', 'fingerprint',
+           'image_format', 'to_rgb', 'decode_image', 'read_file', 'why_bad', 'read_image', 'tell', 'batches',
+           'map_batches', 'read_batch', 'channel_hist', 'channel_stats', 'folder_lock', 'building', 'refuse_full',
+           'room_for', 'draw_splits', 'write_demo', 'download', 'unpack', 'get_cinic', 'split_folder', 'FolderReport',
+           'folder_info', 'across_splits', 'check_folder']
 
 # %% ../../nbs/10_data.folder.ipynb #25127988
 import gzip, hashlib, io, os, re, secrets, shutil, stat, struct, tarfile, threading, time, unicodedata, warnings, zlib
@@ -100,11 +100,15 @@ def _is_image(
     return is_image_name(e.name) and not _is_dir(e)
 
 def files_inside(
-    folder:Path # That is looked through
+    folder:Path, # That is looked through
+    around:tuple=() # Folders that it lies in: a link back to one of them is not followed
 )->list[Path]: # Sorted, without hidden files and system litter
-    "All files in a folder and below"
-    def shown(o): return not any(part[0]=="." or part.lower() in _litter for part in o.relative_to(folder).parts)
-    return sorted(o for o in folder.rglob("*") if shown(o) and not o.is_dir())
+    "All files in a folder and below, also where a folder is a link"
+    real,out = os.path.realpath(folder),[]
+    for e in _entries(folder) if real not in around else ():
+        if _is_dir(e): out += files_inside(Path(e.path), (*around, real))
+        else: out.append(Path(e.path))
+    return sorted(out)
 
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
@@ -118,17 +122,29 @@ def other_files(
     "Which files are not read"
     return [f for p in map(Path, paths) if p.is_dir() for f in files_inside(p) if not is_image_name(f.name)]
 
+def one_line(
+    text:str # With a file's name in it
+)->str: # As Python writes it where it holds line breaks and the like
+    "Text that stays on its line"
+    return text if text.isprintable() else repr(text)
+
+def _kind(
+    file:str # Its name or path
+)->str: # Its suffix, where that is one
+    "What kind of file a name tells of"
+    suffix = PurePosixPath(file).suffix.lower()
+    return suffix if re.fullmatch(r"\.\w{1,10}", suffix) else "without a suffix"
+
 def left_out(
     files:Iterable # Names or paths of files that are not read
 )->str: # One or two sentences, "" where there are none
     "Say how many files are not read, and of what kind"
     names = sorted(map(str, files))
     if not names: return ""
-    kinds = Counter(PurePosixPath(o).suffix.lower() or "without a suffix" for o in names).most_common()
+    kinds = Counter(_kind(o) for o in names).most_common()
     more = f" and {len(kinds)-5} more kinds" if len(kinds)>5 else ""
-    first = names[0] if names[0].isprintable() else repr(names[0])
-    return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {', '.join(f'{n:,} {k}' for k,n in kinds[:5])}{more}, for example {first}. "
-        f"Images lie in their class's folder and are known by their names: {', '.join(IMAGE_SUFFIXES)}.")
+    return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {', '.join(f'{n:,} {k}' for k,n in kinds[:5])}{more}, for example {one_line(names[0])}. "
+        f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. In an image folder they lie in their class's folder.")
 
 # %% ../../nbs/10_data.folder.ipynb #f518e5c8
 def _scan_class(
@@ -171,10 +187,17 @@ def scan_folder(
     if not root.is_dir(): raise DataError(f"There is no folder {root}. `cinic data demo {root}` makes one to try things on.")
     found = {s: _folders(root/s) for s in SPLITS}
     scan = FolderScan(root, _classes(chain(*found.values())), problems=_layout_problems(found, set(_folders(root))-set(SPLITS)))
-    scan.ignored += [f"{s}/{e.name}".lstrip("/") for s in ("", *SPLITS) if (root/s).is_dir() for e in _entries(root/s) if _is_image(e)]
+    scan.ignored += outside_files(root)
     for s,names in found.items():
         for c in sorted(names, key=class_of): _scan_class(scan, s, c)
     return scan
+
+def outside_files(
+    root:Path # Image folder
+)->list[str]: # Relative to it, in writable text
+    "Images that lie beside the classes or the splits, in no class"
+    there = [(s, e) for s in ("", *SPLITS) if (root/s).is_dir() for e in _entries(root/s) if _is_image(e)]
+    return [os.fsencode(f"{s}/{e.name}".lstrip("/")).decode(errors="backslashreplace") for s,e in there]
 
 def _classes(
     folders:Iterable[str] # Names on the disk
@@ -188,7 +211,7 @@ def listed(
     most:int=100 # Show no more than these
 )->str: # One a line, indented
     "Many findings as one message's lines"
-    lines = [o if o.isprintable() else repr(o) for o in lines]
+    lines = list(map(one_line, lines))
     more = [f"... and {len(lines)-most} more"] if len(lines)>most else []
     return "".join(f"\n  {o}" for o in lines[:most]+more)
 
@@ -764,7 +787,7 @@ class FolderReport:
     counts:dict # split -> class -> images
     origins:dict # split -> origin -> images, where names tell an origin
     problems:list[str] # What is wrong with the layout
-    ignored:list[str] # Files that are not read, as their names are no image's
+    ignored:list[str] # Files that are not read: their names are no image's, or they lie outside of the classes
     read:bool = False # Was every image opened? If not, the rest is empty
     bad:dict = field(default_factory=dict) # file -> why it can't be used
     duplicates:list = field(default_factory=list) # Groups of equal files that lie in more than one split
@@ -784,7 +807,7 @@ class FolderReport:
         import pandas as pd
         df = pd.DataFrame(self.counts if by=="class" else self.origins).reindex(columns=list(SPLITS)).fillna(0).astype(int)
         df["all"] = df.sum(axis=1)
-        if by=="class": df.loc["all"] = df.sum()
+        if by=="class": df = pd.concat([df, df.sum().to_frame("all").T]) # a class may be called so, too
         return df.rename_axis(by)
 
     def findings(self)->list[str]: # One line each, empty when all is well

@@ -120,8 +120,9 @@ def dataset_files(
     homes = sorted({str((p.parent.parent if split_of(p.parent.name) else p.parent).relative_to(src)) for p in tables})
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
     if tables: return table_images,tables,[]
-    own = [p for p in seen if len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in SPLIT_WORDS]
-    images,others = [p for p in own if is_image_name(p.name)],[p.relative_to(src) for p in own if not is_image_name(p.name)]
+    own = {p for p in seen if len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in SPLIT_WORDS}
+    images = [p for p in seen if p in own and is_image_name(p.name)]
+    others = [p.relative_to(src) for p in seen if is_image_name(p.name)!=(p in own)] # in no class, or no image
     if not images: raise DataError(f"There is no Hugging Face dataset in {src}: expected parquet or arrow files of train, validation and test, or {{train,validation,test}}/{{class}}/*.png. "
         f"{left_out(others)}".strip())
     return folder_images,images,others

@@ -17,7 +17,7 @@ import numpy as np
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import json_sum, read_json, sha256, write_json, write_text
 from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, left_out, listed,
-    map_batches, origin_of, read_batch, refuse_full, room_for, scan_folder, tell)
+    map_batches, origin_of, outside_files, read_batch, refuse_full, room_for, scan_folder, tell)
 
 # %% ../../nbs/11_data.pack.ipynb #3e2bddd1
 PACK_VERSION = 4
@@ -350,8 +350,16 @@ def get_pack(
 )->Pack: # Fresh
     "The folder's pack, opened where it fits the folder, else made"
     pack = _get_pack(Path(root), size, on_bad, on_event, dest)
-    if words := left_out(pack.manifest["ignored"]): tell(on_event, "note", text=words)
+    if words := left_out(_left_out_now(Path(root), pack)): tell(on_event, "note", text=words)
     return pack
+
+def _left_out_now(
+    root:Path, # Image folder, or a pack
+    pack:Pack # Of it
+)->list[str]: # Files that are not read
+    "What a pack left out of its classes, and what lies outside of them today, which its fingerprint doesn't cover"
+    there = pack.manifest["ignored"]
+    return there if (root/"manifest.json").exists() else [o for o in there if o.count("/")==2]+outside_files(root)
 
 def _get_pack(root, size, on_bad, on_event, dest):
     "As `get_pack`"

@@ -145,8 +145,11 @@ def estimate(
     speed:dict # From `image_seconds`
 )->float: # Seconds; 0 for a network that was not measured, as where a search chooses it
     "What a run should take"
-    alike = [m for m in speed if replace(m, bs=cfg.bs)==replace(network(cfg), bs=cfg.bs)]
-    train,valid = speed[min(alike, key=lambda m: abs(math.log2(m.bs/cfg.bs)))] if alike else (0., 0.) # at the nearest batch
+    def unlike(m):
+        away = [abs(math.log2(getattr(m, k)/getattr(cfg, k))) for k in ("width", "bs")]
+        return m.precision!=cfg.precision, m.channels_last!=cfg.channels_last, *away
+    same = [m for m in speed if (m.model, m.stem, m.size)==(cfg.model, cfg.stem, cfg.size)]
+    train,valid = speed[min(same, key=unlike)] if same else (0., 0.) # the nearest that was measured, where a search chooses the rest
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 

@@ -254,7 +254,8 @@ def _run_errors(
     "Check one run"
     base = _search_base(d, run)
     out = _key_errors("run", run)+_settings_errors(_fields(run), {**_defaults(d), **base})
-    if "seeds" in run: out.append(f"seeds = {run['seeds']!r}: expected a list of whole numbers, one or more")
+    if "seeds" in run and "seed" in run: out.append("seed and seeds are both given: take one of them")
+    elif "seeds" in run: out.append(f"seeds = {run['seeds']!r}: expected a list of whole numbers, one or more")
     source,known = run.get("from"),[f"search:{o}" for o in _names(d, "search")]
     if not isinstance(source, str) or source in known: return out
     return out+[f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"]
@@ -415,7 +416,9 @@ def with_seeds(
     d:dict # A plan as `tomllib` parses it
 )->dict: # Each run with `seeds` as several runs, NAME-SEED
     "Write runs out that are to be trained with several seeds; what isn't sound is left to the checks"
-    def sound(t): return isinstance(t, dict) and isinstance(t.get("name"), str) and isinstance(t.get("seeds"), list) and t["seeds"] and all(type(o) is int for o in t["seeds"])
+    def sound(t):
+        named = isinstance(t, dict) and isinstance(t.get("name"), str) and "seed" not in t
+        return named and isinstance(t.get("seeds"), list) and t["seeds"] and all(type(o) is int for o in t["seeds"])
     def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": seed_name(t["name"], o), "seed": o} for o in t["seeds"]] if sound(t) else [t]
     return {**d, "run": [o for t in d["run"] for o in each(t)]} if isinstance(d.get("run"), list) else d
 
@@ -609,9 +612,8 @@ def with_options(
     if seed is not None: plan = _reseeded(plan, seed)
     if published: plan = _published(plan)
     if trials is not None: plan = replace(plan, searches=tuple(replace(o, random=trials[0], guided=trials[1]) for o in plan.searches))
-    if scale!=1: plan = _scaled(plan, scale)
     if errors := _counted_twice(plan): raise PlanError("; ".join(errors)+".")
-    return plan
+    return plan if scale==1 else _scaled(plan, scale)
 
 # %% ../../nbs/40_study.plan.ipynb #f3f2b9f3
 def middle_bs(
@@ -740,8 +742,10 @@ def plan_problems(
     "What of a plan doesn't fit the data"
     def n_images(d): return counts["train"]+(counts["valid"] if d.get("train_on")=="train+valid" else 0)
     def base(run): return plan_search(plan, run.source).settings if run.source else {}
-    asked = [(f"[[run]] {i} '{o.name}'", {**base(o), **o.settings}, {}) for i,o in enumerate(plan.runs, 1) if not o.source or "bs" in o.settings]
-    asked += [(f"[[search]] {i} '{o.name}'", o.settings, o.space) for i,o in enumerate(plan.searches, 1)]
-    far = [f"{place}: shift reaches {most} of the images' {size} pixels" for place,d,space in asked if size and (most := _largest("shift", d, space))>=size]
+    def asked(field): # what a run takes over from its search is the search's to answer for
+        runs = [(i, o) for i,o in enumerate(plan.runs, 1) if not o.source or field in o.settings]
+        return [(f"[[run]] {i} '{o.name}'", {**base(o), **o.settings}, {}) for i,o in runs]+[
+            (f"[[search]] {i} '{o.name}'", o.settings, o.space) for i,o in enumerate(plan.searches, 1)]
+    far = [f"{place}: shift reaches {most} of the images' {size} pixels" for place,d,space in asked("shift") if size and (most := _largest("shift", d, space))>=size]
     return far+[f"{place}: bs{' up to' if 'bs' in space else ' ='} {most} exceeds the {n_images(d)} training images"
-        for place,d,space in asked if (most := _largest("bs", d, space))>n_images(d)]
+        for place,d,space in asked("bs") if (most := _largest("bs", d, space))>n_images(d)]

@@ -246,7 +246,8 @@ def _trial(
     sound = type(trial["valid_acc"]) in (int, float) or trial["status"]=="failed"
     return trial if sound else {**trial, "status": "failed", "cause": f"valid_acc is {got.get('valid_acc')}"}
 
-_wants = ("MemoryError", "out of memory", "OutOfMemory", "allocate memory", "Unable to allocate", "want of memory", "wants more memory")
+_wants = ("MemoryError", "out of memory", "OutOfMemory", "allocate memory", "not enough memory", "Unable to allocate", "ALLOC_FAILED",
+    "want of memory", "wants more memory")
 
 def wanting(
     trial:dict # From the journal
