@@ -239,3 +239,16 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
     conduct(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
     trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
     assert trial["status"]=="failed" and trial["told"]==3/27
+
+def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
+    "Its failure is recorded, the study goes on to its page"
+    from cinic_fastai.results import page
+    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.test_utils import tiny_pack
+    drawn = []
+    monkeypatch.setattr(page, "write_page", lambda *args: drawn.append(1))
+    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
+        'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
+    run, = conduct(plan, tiny_pack(), tmp_path/"out")["runs"]
+    assert drawn and run["status"]=="failed" and "nesterov = True is for opt = 'sgd'" in run["reason"]

@@ -532,7 +532,9 @@ def do_final(
     "Carry a final run out with the best point of its search"
     entry,s = c.entry("runs", run.name, run.group),c.entry("searches", run.source.split(":", 1)[1])
     if s["best"] is None: return c.mark(entry, status="skipped", reason=f"search {s['name']} gave no point: {s.get('reason', '')}")
-    do_run(c, run, final_config(c.plan, run, s["best"]["point"]))
+    try: cfg = final_config(c.plan, run, s["best"]["point"])
+    except CinicError as e: return failed(c, entry, e)
+    do_run(c, run, cfg)
 
 def do_ensembles(
     c:Conductor # The study
