@@ -22,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
+from ..runs import best_epoch
 from .tables import ALL, TOTAL, history_table
 
 # %% ../../nbs/33_results.plots.ipynb #1be80cf9
@@ -641,7 +642,7 @@ def _one_dependence(
     _dots(ax, xs, trials, colour)
     done = (trials["status"]=="done").to_numpy()
     if done.any():
-        best = int(np.argmax(np.where(done, trials["valid_acc"].to_numpy(float), -1)))
+        best = best_epoch(np.where(done, trials["valid_acc"].to_numpy(float), -1), trials["valid_loss"].to_numpy(float))
         ax.plot([xs[best]], [trials["valid_acc"].iloc[best]], **_best_look)
     _clean(ax, percent="y")
     ax.margins(y=.12)
