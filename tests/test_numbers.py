@@ -1,10 +1,11 @@
 "The numbers of tables, page and model card against scikit-learn, file names and the plan `report`"
 import pandas as pd, pytest
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from cinic_fastai.core import SPLITS
 from cinic_fastai.files import read_json, write_json
+from cinic_fastai.results.ensemble import fit_ensemble
 from cinic_fastai.results.page import rendered, write_page
-from cinic_fastai.results.tables import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS, read_study,
+from cinic_fastai.results.tables import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS, beside_published, ensembles_table, predictions, read_study,
     report_run, report_search, runs_table, study_store)
 from cinic_fastai.runs import declared
 from cinic_fastai.study.plan import parse_plan, read_plan, run_config, trial_config, with_options
@@ -135,3 +136,24 @@ def test_every_environment_is_told(tmp_path, monkeypatch):
     text = read(write_page(out)).text()
     for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")): assert f"{a} (14 trainings), {b} (1 training)" in text
     assert len(pd.read_csv(out/"tables"/"environments.csv").query("what=='device'"))==2
+
+@pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)), dict(counts=dict.fromkeys(SPLITS, 30_000))])
+def test_other_sizes_and_splits_are_not_the_reports_images(tmp_path, change):
+    out = as_the_report(example_study(tmp_path, images=20, trials=(1,1)))
+    study = read_study(out)
+    assert beside_published(study["data"]) and not beside_published(study["data"]|change)
+    write_json(out/"study.json", study|{"data": study["data"]|change})
+    assert runs_table(out).published.isna().all()
+
+def test_of_members_with_equal_accuracy_the_surer_one_is_best(tmp_path):
+    "Whichever comes first"
+    out = example_study(tmp_path, images=60, trials=(1,1))
+    p = next(p for p in predictions(out) if p["predictor"]=="soft")
+    sharp = p["valid_members"][0]
+    flat = .5*sharp+.5/sharp.shape[1]
+    scores = {n: log_loss(p["valid_targs"], m) for n,m in (("sharp", sharp), ("flat", flat))}
+    better = min(scores, key=scores.get)
+    for names in (("sharp", "flat"), ("flat", "sharp")):
+        members = [dict(sharp=sharp, flat=flat)[n] for n in names]
+        made = {**p, "members": list(names), "valid_members": members, "test_members": p["test_members"][:2], "fitted": fit_ensemble("soft", members)}
+        assert ensembles_table(out, [made]).best_member.item()==better

@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 from xml.etree import ElementTree
 import numpy as np, pytest
 from cinic_fastai.files import line_of, read_json, read_npz, write_json, write_text
-from cinic_fastai.results.page import STATEMENTS, experiments, facts, rendered, write_page
+from cinic_fastai.results.page import STATEMENTS, ensemble_words, experiments, facts, key_numbers, pct, rendered, write_page
+from cinic_fastai.results.plots import plot_dependence
 from cinic_fastai.results.tables import ensembles_table, read_journal
 from cinic_fastai.runs import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
@@ -357,3 +358,67 @@ def test_names_that_collide_with_the_reports(tmp_path):
         assert words in text, words
     gains = text.split("Against no augmentation that is")[1].split(" for “")[1:]
     assert gains[0].startswith("advanced”") and not [o for o in gains[:4] if o.startswith(("none”", "simple”"))]
+
+def test_equal_trials_have_one_winner_everywhere(tmp_path):
+    "Of two with the same accuracy the one with the lower loss, in words, table 1 and the star of its figure"
+    out = example_study(tmp_path, images=50)
+    journal = out/"searches"/"resnet18-sgd.jsonl"
+    header,trials = read_journal(journal)
+    done = [t for t in trials if t["status"]=="done"]
+    for t in done: t.update(valid_acc=.5, valid_loss=2.-.1*t["number"])
+    write_text(journal, "".join(map(line_of, [header,*trials])))
+    f, last = facts(out), done[-1]["number"]+1
+    assert f.tables["table1_search"].set_index("search").number["resnet18-sgd"]+1==last
+    assert f"Trial {last} of 7 is the best, with 50.0 %" in told(out)
+    star = plot_dependence(f.tables["dependence"].query("search=='resnet18-sgd' and dimension=='bs'"), f.tables["trials"].query("search=='resnet18-sgd'")).axes[0].lines[-1]
+    assert star.get_xdata()[0]==done[-1]["point"]["bs"]
+
+def test_the_best_network_may_be_in_no_vote(tmp_path):
+    out = example_study(tmp_path, images=200)
+    study = read_json(out/"study.json")
+    study["ensembles"] = [dict(study["ensembles"][0], members=["architectures/custom_cnn", "architectures/resnet18"])]
+    write_json(out/"study.json", study)
+    f = facts(out)
+    runs, best = f.tables["runs"].set_index("name"), f.tables["table2_predictors"].iloc[0]
+    assert runs.test_acc.idxmax()=="resnet18-pretrained-adam" and runs.test_acc.max()>best.test_acc
+    numbers = {k["label"]: (k["value"], k["note"].split(",")[0].split(";")[0]) for k in key_numbers(f)}
+    wanted = pct(runs.test_acc.max()), "ResNet-18 pretrained Adam"
+    assert numbers["best predictor, test"]==numbers["best single network, test"]==wanted
+    words = ensemble_words(f)[0]
+    assert "best predictor of table 2: " in words and words.endswith(f"ResNet-18 pretrained Adam, which isn't one of them, reaches {wanted[0]}.")
+
+def test_the_mark_is_named_where_no_other_number_stands(example, photos):
+    text = read(example/"report.html").text()
+    assert "“How soon” takes one of its numbers, 69.4 %, as a mark" in text and "here on valid images, and on other ones than those" in text
+    assert "69.4 %" not in photos.text()
+
+def test_a_leak_whose_size_is_not_known_yet(tmp_path):
+    "A study that has not written its samples doesn't know which test images are CIFAR-10's"
+    out = example_study(tmp_path, images=50, trials=(1,1))
+    (out/"samples.npz").unlink()
+    text = told(out)
+    assert "some of the test images may be training images of CIFAR-10" in text and "0 of the test images" not in text
+
+def test_what_some_trainings_had_is_not_said_of_all(tmp_path):
+    out = example_study(tmp_path, images=50, trials=(1,1))
+    f = out/"runs"/read_json(out/"study.json")["runs"][0]["run_id"]/"env.json"
+    write_json(f, read_json(f)|dict(gpu="Some GPU"))
+    assert "Some GPU (1 training)" in told(out)
+
+def test_a_gap_that_cannot_be_compared_says_so(tmp_path):
+    text = with_fields(example_study(tmp_path, images=50, trials=(1,1)), ("custom_cnn",), dropout=.2)
+    assert "points for CustomCNN (trained with dropout, so not to be compared)" in text and text.count("so not to be compared")==1
+
+def test_fitted_is_what_was_fitted(tmp_path):
+    "A soft vote with a temperature has no weights of its own"
+    out = example_study(tmp_path, images=50, trials=(1,1))
+    study = read_json(out/"study.json")
+    study["ensembles"][0]["temperature"] = True
+    write_json(out/"study.json", study)
+    assert "Chosen on valid images: weights of Greedy selection and temperatures of Soft voting and Greedy selection." in told(out)
+
+def test_nothing_is_chosen_where_nothing_is_finished(tmp_path):
+    text = told(example_study(tmp_path/"fresh", images=50, state="fresh"))
+    assert "Nothing was chosen on valid images" in text
+    text = with_fields(example_study(tmp_path/"blind", images=50, trials=(1,1)), ("custom_cnn-adam",), train_on="train+valid", select="last")
+    assert "Epochs and trials were chosen on valid images" in text and "so nothing can be chosen by them." in text and ".." not in text.split("Runs")[0].replace("...", "")

@@ -37,7 +37,7 @@ from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_se
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table, number_words, MANY_CLASSES)
 from .surrogate import learnt_tables
-from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, is_cinic, journal_of, majority_of, other_dimensions, planned, predictions,
+from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, beside_published, is_cinic, journal_of, majority_of, other_dimensions, planned, predictions,
     progress_table, read_journal, read_study)
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
@@ -63,7 +63,7 @@ class Facts:
         group:str # Of runs
     )->list[dict]: # Rows of `runs_table`, best valid accuracy first
         "The finished runs of a group"
-        return sorted((r for r in self.runs(group) if r["status"]=="done"), key=lambda r: -r["valid_acc"])
+        return sorted((r for r in self.runs(group) if r["status"]=="done"), key=_by_valid)
 
     def majority(self,
         split:str # Whose images are scored
@@ -75,6 +75,13 @@ class Facts:
     def trainings(self)->int: # Done or not
         "How many trainings the study has in all"
         return int(self.progress[["done", "skipped", "failed", "left"]].sum().sum())
+
+def _by_valid(
+    d:dict # `valid_acc` and perhaps `valid_loss`
+)->tuple: # To sort by
+    "The highest valid accuracy first, of equals the lower valid loss"
+    loss = d.get("valid_loss")
+    return -d["valid_acc"], np.inf if pd.isna(loss) else loss
 
 def _rows(
     df:pd.DataFrame # Any table
@@ -251,6 +258,7 @@ _full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINI
 _published_words = "Published numbers are the report's; they stand beside runs, searches and votes with all its settings, and nowhere else."
 _incomparable_words = "No number of the report stands beside those here: results on other images, on fewer of them or with other settings " \
     "can't be compared with it."
+_mark_words = f" “How soon” takes one of its numbers, {pct(MARK)}, as a mark to reach."
 
 def scale_notice(
     f:Facts # The study
@@ -261,7 +269,7 @@ def scale_notice(
     table = _table("size", "Size", "This study beside the full one.", [("what", "text"), ("this study", "num"), ("the full study", "num")],
         [(r["what"], r["here"], r["full"]) for r in rows])
     stated = any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors"))
-    beside = _published_words if stated else _incomparable_words
+    beside = (_published_words if stated else _incomparable_words)+_mark_words*bool(f.tables["soon"]["seconds"].notna().any())
     data = f.study["data"]
     if not is_cinic(data) and not data.get("demo"):
         images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
@@ -532,8 +540,14 @@ def architecture_words(
     if not runs: return [_nothing]
     blind = [r["name"] for r in runs if _saw_valid(r)]
     gap = f.tables["gap"].query("group=='architectures' and name not in @blind").sort_values("gap", ascending=False)
-    gaps = listed(f"{points(g['gap'])} for {said(g['name'])}" for g in _rows(gap))
+    gaps = listed(f"{points(g['gap'])} for {said(g['name'])}{_differs_words(g)}" for g in _rows(gap))
     return [_ranking(runs)]+([f"At the last epoch accuracy on training images minus that on valid images is {gaps}. {_overfitted(f, 'architectures')}"] if gaps else [])
+
+def _differs_words(
+    g:dict # A row of `gap`
+)->str: # "" where the gap is that of the same images as they are
+    "What keeps a gap from being compared"
+    return f" (trained with {g['train_differs']}, so not to be compared)" if g["train_differs"] else ""
 
 def augmentation_words(
     f:Facts # The study
@@ -709,7 +723,7 @@ def _ranked(
     which:str="search" # Or its `control`
 )->list[dict]: # Trials that ran to their end, different points, best first
     "The winner, the runner-up and so on"
-    done = sorted((t for t in f.journals[name, which][1] if t["status"]=="done"), key=lambda t: -t["valid_acc"])
+    done = sorted((t for t in f.journals[name, which][1] if t["status"]=="done"), key=_by_valid)
     first = {}
     for t in done: first.setdefault(repr(sorted(t["point"].items())), t)
     return list(first.values())
@@ -873,7 +887,16 @@ def _class_words(
     pairs = most_confused(confusion(p["preds"], p["targs"], len(p["classes"])), p["classes"], 3)
     mistakes = listed(f"{a} for {b} ({count(n, 'image')}, {pct(share)} of {a})" for a,b,n,share in pairs)
     words = f"{said(name)} is right most often on {of(easiest)} ({pct(easiest)}) and least often on {of(hardest)} ({pct(hardest)})."
+    if hardest==easiest: words = f"{said(name)} is right equally often on every class ({pct(easiest)})."
     return words+(f" Most often it takes {mistakes}." if pairs else "")
+
+def _better_alone(
+    f:Facts, # The study
+    acc:float # Test accuracy of the best predictor
+)->dict|None: # A row of `runs_table`
+    "The best run that is no predictor, where it is better than those"
+    shown = {p["run_id"] for p in f.preds if p["kind"]=="run"}
+    return max((r for r in _finished(f) if r["run_id"] not in shown and r["test_acc"]>acc), key=lambda r: r["test_acc"], default=None)
 
 def ensemble_words(
     f:Facts # The study
@@ -883,13 +906,15 @@ def ensemble_words(
     if done.empty: return ["Nothing to report yet: no predictor has test probabilities."]
     top, by_name = _rows(done)[0], {p["predictor"]: p for p in f.preds}
     alike = listed(said(d["predictor"]) for d in _rows(done) if d["test_acc"]==top["test_acc"])
-    best = "is the best predictor" if alike==said(top["predictor"]) else "are the best predictors"
-    words = [f"{alike} {best}: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
+    best, better = "is the best predictor" if alike==said(top["predictor"]) else "are the best predictors", _better_alone(f, top["test_acc"])
+    among = (" of table 2" if f.study["ensembles"] else " of the final runs") if better else ""
+    words = [f"{alike} {best}{among}: {pct(top['test_acc'])} of {count(top['images'], 'test image')} are right "
         f"(95 % interval {pct(top['low'])} to {pct(top['high'])})."]
+    if better: words[0] += f" {said(better['name'])}, which isn't one of them, reaches {pct(better['test_acc'])}."
     votes = [p for p in f.preds if p["kind"]!="run" and "preds" in p]
     against = [_vote_against_member(d) for d in _rows(f.tables["ensembles"])]
     words += against+[f"{_best_member_words(f)} {_test_words}"]*bool(against)+[_tie_words(f, p) for p in votes if p["kind"]=="hard"]
-    unformed = [f"{said(p['predictor'])} could not be formed: {p['reason']}." for p in f.preds if p["kind"]!="run" and "preds" not in p]
+    unformed = [f"{said(p['predictor'])} could not be formed: {p['reason'].rstrip('.')}." for p in f.preds if p["kind"]!="run" and "preds" not in p]
     return words+[_class_words(f, by_name[top["predictor"]])]+unformed
 
 # %% ../../nbs/35_results.page.ipynb #f322d39b
@@ -981,8 +1006,9 @@ def origin_words(
 
 def _cifar_tests(
     f:Facts # The study
-)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 without a finished predictor
+)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 where that isn't known yet
     "How many test images come from each part of CIFAR-10, by their names"
+    if "cifar_test_rows" not in f.samples: return 0,0
     df = f.tables["class_origin"].query("`class`==@TOTAL").drop_duplicates("origin").set_index("origin")["images"]
     own = int(df.get(CIFAR_PARTS[0], 0))
     return own,int(df.get("cifar", own))-own
@@ -1509,7 +1535,7 @@ def group_table(
     published = "; the published number is valid accuracy at the end"*beside
     caption = f"On valid and test images. Weights are kept from {_kept_words(done) or 'one of its epochs'}{published}." \
         +_brackets_words(runs)+_view_words(done)+_score_words(f, ("valid", "test"))
-    best = max((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: runs[i]["valid_acc"], default=None)
+    best = min((i for i,r in enumerate(runs) if r["valid_acc"]>0 and not _saw_valid(r)), key=lambda i: _by_valid(runs[i]), default=None)
     return _without_empty(_table(f"table-{_slug(group)}", title, caption, columns, cells, best), "published")
 
 def _valid_cell(
@@ -1619,8 +1645,12 @@ def ensembles_words(
     columns = [("ensemble", "name"), ("weights", "name"), ("temperature", "num"), ("valid", "num"), ("test", "num"), ("against its best member", "num"), ("95 % interval", "num"),
         ("p", "num"), ("NLL", "num"), ("ECE before", "num"), ("ECE", "num")]
     members = dict.fromkeys(d["members"] for d in table)
-    choosing = listed(said(p["predictor"]) for p in f.preds if "fitted" in p and needs_valid(p["kind"], **p["options"]))
-    chosen = f" Weights and temperatures of {choosing} were chosen on valid images." if choosing else ""
+    made = [p for p in f.preds if "fitted" in p]
+    names = {}
+    for what,named in (("weights", [p for p in made if needs_valid(p["kind"])]), ("temperatures", [p for p in made if any(p["options"].values())])):
+        if named: names.setdefault(listed(said(p["predictor"]) for p in named), []).append(what)
+    what = listed(f"{listed(k)} of {of}" for of,k in names.items())
+    chosen = f" Chosen on valid images: {what}." if what else ""
     caption = f"Weights in the order {'; '.join(', '.join(pretty(m) for m in o.split(', ')) for o in members)}.{chosen} NLL (negative " \
         "log-likelihood) and ECE (expected calibration error) are those of the test images, ECE before and after the temperature."
     return _table("ensembles", "Ensembles side by side", caption, columns, rows, max(range(len(rows)), key=lambda i: table[i]["test_acc"])) if rows else None
@@ -1676,7 +1706,8 @@ def soon_rows(
     def mean(xs): return duration(np.mean(xs)) if xs else "–"
     rows = [(pretty(d["name"]), f"{d['reached']} of {d['n']}", mean(d["seconds"]), mean(d["total"]), spread_words(d["best"])) for d in _soon_settings(f)]
     columns = [("setting", "name"), ("seeds that reach it", "num"), ("time to it", "num"), ("whole training", "num"), ("best valid", "num")]
-    caption = f"{pct(MARK)} is the report's best result, on test images; here on valid images. Time is training and validation, on the machine that did them."
+    images = "here on valid images" if beside_published(f.study["data"]) else "all of CINIC-10's; here on valid images, and on other ones than those"
+    caption = f"{pct(MARK)} is the report's best result, on test images, {images}. Time is training and validation, on the machine that did them."
     return _table("soon", f"Time to {pct(MARK)}", caption, columns, rows) if soon_words(f) else None
 
 # %% ../../nbs/35_results.page.ipynb #e6d0bffd
@@ -1706,7 +1737,7 @@ _vote_words = {"soft": "Soft voting averages the members' probabilities.",
     "hard": "Hard voting counts the members' classes; in a tie the most confident model among those that voted for a tied class decides.",
     "greedy": "Greedy selection (Caruana et al. 2004) begins with the best member and adds, again and again, the one that helps most.",
     "weighted": "Weighted voting averages with the weights that have the smallest negative log-likelihood."}
-_read_words = "Votes read stored probabilities of the test images; nothing was chosen on these."
+_read_words = "Votes read stored probabilities of the test images; no vote was chosen on these."
 _guided_words = "Guided points are proposed by Bayesian optimisation (scikit-optimize) from the trials before."
 
 @_states("what is optimised", "select")
@@ -1888,10 +1919,14 @@ def key_numbers(
 )->list[dict]: # As `_key`
     "The numbers that say most; those with a percent sign are accuracies"
     out, table = [], [d for d in _rows(f.tables["table2_predictors"]) if pd.notna(d["test_acc"])]
-    for d in table[:1]: out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
-    for d in [d for d in table if d["kind"]=="run"][:1]:
-        level = "" if pd.isna(d["majority_acc"]) else f"; the most frequent class gives {pct(d['majority_acc'])}"
-        out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+level))
+    single = [d for d in table if d["kind"]=="run"]
+    if better := _better_alone(f, single[0]["test_acc"] if single else 0):
+        low, high = interval(better["test_acc"], f.study["data"]["counts"]["test"])
+        single = [dict(better, predictor=better["name"], low=low, high=high)]
+    for d in sorted(table[:1]+single[:1], key=lambda d: -d["test_acc"])[:1]:
+        out.append(_key("best predictor, test", pct(d["test_acc"]), f"{pretty(d['predictor'])}, {pct(d['low'])} to {pct(d['high'])}"))
+    level = "" if pd.isna(f.majority("test")) else f"; the most frequent class gives {pct(f.majority('test'))}"
+    for d in single[:1]: out.append(_key("best single network, test", pct(d["test_acc"]), pretty(d["predictor"])+level))
     fair = [r for r in f.done("augmentation") if not _saw_valid(r)]
     gains = _augmentation_gains(fair)
     for n,a in [(r["name"], r["valid_acc"]) for r in fair[:1]]:
@@ -1967,6 +2002,7 @@ def _leaks(
     own,trained = _cifar_tests(f)
     if own+trained: words.append(f"Leak: {count(own)} of the test images are test images of CIFAR-10, {count(trained)} its training images. "
         "A network that was trained on CIFAR-10 elsewhere has seen those.")
+    elif origins.get("cifar"): words.append("Leak: some of the test images may be training images of CIFAR-10. A network that was trained on CIFAR-10 elsewhere has seen those.")
     return words
 
 @_states("pretrained", "name", "model", "pretrained", "weights")
@@ -2003,8 +2039,8 @@ def _chosen_on_valid(
     f:Facts # The study
 )->str: # Sentences
     "What was chosen on valid images"
-    choosing = any(needs_valid(e["method"], bool(e.get("temperature")), bool(e.get("member_temperature"))) for e in f.study["ensembles"])
-    kinds = [_chosen_epochs(_finished(f)+_trials(f)), "trials"*bool(f.study["searches"]), "settings of ensembles"*choosing]
+    choosing = any(needs_valid(p["kind"], **p["options"]) for p in f.preds if "fitted" in p)
+    kinds = [_chosen_epochs(_finished(f)+_trials(f)), "trials"*bool(_trials(f)), "settings of ensembles"*choosing]
     what = listed(k for k in kinds if k)
     if not what: return "Nothing was chosen on valid images; test images were only scored."
     return f"{what[0].upper()}{what[1:]} were chosen on valid images; test images were only scored. " \
@@ -2149,10 +2185,11 @@ def _as_text(
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 def _shared_value(
-    rows:list[dict] # Of `environments`, about one thing
+    rows:list[dict], # Of `environments`, about one thing
+    total:int # Trainings whose environment is known, NA for none
 )->str: # For example `cpu (60 trainings), cuda (2 trainings)`
     "What all trainings have, or each value and how many have it"
-    if len(rows)==1: return rows[0]["value"] or "–"
+    if len(rows)==1 and (pd.isna(total) or rows[0]["trainings"]==total): return rows[0]["value"] or "–"
     rows = sorted(rows, key=lambda d: -d["trainings"])
     return ", ".join(f"{d['value'] or 'none'} ({count(d['trainings'], 'training')})" for d in rows)
 
@@ -2161,7 +2198,8 @@ def environment_table(
 )->dict: # As `_table`
     "Versions and machine"
     s, data = f.study, f.study["data"]
-    rows = [(k, _shared_value(_rows(d))) for k,d in f.tables["environments"].groupby("what")]
+    by = f.tables["environments"].groupby("what")
+    rows = [(k, _shared_value(_rows(d), by["trainings"].sum(min_count=1).max())) for k,d in by]
     rows += [("data digest", str(data.get("digest", ""))), ("classes", _as_text(data["classes"])), ("image size", str(data.get("size", ""))),
         ("options", _as_text({k: v for k,v in s["options"].items() if v is not None})), ("started", str(s.get("started", ""))),
         ("time of the whole study", duration(s.get("seconds")))]

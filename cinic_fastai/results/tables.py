@@ -44,10 +44,11 @@ def is_cinic(
 
 def beside_published(
     data:dict # A study's `data`
-)->bool: # All of CINIC-10's images, but for those that can't be read
+)->bool: # All of CINIC-10's images in its splits and at its size, but for those that can't be read
     "May the report's numbers stand beside results on these images?"
-    images = sum(data["counts"].values())+len(data.get("skipped") or ())
-    return is_cinic(data) and images==FULL_STUDY["images"]
+    counts = data["counts"].values()
+    images = sum(counts)+len(data.get("skipped") or ())
+    return is_cinic(data) and data.get("size", 32)==32 and images==FULL_STUDY["images"] and max(counts)<=FULL_STUDY["split"]
 
 
 # %% ../../nbs/32_results.tables.ipynb #9e4b4572
@@ -634,7 +635,8 @@ def _ensemble_row(
 )->dict: # Values by column
     "One ensemble"
     fitted, accs = p["fitted"], [accuracy(m, p["targs"]) for m in p["test_members"]]
-    i = int(np.argmax([accuracy(m, p["valid_targs"]) for m in p["valid_members"]] if p["valid_members"] else accs))
+    valid, targs = p["valid_members"], p["valid_targs"]
+    i = best_epoch([accuracy(m, targs) for m in valid], [nll(m, targs) for m in valid]) if valid else int(np.argmax(accs))
     row = dict(predictor=p["predictor"], method=p["kind"], members=", ".join(p["members"]), weights=_numbers(fitted.weights), temperature=fitted.temperature,
         member_temperatures=_numbers(fitted.member_temperatures), best_member=p["members"][i], best_acc=accs[i])
     compared = _paired(p["preds"], as_preds(p["test_members"][i]), p["targs"])
