@@ -800,7 +800,7 @@ def _shared_name(
 )->str: # For example `net`
     "What names have in common, without the number of the seed at the end"
     short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
-    return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or names[0]
+    return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
 
 def _seed_row(
     runs:list[dict] # Rows of `runs_table` that differ only in their seed
