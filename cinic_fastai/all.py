@@ -16,7 +16,7 @@ from cinic_fastai.results.ensemble import *
 from cinic_fastai.results.tables import *
 from cinic_fastai.results.plots import *
 from cinic_fastai.results.surrogate import *
-from cinic_fastai.results.page import *
+from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *

@@ -542,7 +542,8 @@ def memory_rows(
     here = dict(root=str(b.root), bs=small.bs, n=len(small.pack.rows["train"]), mean=b.pack.mean.tolist(), std=b.pack.std.tolist(),
         files=[str(f) for s in ("train", "valid") for f in small.files(s)])
     tasks = dict(ours=lambda: peak_pss(OURS_TRAINS.format(**here)), fastai=lambda: peak_pss(FASTAI_TRAINS.format(**here)))
-    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak {'PSS' if psutil.LINUX else 'USS'} of all processes, an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
+    return rows_of(name, interleaved(tasks, b.reps), "MB", f"peak {'PSS' if psutil.LINUX else 'USS'} of all processes, "
+        f"an epoch of ResNet-18 in float32 on {here['n']:,} images; fastai with 2 workers")
 
 def import_rows(
     b:Bench, # Repetitions

@@ -410,7 +410,8 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([{**r, "seconds": duration(r["seconds"])} for r in rows], f"Plan {plan.name}")
-    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; about {duration(total)} on this machine, going by a few timed steps of each network and size of batch.")
+    print(f"\n{len(rows)} trainings, {sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images; "
+        f"about {duration(total)} on this machine, going by a few timed steps of each network and size of batch.")
     print("Nothing was trained.")
 
 def _count(classes, items):
@@ -496,13 +497,16 @@ def train(
         from cinic_fastai.train.learner import use_threads
         use_threads(threads)
         saw = dict(saw_valid=cfg.train_on!="train")
-        def tell(kind, **info): screen(kind, **saw, **{"name": cfg.model, "share": (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs, **info})
+        def tell(kind, **info):
+            share = (info.get("epoch", 0)+info.get("done", 0)/info.get("total", 1))/cfg.epochs
+            screen(kind, **saw, **{"name": cfg.model, "share": share, **info})
         done = fit_run(cfg, pack, store, weights=weights, on_event=tell, stop=stop, save_every=save_every, device=device, deterministic=deterministic)
     if as_json: return print_json(dict(run_id=rid, **saw, **done))
     table = store.history(rid).drop(columns=["frozen", *["valid_loss", "valid_acc"]*saw["saw_valid"]])
     print_table(table.assign(epoch=table["epoch"]+1).to_dict("records"))
     valid = f"valid accuracy {done['valid_acc']:.4f}{seen_words(**saw)}"
-    print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. {duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
+    print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. "
+        f"{duration(done['seconds'])}, {done['images_per_s']:,.0f} images/s. Result: {store.folder(rid)}")
 
 # %% ../nbs/50_cli.ipynb #8f0f403a
 MemberName = Annotated[str, typer.Option("--member", help="A run or an ensemble of the study; the best one on its valid images where none is given.")]

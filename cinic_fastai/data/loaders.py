@@ -119,10 +119,12 @@ def pick_device(
     found = None
     with suppress(RuntimeError, TypeError): found = torch.device(device)
     if found is None or found.type not in ("cpu", "cuda", "mps", "meta"): raise ConfigError(f"Unknown device '{device}'. Known: auto, cpu, cuda, cuda:N, mps.")
-    if found.type=="mps" and not torch.backends.mps.is_available(): raise ConfigError("There is no Apple GPU that PyTorch can use here. Take device auto or cpu.")
+    if found.type=="mps" and not torch.backends.mps.is_available():
+        raise ConfigError("There is no Apple GPU that PyTorch can use here. Take device auto or cpu.")
     if found.type!="cuda": return found
     n = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (found.index or 0)>=n: raise ConfigError(f"There is no {device} here: PyTorch sees {n} CUDA device{'s'*(n!=1)}. Take device auto, which uses a GPU where there is one, or cpu.")
+    if (found.index or 0)>=n: raise ConfigError(f"There is no {device} here: PyTorch sees {n} CUDA device{'s'*(n!=1)}. "
+        "Take device auto, which uses a GPU where there is one, or cpu.")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
 # %% ../../nbs/13_data.loaders.ipynb #d5ee15ca

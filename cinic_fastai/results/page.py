@@ -1020,7 +1020,8 @@ def _origin_reminder(
     data = f.study["data"]
     if not (data.get("origins") or {}).get("cifar"): return ""
     own,trained = _cifar_tests(f)
-    seen = f"{count(trained)} of the {count(own+trained, 'test image')} from CIFAR are training images of CIFAR-10: weights from elsewhere may have seen them." if trained else ""
+    seen = f"{count(trained)} of the {count(own+trained, 'test image')} from CIFAR are training images of CIFAR-10: " \
+        "weights from elsewhere may have seen them." if trained else ""
     pre = any(r["pretrained"]==True and r["status"]=="done" for r in f.runs())
     return " ".join(o for o in (seen, "Weights pretrained on ImageNet may have seen larger versions of its images."*pre) if o)
 
@@ -2002,7 +2003,8 @@ def _leaks(
     own,trained = _cifar_tests(f)
     if own+trained: words.append(f"Leak: {count(own)} of the test images are test images of CIFAR-10, {count(trained)} its training images. "
         "A network that was trained on CIFAR-10 elsewhere has seen those.")
-    elif origins.get("cifar"): words.append("Leak: some of the test images may be training images of CIFAR-10. A network that was trained on CIFAR-10 elsewhere has seen those.")
+    elif origins.get("cifar"): words.append("Leak: some of the test images may be training images of CIFAR-10. "
+        "A network that was trained on CIFAR-10 elsewhere has seen those.")
     return words
 
 @_states("pretrained", "name", "model", "pretrained", "weights")

@@ -280,7 +280,8 @@ def train_one(
         try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars, weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars,
+            weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
             raise

@@ -35,7 +35,8 @@ def make_task(
     "What a worker has to know"
     kw["weights"] = str(Path(kw["weights"]).absolute()) if kw.get("weights") else None
     own = {k: v for k,v in core.own_policies.items() if k==cfg.policy}
-    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()), stop_file=str(stop_file), threads=threads, device=device, kw=kw, own=own)
+    return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()),
+        stop_file=str(stop_file), threads=threads, device=device, kw=kw, own=own)
 
 def train_task(
     task:dict # From `make_task`, perhaps with a `slot`
@@ -51,7 +52,8 @@ def train_task(
         core.own_policies.update(task["own"])
         cfg,store = RunConfig(**task["cfg"]),RunStore(task["store"])
         pack = _pack_of(task["pack"], task["limit"], task["digest"])
-        done = fit_run(cfg, pack, store, on_event=hear, stop=_stopper(Path(task["stop_file"])), **task["kw"], device=_own_gpu(task["device"], task.get("slot", 0)))
+        device = _own_gpu(task["device"], task.get("slot", 0))
+        done = fit_run(cfg, pack, store, on_event=hear, stop=_stopper(Path(task["stop_file"])), device=device, **task["kw"])
     except Exception as e: return dict(notes=notes, error=type(e).__name__, message=str(e), signum=getattr(e, "code", 130)-128, trace=traceback.format_exc())
     return dict(notes=notes, done=done)
 

@@ -138,7 +138,8 @@ def refuse_other(
     here:dict # Those asked for
 ):
     "Refuse to go on with what another run left; a field that wasn't there yet had its default"
-    if diff := differing(dataclasses.asdict(RunConfig())|there, here): raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
+    diff = differing(dataclasses.asdict(RunConfig())|there, here)
+    if diff: raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
 
 def save_training(
     path:Path, # Checkpoint file
@@ -149,7 +150,8 @@ def save_training(
     ahead:Lookahead|None=None # Weight averaging, where there is some
 ):
     "Write everything a training needs to go on to the same bits"
-    tensors = {**with_prefix("average", (ahead and ahead.average) or {}), **with_prefix("model", learn.model.state_dict()), **with_prefix("opt", opt_tensors(learn.opt.opt)), **with_prefix("rng", rng_tensors(learn.dls.device)),
+    tensors = {**with_prefix("average", (ahead and ahead.average) or {}), **with_prefix("model", learn.model.state_dict()),
+        **with_prefix("opt", opt_tensors(learn.opt.opt)), **with_prefix("rng", rng_tensors(learn.dls.device)),
         **with_prefix("sums", {k: torch.stack(s) for k,s in sums.sums.items() if s}), **with_prefix("best", progress.best or {})}
     save_checkpoint(path, tensors, dict(config=dataclasses.asdict(cfg), epoch=progress.epoch, batch=progress.batch,
         history=progress.history, seconds=progress.seconds))
@@ -225,7 +227,8 @@ def environment(
     names = ("torch", "torchvision", "fastai", "timm", "numpy", "scikit-optimize", "cinic_fastai")
     gpu = torch.cuda.get_device_name(device) if device.type=="cuda" else ""
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(), processor=processor_name(), device=device.type, gpu=gpu,
-        deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(), native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
+        deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(),
+        native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
 
 # %% ../../nbs/23_train.fit.ipynb #ee0a59cf
 def fit_run(
@@ -255,7 +258,10 @@ def fit_run(
                 "Give it with --weights FILE, or fit_run(..., weights=FILE).")
         if deterministic: ask_cublas(device)
         device = pick_device(device)
-        with same_bits() if deterministic and device.type=="cuda" else nullcontext(): return _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars or {}, device)
+        with same_bits() if deterministic and device.type=="cuda" else nullcontext():
+            seed_everything(cfg.seed)
+            learn = make_learner(make_dls(pack, cfg, device), cfg, weights=weights)
+            return _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars or {})
 
 def _refuse_other_config(cfg, store, rid):
     "Refuse a folder that holds another run; a `config.json` that is damaged will be written again"
@@ -263,11 +269,10 @@ def _refuse_other_config(cfg, store, rid):
     except (FileNotFoundError, StoreError): return
     refuse_other(store.folder(rid), dataclasses.asdict(there), dataclasses.asdict(cfg))
 
-def _train(cfg, pack, store, rid, full, weights, on_event, stop, save_every, bars, device):
+def _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars):
     "Train `cfg` from its last checkpoint and store the result"
+    rid = run_id(cfg, pack.digest)
     folder,progress = store.folder(rid),kept_training(store, rid, cfg, full, on_event)
-    seed_everything(cfg.seed)
-    learn = make_learner(make_dls(pack, cfg, device), cfg, weights=weights)
     store.write_config(rid, cfg)
     if progress is None or "env.json" in store.damage(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
     progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every, bars)

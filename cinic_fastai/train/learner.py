@@ -265,7 +265,8 @@ def ask_cublas(
     "Have cuBLAS give equal bits in this process and those it starts; only before CUDA starts, as `pick_device` does"
     if str(device)=="cpu": return
     if CUBLAS not in os.environ and torch.cuda.is_initialized():
-        raise ConfigError(f"deterministic = true needs {CUBLAS}=:4096:8 before CUDA starts. Set it before Python does, or restart the kernel and ask for it first.")
+        raise ConfigError(f"deterministic = true needs {CUBLAS}=:4096:8 before CUDA starts. "
+            "Set it before Python does, or restart the kernel and ask for it first.")
     os.environ.setdefault(CUBLAS, ":4096:8")
 
 @contextlib.contextmanager
@@ -372,7 +373,8 @@ def batch_error(
     b = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
     x,y = b[0],b[-1]
     if len(b)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
-        return "The loaders' targets are no classes with names (`vocab`). Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
+        return "The loaders' targets are no classes with names (`vocab`). " \
+            "Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
     if x.ndim!=4: return f"The loaders' batches are of shape {tuple(x.shape)}, expected images (bs,3,h,w). Take an `ImageBlock`, or a network of your own (net=...)."
     c,h,w = x.shape[1:]
     if c!=3: return f"The loaders' images have {c} channel{'s'*(c!=1)}, expected 3. Take `PILImage` for them, or a network of your own (net=...)."
@@ -418,7 +420,8 @@ def make_learner(
     if net is None and cfg.whiten: model = whitened(model, dls)
     if net is not None and not cfg.channels_last: model = laid_out(net, False)
     if getattr(dls.train, "bs", None)==1 and single_values(model, dls.one_batch()[0].as_subclass(Tensor).to(next(model.parameters()).device)):
-        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: its batch normalisation gets one value a channel. Take a larger bs or size.")
+        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: "
+            "its batch normalisation gets one value a channel. Take a larger bs or size.")
     device = torch.device(dls.device or "cpu")
     set_up(device)
     cbs = [*L(cbs), PlainTensors()]
