@@ -21,5 +21,4 @@ from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
-from cinic_fastai.study.work import *
 from cinic_fastai.study.conduct import *

@@ -221,6 +221,7 @@ def fit_epoch(
     "One epoch without bars"
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
 
+# %% ../nbs/45_bench.ipynb #512be1fe
 def fastai_learner(
     b:Bench, # Images, device
     model:torch.nn.Module # Network
@@ -248,6 +249,7 @@ def our_epoch(
     dls = pack_dls(b.pack, bs=b.bs, val_bs=max(b.bs, 512), device=b.device)
     return partial(seconds, partial(fit_epoch, make_learner(dls, bench_config(model, b.bs, precision=precision))), b.device)
 
+# %% ../nbs/45_bench.ipynb #1df8c67d
 def fastai_epoch(
     b:Bench, # Images, device
     model:str # Network
@@ -276,6 +278,7 @@ def prepare(
     multiprocessing.set_start_method(method, force=True)
     _apart["task"] = make(*args)
 
+# %% ../nbs/45_bench.ipynb #08b48dcb
 def perform()->float: # The task's figure
     "Do this process's task once"
     return _apart["task"]()
@@ -336,6 +339,7 @@ def memory_batches(
     dl = pack_dls(b.pack, bs=b.bs, device=b.device).train
     return list(islice((o for o in dl if len(o[0])==b.bs), k))
 
+# %% ../nbs/45_bench.ipynb #21d08a69
 def learner_step(
     b:Bench, # Classes, device
     cfg:RunConfig, # Network, precision, policy
@@ -370,6 +374,7 @@ def bare_step(
             opt.zero_grad()
     return lambda: seconds(go, b.device)/steps*1e3
 
+# %% ../nbs/45_bench.ipynb #3735fd18
 def step_rows(
     b:Bench, # Images
     model:str, # `custom_cnn` or `resnet18`
@@ -472,6 +477,7 @@ def pack_rows(
     return (rows_of(name, got, "img/s", f"{len(files):,} images in 2 processes; bare: a Pillow loop") +
         [compare(f"{name}-open", "bare", opened, again, "s", "bare: decoding again")])
 
+# %% ../nbs/45_bench.ipynb #42bef255
 def sklearn_votes(
     members:np.ndarray # Probabilities `(m,n,c)`
 )->tuple[np.ndarray,np.ndarray]: # Classes by soft and by hard vote
@@ -496,6 +502,7 @@ cfg = c.RunConfig(model="resnet18", bs={bs}, precision="float32")
 learn = c.make_learner(c.make_dls(pack, cfg, device="cpu"), cfg)
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 '''
+
 FASTAI_TRAINS = '''
 import fastai.vision.all as f
 from torchvision.models import resnet18
@@ -506,6 +513,7 @@ learn = f.Learner(dls, resnet18(num_classes=dls.c), loss_func=f.CrossEntropyLoss
 with learn.no_bar(), learn.no_logging(): learn.fit(1)
 '''
 
+# %% ../nbs/45_bench.ipynb #40056193
 def tree_pss(
     process:psutil.Process # The first one
 )->float: # MB; 0 when it has ended
@@ -532,6 +540,7 @@ def peak_pss(
     if p.returncode: raise subprocess.CalledProcessError(p.returncode, "training in a process of its own")
     return peak
 
+# %% ../nbs/45_bench.ipynb #eddeb655
 def memory_rows(
     b:Bench, # Images
     name:str, # Of the row
@@ -567,6 +576,7 @@ with tempfile.TemporaryDirectory() as tmp:
     print(c.conduct(plan, pack, Path(tmp)/"out", jobs={jobs}, threads=c.use_threads({threads} or c.thread_share({jobs})))["seconds"])
 '''
 
+# %% ../nbs/45_bench.ipynb #69864896
 def jobs_rows(
     b:Bench, # Repetitions
     name:str # Of the row
@@ -614,6 +624,7 @@ def machine()->str: # One line
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return f"{processor_name()}, {torch.get_num_threads()} threads{gpu}, torch {torch.__version__}, fastai {version('fastai')}"
 
+# %% ../nbs/45_bench.ipynb #46de8cb6
 def bench(
     name:str, # One of `BENCHES`, or `all`
     root:Path, # Image folder

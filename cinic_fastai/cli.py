@@ -90,6 +90,7 @@ def seen_words(
     "What has to be said of a valid accuracy"
     return " on images it was trained on" if saw_valid else ""
 
+# %% ../nbs/50_cli.ipynb #b30f6491
 class Screen:
     "Draws events: bars on a terminal, lines elsewhere"
     def __init__(self,
@@ -132,6 +133,7 @@ class Screen:
         left = f", {duration(info['left'])} to go" if info.get("left") else ""
         self.bar.update(self.task, completed=info.get("share", 0.), description=text+left)
 
+# %% ../nbs/50_cli.ipynb #1ecbbe48
 def _mark(status): return Text(status, style=dict(done="green", stopped="cyan", skipped="yellow", failed="red").get(status, ""))
 
 # %% ../nbs/50_cli.ipynb #7ce38edb
@@ -194,6 +196,7 @@ def data_split(
     with Screen() as screen: split_folder(src, folder, seed=seed, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 
+# %% ../nbs/50_cli.ipynb #3926da6c
 @data_app.command("import", epilog=_examples("cinic data import downloads/cinic10 data/cinic10"))
 def data_import(
     src:Annotated[Path, typer.Argument(help="A downloaded dataset: parquet or arrow files, or {train,validation,test}/{class}/*.png.")],
@@ -218,6 +221,7 @@ def data_info(folder:Annotated[Path, typer.Argument(help="An image folder.")], a
     from cinic_fastai.data.folder import folder_info
     _show_folder(folder_info(folder), as_json)
 
+# %% ../nbs/50_cli.ipynb #bce41480
 def _show_folder(report, as_json):
     from cinic_fastai.data.folder import one_line
     if as_json: return print_json(report.to_dict())
@@ -296,17 +300,28 @@ def parse_trials(
 
 # %% ../nbs/50_cli.ipynb #1ebff57a
 Plan = Annotated[str, typer.Argument(help="A plan's name (demo, fast, modern, report, thorough), or a TOML file.")]
+
 Data = Annotated[Optional[Path], typer.Option("--data", help="Image folder {train,valid,test}/{class}/*.png; the embedded demo set where none is given.")]
+
 Threads = Annotated[int, typer.Option("--threads", min=0, help="Threads of a training; OMP_NUM_THREADS where 0, else every physical core, shared by --jobs.")]
+
 Weights = Annotated[Optional[Path], typer.Option("--weights", help="File with pretrained weights, where they can't be downloaded.")]
+
 Jobs = Annotated[int, typer.Option("--jobs", min=0, help="Trainings at a time, each in a process of its own; 0 for as many as a cluster has cores. Results are the same at equal --threads.")]
+
 Backend = Annotated[str, typer.Option("--backend", help="Where trainings run: loky (this machine), dask or ray (a cluster that shares the store).")]
+
 Address = Annotated[str, typer.Option("--address", help="A running cluster's address, as dask or ray gives it; without one, a local cluster is started.")]
+
 Device = Annotated[str, typer.Option("--device", help="auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:N, or mps (Apple's, untried).")]
+
 Deterministic = Annotated[bool, typer.Option("--deterministic", help="The same bits every time on a GPU, too; slower.")]
+
 SaveEvery = Annotated[float, typer.Option("--save-every", min=0., help="Seconds between checkpoints of a training.")]
+
 OnBad = Annotated[str, typer.Option("--on-bad", help="Unreadable images: stop, or skip and record them.")]
 
+# %% ../nbs/50_cli.ipynb #99f73bf3
 @app.command(epilog=_examples("cinic study demo", "cinic study report --data data/cinic10 --dry-run", "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small"))
 def study(
     plan:Plan,
@@ -354,6 +369,7 @@ def study(
             jobs, backend, address, threads, device, deterministic)
     _finish(record, out, time.monotonic()-began)
 
+# %% ../nbs/50_cli.ipynb #e33e5cea
 def _own_threads():
     "What the user's OMP_NUM_THREADS says, 0 where it says nothing"
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -365,6 +381,7 @@ def _demo_folder(folder, screen):
 
 def _command(): return shlex.join(["cinic", *sys.argv[1:]])
 
+# %% ../nbs/50_cli.ipynb #34d18216
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
     from cinic_fastai.results.tables import predictors_table

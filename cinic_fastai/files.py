@@ -248,6 +248,7 @@ def _acquired(
     except Timeout: return False
     return True
 
+# %% ../nbs/01_files.ipynb #f3a3fde0
 def _holder_file(
     path:Path # Lock file
 )->Path: # Beside it

@@ -226,6 +226,7 @@ def identity(
     own = own_policy(cfg)
     return declared(cfg)|({"policy": own} if own else {})
 
+# %% ../nbs/02_runs.ipynb #b5c927c4
 def run_id(
     cfg:RunConfig, # One run
     data:str # Digest of the images and rows used
@@ -259,7 +260,9 @@ def other_policy(
 
 # %% ../nbs/02_runs.ipynb #d1bc31b2
 WEIGHTS_FILE = "best.safetensors"
+
 RUN_FILES = ("config.json", "env.json", "history.csv", WEIGHTS_FILE, "probs_valid.npz", "probs_test.npz") # What `done.json` vouches for
+
 HISTORY = ("epoch", "frozen", "train_loss", "train_acc", "valid_loss", "valid_acc", "lr", "seconds")
 
 def prob_error(
@@ -272,6 +275,7 @@ def prob_error(
     if not np.isfinite(probs).all() or probs.min(initial=0)<0: return "probabilities that are negative or not finite"
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
+# %% ../nbs/02_runs.ipynb #088e079d
 class RunStore:
     "A folder of runs"
     def __init__(self,

@@ -12,6 +12,7 @@ from .core import PlanError, StoreError, nearest
 
 # %% ../nbs/03_space.ipynb #613aff48
 SPACE_KINDS = ("log", "int", "log2", "choices")
+
 _dim_forms = "[lo, hi], {log=[lo, hi]}, {int=[lo, hi]}, {log2=[lo, hi]} or {choices=[...]}"
 
 def dim_kind(
@@ -38,6 +39,7 @@ def _range_error(
     if kind=="log" and ends[0]<=0: return f"log needs lo above 0, found {ends[0]}"
     if kind=="log2" and not 0<=ends[0]<ends[1]<63: return f"log2 holds exponents from 0 to 62, found {ends!r}"
 
+# %% ../nbs/03_space.ipynb #951e436b
 def _choices_error(
     values:list # What `choices` holds
 )->str|None: # What is wrong, None if nothing

@@ -28,17 +28,25 @@ _runs = [ # group, name, declared fields, valid accuracy to end near
     ("final", "resnet18-sgd", dict(policy="advanced", opt="sgd"), .63),
     ("final", "resnet18-adam", dict(policy="advanced", opt="adam"), .64),
     ("final", "resnet18-pretrained-adam", dict(model="resnet18.tv_in1k", pretrained=True, policy="advanced", opt="adam"), .70)]
+
 _seed_runs = [("seeds", f"small-stem-{i+1}", dict(stem="small", policy="advanced", seed=42+i), top) for i,top in enumerate((.575, .59, .58))] # one setting, three seeds
+
 _members = ["custom_cnn-adam", "resnet18-sgd", "resnet18-adam"]
+
 _env = dict(python="3.11", torch="2.15.0", fastai="2.8.12", device="cpu", machine="none, the numbers are made up")
+
 _searches = [("custom_cnn-sgd", .33), ("custom_cnn-adam", .40), ("resnet18-sgd", .46), ("resnet18-adam", .48)]
+
 _votes = [dict(name="soft", method="soft"), dict(name="hard", method="hard")]
+
 _chosen_votes = [dict(name="greedy", method="greedy", temperature=True)] # fitted on valid images
+
 _extras = { # What some searches have besides random and guided trials
     "custom_cnn-adam": dict(rungs=[1], factor=3), # bad trials are stopped after an epoch
     "resnet18-sgd": dict(start=1), # of the random trials one is a point of the plan
     "resnet18-adam": dict(control=True, repeats=5)} # random search beside it, the best points trained with five more seeds
 
+# %% ../nbs/61_test_study.ipynb #8b071292
 def _history(
     name:str, # Names the randomness
     cfg, # `RunConfig`
@@ -109,6 +117,7 @@ def _space(
     space |= {"beta1": [0,.99], "beta2": [0,.99]} if opt=="adam" else {"mom": [0,.99]}
     return space|({"dropout": [0,.2]} if model=="custom_cnn" else {})
 
+# %% ../nbs/61_test_study.ipynb #4b4b977b
 def _made_trial(
     number:int, # Of the trial
     name:str, # Search
@@ -141,6 +150,7 @@ def _stopped(
     def cut(t): return {**t, "accs": t["accs"][:n], "valid_acc": max(t["accs"][:n]), "best_epoch": n-1, "status": "stopped"}
     return [cut(t) if t["accs"] and t["accs"][n-1]<np.median(reached) else t for t in trials]
 
+# %% ../nbs/61_test_study.ipynb #22d0211d
 def _best(
     trials:list[dict] # Of a search
 )->dict|None: # `number`, `point`, `valid_acc`, `run_id`
@@ -173,6 +183,7 @@ def _write_search(
     write_text(path.with_stem(f"{name}~control"), "".join(map(line_of, [{**header, "strategy": "random"}]+control)))
     return trials,control
 
+# %% ../nbs/61_test_study.ipynb #3ef0f250
 def _repeats(
     name:str, # Search
     trials:list[dict], # Its own
@@ -261,6 +272,7 @@ def _all_votes(extras):
     "The report's ensembles, and one that chooses its members"
     return _votes+_chosen_votes*extras
 
+# %% ../nbs/61_test_study.ipynb #9ff065c2
 def _one_search(dest, name, top, trials, state, data, seed, extras):
     "A search's journal and its entry in `study.json`"
     (model,opt), more = name.rsplit("-", 1), _extras.get(name, {}) if extras else None
@@ -291,6 +303,7 @@ def _epochs(group, epochs):
     "Final runs are longer"
     return 2*epochs if group=="final" else epochs
 
+# %% ../nbs/61_test_study.ipynb #adec9fec
 def _plan(epochs, trials, extras):
     "The plan as parsed TOML, its epochs before `scale`"
     def unscaled(f): return {k: 10*v if k=="frozen_epochs" else v for k,v in f.items()}

@@ -267,6 +267,7 @@ def flip_shift(
     pixels = xb.permute(0,2,3,1).reshape(-1, c)
     return pixels.index_select(0, (lines[:,:,None]*w+xs[:,None]).flatten()).view(bs,h,w,c).permute(0,3,1,2)
 
+# %% ../../nbs/12_data.augment.ipynb #e407fa72
 @dataclass(frozen=True)
 class FlipShift:
     "Random horizontal flip, and a shift by whole pixels whose border is reflected"
@@ -304,6 +305,7 @@ class Chain:
         for part in self.parts: xb = part(xb, rows, epoch, seed)
         return xb
 
+# %% ../../nbs/12_data.augment.ipynb #a725f926
 def augmentation(
     policy:str="none", # Any policy's name
     interp:str="bilinear", # Of geometric transforms
@@ -330,6 +332,7 @@ def views(
 
 # %% ../../nbs/12_data.augment.ipynb #5e0c7a13
 _not_ours = re.compile(r"[/\\](site|dist)-packages[/\\]|^<frozen|^"+re.escape(sysconfig.get_paths()["stdlib"]))
+
 _module_fields,_held = vars(torch.nn.Module()).keys(),("_parameters", "_buffers", "_modules")
 
 def _installed(
@@ -354,6 +357,7 @@ def _globals_of(
         if isinstance(inner, CodeType): out |= _globals_of(inner, there)
     return out
 
+# %% ../../nbs/12_data.augment.ipynb #bd2bc83a
 def _parts(
     o # Anything
 )->list: # The same for equal values in any process
@@ -385,6 +389,7 @@ def _parts(
 
 def _without_address(text): return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
+# %% ../../nbs/12_data.augment.ipynb #6552ef09
 def spelled(
     transform:Callable # Anything
 )->str: # What it prints and a checksum, the same in every process
@@ -399,7 +404,6 @@ def spelled(
     name = transform.__qualname__ if isinstance(transform, FunctionType) else _without_address(repr(transform))
     name = " ".join(name.split())
     return f"{name if len(name)<=200 else name[:197]+'...'} [{digest(transform)[:12]}]"
-
 
 # %% ../../nbs/12_data.augment.ipynb #64d8671b
 @dataclass(frozen=True)
@@ -437,6 +441,7 @@ class OwnPolicy:
         if found!=f"{x.dtype} {tuple(x.shape)}": raise ConfigError(f"Policy '{self.name}' makes {found} of {x.dtype} {tuple(x.shape)}. A policy keeps type and size: leave out ToDtype, Normalize and what crops without resizing.")
         return out
 
+# %% ../../nbs/12_data.augment.ipynb #967e7e5e
 def register_policy(
     name:str, # What to call it
     transform:Callable, # A torchvision v2 transform, or any function of uint8 images

@@ -68,6 +68,7 @@ def _all_entries(
         with os.scandir(folder) as it: return list(it)
     except OSError as e: raise DataError(f"{folder} can't be read: {e.strerror}.") from None
 
+# %% ../../nbs/10_data.folder.ipynb #e3af6f16
 def _entries(
     folder:Path # Folder to list
 )->list[os.DirEntry]: # Sorted by name
@@ -87,6 +88,7 @@ def _folders(
     "The folders in a folder"
     return [e.name for e in _entries(folder) if _is_dir(e)] if folder.is_dir() else []
 
+# %% ../../nbs/10_data.folder.ipynb #c5574556
 def is_image_name(
     name:str # Of a file
 )->bool: # Hidden files, such as macOS' `._photo.png`, are none
@@ -110,6 +112,7 @@ def files_inside(
         else: out.append(Path(e.path))
     return sorted(out)
 
+# %% ../../nbs/10_data.folder.ipynb #b8c4a43e
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
 )->list[Path]: # Images of folders, none of them hidden, and all that were named themselves
@@ -128,6 +131,7 @@ def one_line(
     "Text that stays on its line"
     return text if text.isprintable() else repr(text)
 
+# %% ../../nbs/10_data.folder.ipynb #42e4042b
 def _kind(
     file:str # Its name or path
 )->str: # Its suffix, where that is one
@@ -179,6 +183,7 @@ def _layout_problems(
     if len(classes)==1: out.append("there is one class, at least 2 are needed")
     return out
 
+# %% ../../nbs/10_data.folder.ipynb #35b1b5da
 def scan_folder(
     root:Path # Image folder
 )->FolderScan: # With everything found wrong in `problems`
@@ -259,6 +264,7 @@ def _size_and_time(
 MAX_PIXELS = 50_000_000
 
 _begins = re.compile(rb"(?P<PNG>\x89PNG)|(?P<JPEG>\xff\xd8)|(?P<WEBP>RIFF.{4}WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<PPM>P[1-6]\s)", re.DOTALL)
+
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
 
 def image_format(
@@ -269,6 +275,7 @@ def image_format(
     return found.lastgroup if found else ""
 
 _turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
+
 _told_by = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} # Where Pillow keeps what a file says of its orientation
 
 def _upright(
@@ -290,6 +297,7 @@ def _sees_through(
     "May parts of an image be transparent?"
     return im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info or im.mode=="P" and im.palette.mode.endswith("A")
 
+# %% ../../nbs/10_data.folder.ipynb #29b5c308
 def _on_white(
     im # PIL image, parts of it transparent
 ): # PIL image in RGB
@@ -319,6 +327,7 @@ def to_rgb(
     if im.mode.startswith("I"): return _from_16_bits(im)
     return _on_white(im) if _sees_through(im) else im.convert("RGB")
 
+# %% ../../nbs/10_data.folder.ipynb #163b1b95
 def _png(
     data:bytes # Content of a PNG file
 ): # PIL image
@@ -403,6 +412,7 @@ def map_batches(
     with deaf_processes(): there = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[here:]))
     return _drained(chain(map(fn, todo[:here]), there), there, ended)
 
+# %% ../../nbs/10_data.folder.ipynb #9d4444ac
 def _drained(
     results:Iterator, # All
     there:Iterator, # Those of other processes
@@ -761,6 +771,7 @@ def _plan_split(
     if scan.problems: raise DataError(f"{src} can't be split: expected one folder of images a class. Found:{_found(scan)}")
     return [(f, s) for c in by_class for f,s in zip(by_class[c], drawn[c].tolist())],scan.ignored
 
+# %% ../../nbs/10_data.folder.ipynb #64ca0155
 def _copy(
     src:Path, # Folder with one folder a class
     root:Path, # Empty folder
@@ -852,6 +863,7 @@ def _examine(
                 if f.startswith("train/"): hist += channel_hist(x)
     return dict(bad=bad, hashes=hashes, sizes=sizes, hist=hist)
 
+# %% ../../nbs/10_data.folder.ipynb #ca54dc38
 def across_splits(
     hashes:dict # file -> hash
 )->list[list[str]]: # Files with equal hashes, sorted

@@ -80,6 +80,7 @@ def _arrow(path):
     except ImportError: raise DataError(f"{path} needs the package pyarrow: pip install 'cinic_fastai[parquet]'.") from None
     return pa,pq
 
+# %% ../../nbs/10a_data.hub.ipynb #fee4468d
 @contextmanager
 def _readable(path, pa):
     "Name the file that can't be read"
@@ -109,6 +110,7 @@ def folder_images(
 
 # %% ../../nbs/10a_data.hub.ipynb #3abaefbf
 _suffixes = dict(PNG=".png", JPEG=".jpg", WEBP=".webp", BMP=".bmp", GIF=".gif", TIFF=".tif", PPM=".ppm") # By format
+
 _caches = ("cache-*.arrow", "tmp*.arrow") # What `datasets` computes and leaves beside its data
 
 def dataset_files(
@@ -141,6 +143,7 @@ def new_name(
     taken.add(seen())
     return suffix and stem+suffix
 
+# %% ../../nbs/10a_data.hub.ipynb #694fe51f
 def import_dataset(
     src:Path, # A dataset's folder
     dest:Path, # Folder to make

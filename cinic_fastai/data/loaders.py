@@ -158,6 +158,7 @@ def resident(
         pack.resident[device] = upload(pack.images, device) if room else None
     return pack.resident[device]
 
+# %% ../../nbs/13_data.loaders.ipynb #3dd4b4a6
 def read_rows(
     pack:Pack, # Images
     rows:np.ndarray, # Row numbers `(bs,)`
@@ -301,6 +302,7 @@ class PackDL(TfmdDL):
         if "get_idxs" in kwargs and not self.shuffle: self.epoch += 1 # `get_preds` iterates a copy; the next one, in `tta`, has to draw anew
         return super().new(dataset, cls, **(own|kwargs))
 
+# %% ../../nbs/13_data.loaders.ipynb #553aacf7
 def with_pack(
     dataset:Datasets, # From `pack_block`
     pack:Pack|None # Where rows are read from now on; None for nowhere
@@ -339,6 +341,7 @@ def to_floats(
     if size: raise ConfigError(f"size = {size} and batch_tfms don't go together. Resize in batch_tfms, for example with `RandomResizedCropGPU`.")
     return [IntToFloatTensor, *L(batch_tfms), Normalize.from_stats(pack.mean.tolist(), pack.std.tolist(), cuda=False)]
 
+# %% ../../nbs/13_data.loaders.ipynb #08b70a30
 def pack_block(
     pack:Pack, # Images
     augment=None, # As for `PackDL`
@@ -367,6 +370,7 @@ def pack_dls(
     "`DataLoaders` of a pack"
     return pack_block(pack, augment, seed, train_on, size).dataloaders(pack.frame(), bs=bs, val_bs=val_bs, device=pick_device(device))
 
+# %% ../../nbs/13_data.loaders.ipynb #d44900ea
 def test_dl(
     dls:DataLoaders, # From `pack_dls`, or of a loaded `Learner`
     pack:Pack, # Images

@@ -22,6 +22,7 @@ from .folder import (FolderScan, across_splits, batches, building, channel_hist,
 # %% ../../nbs/11_data.pack.ipynb #3e2bddd1
 PACK_VERSION = 4
 
+# %% ../../nbs/11_data.pack.ipynb #8256be6d
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
     def __init__(self,
@@ -166,6 +167,7 @@ def _read_manifest(
     if (v := m.get("version"))!=PACK_VERSION: raise DataError(f"{path} is a pack of version {v}, expected {PACK_VERSION}. Pack the images again.")
     return m
 
+# %% ../../nbs/11_data.pack.ipynb #7a86b273
 def _checksum(
     path:Path # File, perhaps missing
 )->str: # "" where there is none
@@ -194,6 +196,7 @@ def _map_images(
     if x.dtype!=np.uint8 or len(x)!=np.sum(list(manifest["counts"].values())): raise _damaged(f, f"it holds {x.dtype} {x.shape}")
     return x
 
+# %% ../../nbs/11_data.pack.ipynb #6ff07c4a
 def _unchanged(
     path:Path, # The pack's folder
     manifest:dict # As it was when the pack was opened
@@ -245,6 +248,7 @@ def _check_options(
 
 _pack_file = re.compile(r"images(-\d+)?\.npy|items(-\d+)?\.csv|manifest\.json")
 
+# %% ../../nbs/11_data.pack.ipynb #332f4f71
 def _build(
     root:Path, # Image folder
     dest:Path, # The pack's folder
@@ -305,6 +309,7 @@ def _write_images(
         os.fsync(f.fileno())
     return dict(bad=bad, hist=hist, pixels=pixels.hexdigest(), shared=across_splits(hashes))
 
+# %% ../../nbs/11_data.pack.ipynb #3c411442
 def _without(
     bad:dict, # file -> why it can't be used
     scan:FolderScan, # What is in the image folder
@@ -370,6 +375,7 @@ def _get_pack(root, size, on_bad, on_event, dest):
     if pack := _fresh(root, dest, lambda *a, **kw: None): return pack
     with _writable(root, dest), folder_lock(dest, on_event): return _fresh(root, dest, on_event) or _build(root, dest, size, on_bad, on_event, 0)
 
+# %% ../../nbs/11_data.pack.ipynb #4b9d9d09
 @contextmanager
 def _writable(
     root:Path, # Image folder

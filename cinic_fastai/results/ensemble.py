@@ -130,6 +130,7 @@ def method_error(
     if method not in VOTES: return f"Unknown method '{method}'{nearest(method, VOTES)}. Known: {', '.join(VOTES)}"
     if method=="hard" and (temperature or member_temperature): return "a temperature is for probabilities, and a hard vote has none: take method = 'soft'"
 
+# %% ../../nbs/31_results.ensemble.ipynb #01684d77
 def fit_ensemble(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each member
@@ -160,6 +161,7 @@ def _pooled(
     "Weighted mean of the members' probabilities"
     return sum(w*np.asarray(m, dtype=np.float64) for w,m in zip(weights, members) if w)
 
+# %% ../../nbs/31_results.ensemble.ipynb #54c3315e
 def predict_ensemble(
     fitted:FittedEnsemble, # From `fit_ensemble`
     members:list[np.ndarray], # Probabilities `(n,c)` of each member, in the same order

@@ -93,6 +93,7 @@ def new_axes(
     "Axes in the house's style"
     with matplotlib.rc_context(STYLE): return np.ravel(Figure(figsize=(width,height), layout="constrained").subplots(rows, cols, squeeze=False, **kw))
 
+# %% ../../nbs/33_results.plots.ipynb #070a649b
 def _axes(
     ax:Axes|None, # Given by the caller, or None
     width:float=5.2, # Inches of a new figure
@@ -231,6 +232,7 @@ def over_seeds(
     ends = {f"{k}_{e}": (k, f) for k in ("accuracy", "loss") for e,f in (("low", "min"), ("high", "max"))}
     return by.agg(accuracy=("accuracy", "mean"), loss=("loss", "mean"), **ends).reset_index()
 
+# %% ../../nbs/33_results.plots.ipynb #6976d1b5
 @matplotlib.rc_context(STYLE)
 def plot_curves(
     df:pd.DataFrame, # From `curves_table` or `over_seeds`
@@ -290,6 +292,7 @@ def _rows_of(
     for place,row in zip(full, rows): place[:len(row)] = row[:cols]
     return full
 
+# %% ../../nbs/33_results.plots.ipynb #3acc75cf
 def _name_rows(
     ax:Axes, # With a `mosaic` of the usual gap
     h:int, # Height of a picture
@@ -457,6 +460,7 @@ def _mark_key(
     "What the marks of trials mean, those that occur"
     return [Line2D([], [], **{"color": "#555555", "linestyle": "", **_marks[m]}) for m in _marks if m in set(_mark_of(df))-set(without)]
 
+# %% ../../nbs/33_results.plots.ipynb #4acc3776
 def _colour_of(
     name:str, # Of a search, perhaps empty
     colours:dict|None # Colour by search, `palette`'s when None
@@ -482,6 +486,7 @@ def plot_trials(
     ax.set(xlabel="trial", ylabel="valid accuracy", title=pretty(name))
     return ax
 
+# %% ../../nbs/33_results.plots.ipynb #79285b8c
 @matplotlib.rc_context(STYLE)
 def plot_searches(
     df:pd.DataFrame, # From `trials_table`
@@ -512,6 +517,7 @@ def _panels(
     for ax in axs[n:]: ax.set_visible(False)
     return axs,cols
 
+# %% ../../nbs/33_results.plots.ipynb #060ad678
 def _label_edges(
     axs:np.ndarray, # Panels, row by row
     cols:int, # Of them
@@ -532,6 +538,7 @@ def _legend(
 
 # %% ../../nbs/33_results.plots.ipynb #0ee82abf
 _of_names = {"winner": "winner", "runner-up": "runner-\nup", "control": "control's\nwinner"}
+
 _control_colour = "#8A8A8A"
 
 @matplotlib.rc_context(STYLE)
@@ -559,6 +566,7 @@ def plot_convergence(
     if df["which"].nunique()>1: ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
     return ax
 
+# %% ../../nbs/33_results.plots.ipynb #9fc303b3
 def _at_least(
     ax:Axes, # With all it shows
     span:float # Of accuracy
@@ -593,6 +601,7 @@ def _draw_repeats(
     ax.set_xlabel("trial", x=(n/2-.1)/(n+step*(len(names)+.45)-.6))
     ax.text(n+.4*step, 1.01, f"{repeats['seed'].nunique()} new seeds", transform=ax.get_xaxis_transform(), fontsize=8, color="#555555", va="bottom")
 
+# %% ../../nbs/33_results.plots.ipynb #91031b6f
 def _mean_bar(
     ax:Axes, # Drawn on
     x:float, # Where
@@ -625,6 +634,7 @@ def plot_dependence(
 
 _best_look = dict(marker="o", markersize=9, markerfacecolor="none", markeredgecolor="#222222", markeredgewidth=1, linestyle="")
 
+# %% ../../nbs/33_results.plots.ipynb #b68671b3
 def _one_dependence(
     ax:Axes, # Drawn on
     df:pd.DataFrame, # One dimension's rows of `dependence_table`
@@ -658,6 +668,7 @@ def _decades(
     powers = list(range(first, last+1, -(-(last-first+1)//5)))
     return [10.**p for p in powers], ["10"+str(p).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")) for p in powers]
 
+# %% ../../nbs/33_results.plots.ipynb #1ee42f3d
 def _scaled_axis(
     ax:Axes, # Drawn on
     scale:str, # Kind of the dimension
@@ -812,6 +823,7 @@ def _percents(
     "What stands in the cells"
     return [["" if np.isnan(v) else f"{100*v:.0f}" for v in row] for row in values]
 
+# %% ../../nbs/33_results.plots.ipynb #056bc25b
 @matplotlib.rc_context(STYLE)
 def plot_class_origin(
     df:pd.DataFrame, # One predictor's rows of `class_origin_table`

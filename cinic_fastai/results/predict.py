@@ -114,6 +114,7 @@ class Predictor:
         "The most probable class of each image"
         return [(self.classes[p.argmax()], float(p.max())) for p in self.probs(images)]
 
+# %% ../../nbs/36_results.predict.ipynb #7938d252
 def vote_probs(
     fitted:FittedEnsemble, # From `fit_ensemble`
     members:list[np.ndarray] # Probabilities `(n,c)` of each
@@ -319,6 +320,7 @@ def model_card(
     env.filters["plain"] = in_markdown
     return env.from_string(template).render(**card_facts(out, predictor), file=file, version=__version__)
 
+# %% ../../nbs/36_results.predict.ipynb #27771726
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)
 
 def export_predictor(

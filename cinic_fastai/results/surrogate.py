@@ -66,6 +66,7 @@ def _predicted(
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
 
+# %% ../../nbs/34_results.surrogate.ipynb #29a80d49
 def _dependence(
     result, # From `surrogate`
     i:int, # Number of the dimension

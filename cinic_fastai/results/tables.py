@@ -128,7 +128,9 @@ def study_store(
 
 # %% ../../nbs/32_results.tables.ipynb #3cbf8067
 _results = ["valid_acc", "valid_loss", "train_acc", "train_loss", "test_acc", "best_epoch", "seconds", "images_per_s", "params"]
+
 _scored = ["test_balanced_acc", "test_macro_f1", "valid_majority_acc", "test_majority_acc"]
+
 _run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published",
     *_results, *_scored, *config_fields]
 
@@ -162,6 +164,7 @@ def _planned_run(
     plan = (study.get("plan") or {}).get("run", [])
     return next((o for o in plan if (o.get("group", ""), o.get("name"))==(run["group"], run["name"])), {})
 
+# %% ../../nbs/32_results.tables.ipynb #3f4b1080
 def source_of(
     study:dict, # Content of `study.json`
     run:dict # An entry of its `runs`
@@ -199,6 +202,7 @@ def _class_scores(
     preds, targs = as_preds(d["probs"]), d["targs"]
     return dict(test_balanced_acc=balanced_accuracy(preds, targs), test_macro_f1=macro_f1(preds, targs))
 
+# %% ../../nbs/32_results.tables.ipynb #8914f8f7
 def _tidy(
     rows:list[dict], # Values by column
     columns:list[str] # Columns wanted, in order
@@ -220,7 +224,9 @@ def _fields_of(
 
 _whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "stopped", "planned", "saved_epochs", "epochs_so_far",
     "n", "count", "only_ensemble", "only_member", "trainings")
+
 _flags = _fields_of(bool, "frozen")
+
 _text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "which", "of", "predictor", "members", "class",
     "method", "weights", "member_temperatures", "best_member", "without", "a", "b", "stage", "origin", "taken_for", "seeds", "variant", "ingredient", "against",
     "train_differs", "report", "what", "value")
@@ -373,6 +379,7 @@ def _effort(
     saved = (stopped["planned_epochs"]-stopped["epochs"]).sum()
     return dict(failed=int((trials["status"]=="failed").sum()), stopped=len(stopped), saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
 
+# %% ../../nbs/32_results.tables.ipynb #72f0d8a6
 def _best_row(
     study:dict, # Content of `study.json`
     search:dict, # An entry of its `searches`
@@ -405,6 +412,7 @@ def best_table(
     at = _best_columns.index("valid_acc")
     return _tidy(rows, _best_columns[:at]+other_dimensions(headers.values())+_best_columns[at:])
 
+# %% ../../nbs/32_results.tables.ipynb #81e61163
 def other_dimensions(
     headers # Of journals
 )->list[str]: # `RunConfig` fields, in the plan's order
@@ -441,6 +449,7 @@ def _known(
     origins = stored.get("origins", np.full(len(stored["targs"]), ""))
     return dict(targs=stored["targs"], classes=[str(c) for c in stored["classes"]], rows=stored["rows"], origins=np.asarray(origins).astype(str))
 
+# %% ../../nbs/32_results.tables.ipynb #4f9562d9
 def _run_prediction(
     name:str, # As the plan gives it
     run:dict, # An entry of `runs` in `study.json`
@@ -465,6 +474,7 @@ def _valid_members(
         if not len(m["valid"]["targs"]): raise StoreError(f"Member '{name}' has seen no valid images, so nothing can be chosen by them.")
     return check_members([m["valid"] for m in members], names), members[0]["valid"]["targs"]
 
+# %% ../../nbs/32_results.tables.ipynb #9df4ab54
 def _voted(
     ensemble:dict, # An entry of `ensembles` in `study.json`
     members:list[dict] # From `_run_prediction`, done
@@ -491,6 +501,7 @@ def _report_vote(
     same = sorted(runs.get(n, {}).get("report", "") for n in ensemble["members"])==sorted(REPORT_VOTERS)
     return ensemble["method"] if plain and same and ensemble["method"] in PUBLISHED_TEST else ""
 
+# %% ../../nbs/32_results.tables.ipynb #0f5adc7f
 def _vote_prediction(
     ensemble:dict, # An entry of `ensembles` in `study.json`
     runs:dict[str,dict] # Predictions of the members by name
@@ -597,6 +608,7 @@ def _numbers(
     "Numbers in one cell"
     return ", ".join(f"{v:.2f}" for v in values)
 
+# %% ../../nbs/32_results.tables.ipynb #62764a27
 def _valid_scores(
     p:dict # A finished ensemble, from `predictions`
 )->dict: # Values by column
@@ -622,6 +634,7 @@ def _mean_disagreement(
     pairs = disagreement(members)[np.triu_indices(len(members), 1)]
     return float(pairs.mean()) if len(pairs) else np.nan
 
+# %% ../../nbs/32_results.tables.ipynb #ba6aa26a
 def _paired(
     a:np.ndarray, # Classes by one predictor
     b:np.ndarray, # By another
@@ -907,6 +920,7 @@ def _control_row(
     left = control["trials"]-control["shared"]-len(own)
     return dict(part=f"{search['name']}~control", kind="control", **counts|{"left": left})
 
+# %% ../../nbs/32_results.tables.ipynb #4f365643
 def _repeats_row(
     search:dict, # An entry of `searches` in `study.json`, with repeats
     trials:int # Planned ones
@@ -928,7 +942,6 @@ def progress_table(
         own = dict(part=b["search"], kind="search", done=b["trials"]-b["failed"], skipped=0, failed=b["failed"], left=b["planned"]-b["trials"])
         rows += [own]+([_control_row(s, out)] if s.get("control") else [])+([_repeats_row(s, b["planned"])] if s.get("repeats") else [])
     return pd.DataFrame(rows, columns=_progress_columns)
-
 
 # %% ../../nbs/32_results.tables.ipynb #365709f8
 def trained_ids(

@@ -69,6 +69,7 @@ def _all_options(record):
     "What is not said was not changed"
     return dict(limit=0, scale=1., trials=None, seed=record["plan"].get("study", {}).get("seed", 42), published=False)|record["options"]
 
+# %% ../../nbs/43_study.conduct.ipynb #1e3f061f
 def _untracked(plan): return {**plan, "study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}} # an onlooker changes no study
 
 def open_record(
@@ -258,6 +259,7 @@ def refuse_other_sources(
             header,trials = read_journal(journal_path(c.out, name)) if journal_path(c.out, name).exists() else ({}, [])
             if trials: _same_weights(c, name, header.get("weights", ""), here)
 
+# %% ../../nbs/43_study.conduct.ipynb #fa863caf
 def _same_weights(c, what, there, here):
     a,b = (f"the weights of SHA-256 {o[:12]}..." if o else "no --weights" for o in (there, here))
     cure = "Give the same --weights FILE, or another --out."
@@ -293,6 +295,7 @@ def train_one(
         c.on_event("end", name=name, saw_valid=saw, status="stopped" if "stopped" in done else "done", left=c.clock.left(), share=c.clock.share(), **done)
         return done
 
+# %% ../../nbs/43_study.conduct.ipynb #4b8ec1d2
 def try_network(
     c:Conductor, # The study
     cfg:RunConfig # What is to be trained
@@ -311,6 +314,7 @@ def take_threads(
     from cinic_fastai.train.learner import use_threads
     if c.threads: use_threads(c.threads)
 
+# %% ../../nbs/43_study.conduct.ipynb #4292ba60
 def here(
     c:Conductor, # The study
     cfg:RunConfig, # What to train
@@ -332,6 +336,7 @@ def here(
     try: return fit_run(cfg, c.pack, c.store, on_event=tell, stop=c.stop, **kw)
     finally: c.clock.took += (time.monotonic()-began)*bool(expected)
 
+# %% ../../nbs/43_study.conduct.ipynb #43be75e7
 def elsewhere(
     c:Conductor, # The study
     cfg:RunConfig, # What to train
@@ -356,6 +361,7 @@ def elsewhere(
     for text in got["notes"]: tell(text)
     return outcome(got)
 
+# %% ../../nbs/43_study.conduct.ipynb #b9c81fb2
 def side_by_side(
     c:Conductor, # The study
     steps:list[Callable] # Independent of each other
@@ -394,6 +400,7 @@ def in_threads(
     "`map` with all calls at a time; results in order"
     with ThreadPoolExecutor(max(1, len(args[0]))) as pool: yield from pool.map(fn, *args)
 
+# %% ../../nbs/43_study.conduct.ipynb #00210bec
 def failed(
     c:Conductor, # The study
     entry:dict, # Of the record
@@ -406,8 +413,8 @@ def failed(
     c.on_event("end", name=entry["name"], status=status, reason=_cause(e), left=c.clock.left(), share=c.clock.share())
 
 def _cause(e): return str(e) if isinstance(e, (CinicError, RunError)) and str(e) else f"{type(e).__name__}: {e}"
-def _trace(e): return getattr(e, "trace", "") or "".join(traceback.format_exception(e))
 
+def _trace(e): return getattr(e, "trace", "") or "".join(traceback.format_exception(e))
 
 # %% ../../nbs/43_study.conduct.ipynb #96de94f8
 def do_run(
@@ -448,6 +455,7 @@ def run_search(
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
         rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
 
+# %% ../../nbs/43_study.conduct.ipynb #3fd975b7
 def _level(
     pack:Pack # Images
 )->float: # Accuracy on valid images
@@ -467,6 +475,7 @@ def control_name(
     "What the control of a search is called"
     return f"{search}~control"
 
+# %% ../../nbs/43_study.conduct.ipynb #27c5cfa5
 def do_search(
     c:Conductor, # The study
     s:PlanSearch # From its plan
@@ -494,6 +503,7 @@ def do_control(
 
 def _winner(trial): return {k: trial[k] for k in ("number", "point", "valid_acc", "run_id")}
 
+# %% ../../nbs/43_study.conduct.ipynb #88baa0e8
 def repeat_points(
     trials:list[dict], # Of a search
     control:list[dict] # Of its control, [] without one
@@ -586,6 +596,7 @@ def surest_mistakes(
     wrong = np.flatnonzero(probs.argmax(1)!=targs)
     return wrong[np.argsort(-probs[wrong].max(1), kind="stable")][:k]
 
+# %% ../../nbs/43_study.conduct.ipynb #64270634
 def confused_pairs(
     probs:np.ndarray, # `(n,c)`
     targs:np.ndarray, # `(n,)`
@@ -621,6 +632,7 @@ def kept_examples(
     except (FileNotFoundError, StoreError): return None
     return there["augmented"] if there.get("made_from")==made_from else None
 
+# %% ../../nbs/43_study.conduct.ipynb #e4ba8352
 def write_samples(
     c:Conductor # A study
 ):
@@ -682,6 +694,7 @@ def check_device(
     if deterministic: ask_cublas(device)
     pick_device(device)
 
+# %% ../../nbs/43_study.conduct.ipynb #c3187d11
 def check_data(
     plan:Plan, # With its options applied
     pack:Pack # Images
@@ -689,6 +702,7 @@ def check_data(
     "Refuse a plan that can't work on these images, before any work"
     if problems := plan_problems(plan, pack.counts(), pack.size): raise PlanError("; ".join(problems)+".")
 
+# %% ../../nbs/43_study.conduct.ipynb #158c596e
 def conduct(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -736,6 +750,7 @@ def conduct(
         write_page(out, stoppable(on_event, stop))
     return c.record
 
+# %% ../../nbs/43_study.conduct.ipynb #9b10ebc4
 def one_at_a_time(
     on_event:Callable # Hears events
 )->Callable: # Hears events of many threads

@@ -209,6 +209,7 @@ def _defaults(
     "What all runs and searches share"
     return _fields(d["defaults"]) if isinstance(d.get("defaults"), dict) else {}
 
+# %% ../../nbs/40_study.plan.ipynb #e6f00b7d
 def _shape_errors(
     d:dict # A parsed plan
 )->list[str]: # What is wrong with its outline
@@ -239,6 +240,7 @@ def _track_errors(
     track = study.get("track", TRACKERS[0])
     return [] if track in TRACKERS or not isinstance(track, str) else [f"Unknown track '{track}'{nearest(track, TRACKERS)}. Known: {', '.join(TRACKERS)}"]
 
+# %% ../../nbs/40_study.plan.ipynb #03299a69
 def _seed_errors(
     table:dict # As parsed
 )->list[str]: # What is wrong with its seed
@@ -271,6 +273,7 @@ def _search_base(
 _needs_valid = "train_on = 'train+valid': a search chooses by valid images. " \
     "Take train_on = 'train' here, 'train+valid' in a run that starts from it"
 
+# %% ../../nbs/40_study.plan.ipynb #1a48d6e6
 def _search_errors(
     search:dict, # A [[search]]
     d:dict # The parsed plan
@@ -300,6 +303,7 @@ def _budget_errors(
     if d["control"] and d["strategy"]!="gp": out.append(f"control = true: a random search is the control of strategy 'gp', not of '{d['strategy']}'")
     return out
 
+# %% ../../nbs/40_study.plan.ipynb #b9a182a5
 def budget_errors(
     random:int, # Random trials
     guided:int, # Guided trials
@@ -329,7 +333,6 @@ def _rung_errors(
     "Rungs rise, and the last one lies before the end"
     sound = isinstance(rungs, (list, tuple)) and all(type(o) is int for o in rungs) and list(rungs)==sorted(set(rungs)) and all(0<o<epochs for o in rungs)
     return [] if sound else [f"rungs = {rungs!r}: expected rising whole numbers of epochs, from 1 to {epochs-1}"]
-
 
 # %% ../../nbs/40_study.plan.ipynb #b90cf70e
 def _run_names(
@@ -364,6 +367,7 @@ def _chosen_errors(
     of = [o for t in both for o in (t.get("name"), f"{t.get('group', 'runs')}/{t.get('name')}")]
     return [f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures" for m in members if m in of]
 
+# %% ../../nbs/40_study.plan.ipynb #b88ed6e9
 def _twice(
     d:dict # A parsed plan
 )->list[str]: # Names that are taken
@@ -422,6 +426,7 @@ def with_seeds(
     def each(t): return [{**{k: v for k,v in t.items() if k!="seeds"}, "name": seed_name(t["name"], o), "seed": o} for o in t["seeds"]] if sound(t) else [t]
     return {**d, "run": [o for t in d["run"] for o in each(t)]} if isinstance(d.get("run"), list) else d
 
+# %% ../../nbs/40_study.plan.ipynb #41e58403
 def plan_search(
     plan:Plan, # A plan
     name:str # Of a search, with or without `search:`
@@ -455,6 +460,7 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return plan
 
+# %% ../../nbs/40_study.plan.ipynb #00d30e8d
 def _same_training(
     plan:Plan, # A plan
     run:PlanRun # One of its runs
@@ -578,6 +584,7 @@ def _scaled(
     return replace(plan, runs=tuple(replace(o, settings=short(o.settings, base(o))) for o in plan.runs),
         searches=tuple(replace(o, settings=short(o.settings), rungs=_short_rungs(o, scale)) for o in plan.searches))
 
+# %% ../../nbs/40_study.plan.ipynb #892edacc
 def _short_rungs(
     search:PlanSearch, # A search
     scale:float # Factor on epochs
@@ -643,6 +650,7 @@ def _run_trainings(
     "Runs that stand by themselves"
     return [(_same_training(plan, o), _training(o.name, o.group, "run", o.settings)) for o in plan.runs if not o.source]
 
+# %% ../../nbs/40_study.plan.ipynb #ee801983
 def _trial_trainings(
     plan:Plan # A plan
 )->list[tuple]: # (what makes it the same training, row)
@@ -674,7 +682,9 @@ def trainings(
 # %% ../../nbs/40_study.plan.ipynb #1d823e28
 PLAIN = dict(whiten=False, dirac=False, stem="imagenet", pretrained=False, policy="none", flip="none", shift=0, tta="none", label_smoothing=0., dropout=0.,
     wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.) # What a training without ingredients has
+
 _along = dict(pretrained=dict(weights="", frozen_epochs=0)) # Settings that go with an ingredient
+
 _where = dict(whiten=lambda m: m=="speednet", dirac=lambda m: m=="speednet", stem=lambda m: m.startswith("resnet")) # Networks that have it
 
 def ingredients(
@@ -701,6 +711,7 @@ def _toml(
     "A table's lines in TOML, which writes them as JSON does"
     return "".join(f"{k} = {json.dumps(v)}\n" for k,v in d.items())
 
+# %% ../../nbs/40_study.plan.ipynb #137a32ad
 def ablation_text(
     plan:Plan, # A plan
     name:str, # Of one of its runs, or what the names of a run's seeds share

@@ -55,6 +55,7 @@ def _gp_points(
         told = yield [opt.ask()] if batch==1 else opt.ask(n, "cl_min")
         opt.tell(*(told[0] if batch==1 else map(list, zip(*told))))
 
+# %% ../../nbs/41_study.search.ipynb #fa62f83d
 def _random_points(
     spec:dict, # A dimension by name
     n:int, # Points
@@ -291,6 +292,7 @@ def _coordinates(
     try: return trial_point(spec, trial)
     except StoreError as e: raise StoreError(f"{journal} is damaged in line {trial['number']+2}: {e}. {_cure}") from None
 
+# %% ../../nbs/41_study.search.ipynb #b7865284
 def _told(
     trial:dict, # From the journal
     before:list[dict], # Trials before it
@@ -356,6 +358,7 @@ def search(
         number += len(xs)
     return trials
 
+# %% ../../nbs/41_study.search.ipynb #08677457
 def _keep(
     spec:dict, # A dimension by name
     x:list, # Coordinates proposed now

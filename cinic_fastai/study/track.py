@@ -63,6 +63,7 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
+# %% ../../nbs/39_study.track.ipynb #93a64cf0
 class Tracker:
     "Writes each epoch of each training once"
     def __init__(self,

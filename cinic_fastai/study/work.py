@@ -57,6 +57,7 @@ def train_task(
     except Exception as e: return dict(notes=notes, error=type(e).__name__, message=str(e), signum=getattr(e, "code", 130)-128, trace=traceback.format_exc())
     return dict(notes=notes, done=done)
 
+# %% ../../nbs/42_study.work.ipynb #99acc795
 @cache
 def _pack_of(path, limit, digest):
     "Open a pack once a process, and see that it is the driver's"
@@ -81,6 +82,7 @@ def _own_gpu(device, slot):
     n = torch.cuda.device_count()
     return f"cuda:{slot%n}" if device in ("auto", "cuda") and n>1 else device
 
+# %% ../../nbs/42_study.work.ipynb #3753b9b5
 def outcome(
     got:dict # From `train_task`
 )->dict: # What `fit_run` returned
@@ -139,6 +141,7 @@ class Places:
                 self.free.append(place)
                 self.changed.notify_all()
 
+# %% ../../nbs/42_study.work.ipynb #31616df2
 def check_backend(
     backend:str, # As for `open_workers`
     address:str="" # As for `open_workers`
@@ -170,6 +173,7 @@ def process_at(
     try: return psutil.Process(pid)
     except psutil.NoSuchProcess: return None
 
+# %% ../../nbs/42_study.work.ipynb #569b490b
 def is_gone(
     process:psutil.Process|None # From `process_at`, taken while it ran
 )->bool: # Also where its number is another process's by now
@@ -208,6 +212,7 @@ def _loky(jobs, address):
     finally:
         for pool in list(pools.values()): pool.shutdown(wait=ended, kill_workers=not ended)
 
+# %% ../../nbs/42_study.work.ipynb #6a8efe26
 @contextmanager
 def _dask(jobs, address):
     "A cluster of dask.distributed"
@@ -281,6 +286,7 @@ def time_task(
     if torch.cuda.is_initialized(): torch.cuda.empty_cache() # another process trains on the same GPU
     return took
 
+# %% ../../nbs/42_study.work.ipynb #91d8d1b3
 class NetworkTimer:
     "Times networks; those that aren't known to be safe in a process of their own"
     def __init__(self): self.pool,self.times,self.ended,self.guard = None,{},{},threading.RLock()
@@ -335,4 +341,3 @@ class NetworkTimer:
         except Exception as e:
             self.close() # it may hold what the training needs
             return e
-

@@ -269,6 +269,7 @@ def _refuse_other_config(cfg, store, rid):
     except (FileNotFoundError, StoreError): return
     refuse_other(store.folder(rid), dataclasses.asdict(there), dataclasses.asdict(cfg))
 
+# %% ../../nbs/23_train.fit.ipynb #afed3cc5
 def _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars):
     "Train `cfg` from its last checkpoint and store the result"
     rid = run_id(cfg, pack.digest)
@@ -295,6 +296,7 @@ def _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars):
     delete_checkpoint(folder/"last.safetensors")
     return done
 
+# %% ../../nbs/23_train.fit.ipynb #b1abe4b1
 def kept_training(
     store:RunStore, # Where the run's result should be
     rid:str, # Run id
@@ -321,6 +323,7 @@ def _summary(cfg, learn, progress):
     return dict(epochs=cfg.epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()), seconds=seconds,
         images_per_s=len(learn.dls.train.rows)*cfg.epochs/seconds, **{k: progress.history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")})
 
+# %% ../../nbs/23_train.fit.ipynb #b7ad935d
 def seed_everything(
     seed:int # A run's seed
 ):

@@ -86,6 +86,7 @@ class FusedSGD(torch.optim.SGD):
             sgd(params, grads, bufs[0] if bufs else [None]*len(ps), fused=True, weight_decay=g["weight_decay"]/g["factor"], momentum=g["momentum"], lr=g["lr"]*g["factor"],
                 dampening=g["dampening"], nesterov=g["nesterov"], maximize=g["maximize"])
 
+# %% ../../nbs/21_train.learner.ipynb #d9d132d1
 class FusedAdam(torch.optim.Adam):
     "torch's fused Adam on contiguous views"
     @torch.no_grad()
@@ -190,6 +191,7 @@ class DeviceSmooth(DeviceMean):
     @property
     def value(self): return None if self.total is None else self.total/(1-self.beta**self.count)
 
+# %% ../../nbs/21_train.learner.ipynb #5c456dc2
 class LightProgress(ProgressCallback):
     "fastai's bars, which look at the loss a few times a second instead of after every batch"
     name,wait = "progress",.2
@@ -325,6 +327,7 @@ def first_images(
     x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]])).permute(0,3,1,2).float()/255
     return (x-torch.from_numpy(pack.mean)[:,None,None])/torch.from_numpy(pack.std)[:,None,None]
 
+# %% ../../nbs/21_train.learner.ipynb #6ea6fbb7
 def whitened(
     model:torch.nn.Module, # Any network; only SpeedNet is changed
     dls:DataLoaders, # Ours, or any
@@ -356,6 +359,7 @@ class Lookahead(Callback):
     def _draw(self, keep):
         for k,v in self._weights().items(): v.copy_(self.average[k].lerp_(v, 1-keep))
 
+# %% ../../nbs/21_train.learner.ipynb #2b7109a7
 def lookahead_keep(
     keep:float, # At the end, a step
     pos:float, # Part of the training done, in [0, 1]
@@ -392,6 +396,7 @@ def check_loaders(
     if single is not None: raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's `batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
     if not own and (why := batch_error(dls, cfg.size)): raise ConfigError(why)
 
+# %% ../../nbs/21_train.learner.ipynb #1015f203
 class FitLeavesOut(Callback):
     "Warn of settings that `fit_run` heeds and a `Learner`'s own methods don't"
     def __init__(self,
@@ -405,6 +410,7 @@ class FitLeavesOut(Callback):
         left += [f"frozen_epochs = {self.cfg.frozen_epochs}"]*(self.cfg.frozen_epochs>0 and not self.froze)
         if left: warnings.warn(f"{' and '.join(left)}: `fit_run` heeds that, `fit` does not. Take `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
+# %% ../../nbs/21_train.learner.ipynb #326b64d8
 def make_learner(
     dls:DataLoaders, # From `make_dls`, or any fastai `DataLoaders` of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision

@@ -113,6 +113,7 @@ class BiasNorm(nn.BatchNorm2d):
         self.register_buffer("weight", torch.ones(n), persistent=False) # without one CUDA returns an empty gradient of the bias
         self.bias = nn.Parameter(torch.zeros(n))
 
+# %% ../../nbs/20_train.models.ipynb #d808b071
 def speed_block(
     n_in:int, # Channels that come in
     n_out:int # Channels that go out
@@ -121,6 +122,7 @@ def speed_block(
     def conv(i): return nn.Conv2d(i, n_out, 3, padding=1, bias=False)
     return nn.Sequential(conv(n_in), nn.MaxPool2d(2), BiasNorm(n_out), nn.GELU(), conv(n_out), BiasNorm(n_out), nn.GELU())
 
+# %% ../../nbs/20_train.models.ipynb #270f5779
 class SpeedNet(nn.Module):
     "After airbench94, <https://arxiv.org/abs/2404.00498>"
     def __init__(self,
@@ -245,6 +247,7 @@ def laid_out(
     model.register_forward_pre_hook(contiguous_inputs)
     return model.to(memory_format=torch.contiguous_format)
 
+# %% ../../nbs/20_train.models.ipynb #129907e2
 def head_params(
     net:nn.Module # With `get_classifier`, as timm's and ours have
 )->dict[str,nn.Parameter]: # By name
@@ -269,6 +272,7 @@ def bias_groups(
     apart,ps = norm_biases(net),[p for p in net.parameters() if p.requires_grad]
     return [[], [p for p in ps if id(p) in apart], [p for p in ps if id(p) not in apart]]
 
+# %% ../../nbs/20_train.models.ipynb #71cc29dd
 def single_values(
     net:nn.Module, # A network
     xb:Tensor # Some images `(bs,c,h,w)`
@@ -340,6 +344,7 @@ def misfits(
     return out+[f"{k} is not in the network" for k in state if k not in own]
 
 PREFIXES = ("module.", "model.", "net.") # Of DataParallel and Lightning
+
 CONVERSIONS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained") # As timm's modules call them
 
 def stripped(
@@ -353,6 +358,7 @@ def stripped(
         state = {k.removeprefix(p): v for k,v in state.items() if k.startswith(p)}
         yield state
 
+# %% ../../nbs/20_train.models.ipynb #38e77150
 def converted(
     net:nn.Module, # One of timm's networks
     state:dict[str,Tensor] # A file's tensors
@@ -382,6 +388,7 @@ def readings(
         yield s
         for c in converted(net, s): yield without_other_head(net, c)
 
+# %% ../../nbs/20_train.models.ipynb #d0aa661e
 def fitting(
     net:nn.Module, # The network
     state:dict[str,Tensor] # A file's tensors
@@ -431,6 +438,7 @@ def cached_weights(
     if hit := next((h for h in hits if isinstance(h, str)), None): return Path(hit)
     return torch_file(cfg.url) if cfg.url and torch_file(cfg.url).is_file() else None
 
+# %% ../../nbs/20_train.models.ipynb #7549ca5a
 def ask(
     url:str, # Address of a file
     seconds:float=3. # Time to answer in, finding the host included
@@ -461,6 +469,7 @@ def sources(
     for f in hub_files(cfg): yield hf_hub_url(**f), lambda f=f: hf_hub_download(**f)
     if cfg.url: yield cfg.url, lambda: fetch_url(cfg.url)
 
+# %% ../../nbs/20_train.models.ipynb #8e9892c4
 def download(
     cfg # timm's `PretrainedCfg`
 )->tuple[Path|None,str]: # The file or None, and why
