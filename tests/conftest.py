@@ -87,6 +87,12 @@ def server():
         forkserver.ensure_running()
     return context
 
+def pytest_runtest_setup(item):
+    "What needs a GPU is skipped where there is none"
+    if not item.get_closest_marker("cuda"): return
+    import torch
+    if not torch.cuda.is_available(): pytest.skip("there is no GPU")
+
 def no_page():
     "Where a test looks at what else a study leaves"
     from cinic_fastai.results import page

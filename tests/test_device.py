@@ -162,9 +162,8 @@ def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypa
     run, = conduct(plan, pack, tmp_path, stop=lambda: 0, deterministic=True)["runs"]
     assert run["status"]=="done", run["reason"]
 
-cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
-
-@pytest.mark.parametrize("policy", [pytest.param(p, marks=cuda) for p in ("none", "combined")])
+@pytest.mark.cuda
+@pytest.mark.parametrize("policy", ["none", "combined"])
 def test_cuda(pack, policy):
     "On a GPU: the pack lives there, no batch waits, and the network learns what it learns on a CPU"
     cfg = RunConfig(model="custom_cnn", policy=policy, bs=16, lr=1e-2)
@@ -180,7 +179,8 @@ def test_cuda(pack, policy):
     a,b = (next(iter(pack_dls(pack, bs=16, device=d).train))[0].cpu() for d in ("cpu", "cuda"))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
-@pytest.mark.parametrize("model", [pytest.param(m, marks=cuda) for m in ("custom_cnn", "resnet18", "speednet")])
+@pytest.mark.cuda
+@pytest.mark.parametrize("model", ["custom_cnn", "resnet18", "speednet"])
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 def test_cuda_runs_are_cut_off_and_go_on_to_the_same_bits(pack, model, precision, tmp_path):
     "With deterministic kernels; and float32 learns what the CPU learns"
@@ -195,7 +195,6 @@ def test_cuda_runs_are_cut_off_and_go_on_to_the_same_bits(pack, model, precision
     if precision=="float32": np.testing.assert_allclose(whole, fitted("cpu", device="cpu"), atol=2e-2)
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_cuda_images_whiten():
     from cinic_fastai.train.models import SpeedNet
     xb,nets = torch.rand(16, 3, 32, 32),(SpeedNet(), SpeedNet().cuda())
@@ -203,7 +202,6 @@ def test_cuda_images_whiten():
     assert torch.equal(nets[0].first[0].weight, nets[1].first[0].weight.cpu())
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_cuda_float32_is_no_tf32(pack):
     "Convolutions agree with float64 to float32's own error"
     make_learner(make_dls(pack, CONFIGS[0], device="cuda"), CONFIGS[0])
@@ -212,7 +210,6 @@ def test_cuda_float32_is_no_tf32(pack):
     assert ((got-right).abs().max()/right.abs().max()).item()<1e-5
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 def test_cuda_predicts_what_the_run_stored(pack, tmp_path):
     from cinic_fastai.results.predict import load_predictor
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 2\nprecision = 'float32'")
@@ -222,7 +219,8 @@ def test_cuda_predicts_what_the_run_stored(pack, tmp_path):
     assert predictor.device.type=="cuda"
     np.testing.assert_allclose(probs, RunStore(tmp_path/"runs").probs(record["runs"][0]["run_id"], "test")["probs"], atol=1e-4)
 
-@pytest.mark.parametrize("model", [pytest.param(m, marks=cuda) for m in ("custom_cnn", "resnet18", "speednet")])
+@pytest.mark.cuda
+@pytest.mark.parametrize("model", ["custom_cnn", "resnet18", "speednet"])
 def test_cuda_compiles(pack, model):
     cfg = RunConfig(model=model, bs=16, lr=1e-2, width=.25, compile=True)
     learn = make_learner(make_dls(pack, cfg), cfg)
