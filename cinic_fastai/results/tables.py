@@ -13,7 +13,7 @@ __all__ = ['PUBLISHED_VALID', 'PUBLISHED_BEST', 'PUBLISHED_TEST', 'PUBLISHED_CLA
            'confusion_table', 'seeds_table', 'ablation_of', 'ablation_table', 'soon_table', 'progress_table',
            'trained_ids', 'environments_table', 'all_tables']
 
-# %% ../../nbs/32_results.tables.ipynb #b236202e
+# %% ../../nbs/32_results.tables.ipynb #93ba6d40
 import os, re
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nea
 from ..files import read_json, read_lines, read_npz, to_json
 from ..runs import RunConfig, RunStore, best_epoch, config_fields, declared, one_training
 from ..space import outside
-from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
+from .ensemble import Stored, check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy, confusion, disagreement, ece,
     interval, macro_f1, majority_accuracy, mcnemar, mean_interval, nll, oracle_accuracy, reliability, welch)
 
@@ -449,7 +449,7 @@ def _known(
     origins = stored.get("origins", np.full(len(stored["targs"]), ""))
     return dict(targs=stored["targs"], classes=[str(c) for c in stored["classes"]], rows=stored["rows"], origins=np.asarray(origins).astype(str))
 
-# %% ../../nbs/32_results.tables.ipynb #4f9562d9
+# %% ../../nbs/32_results.tables.ipynb #fa02d6ca
 def _run_prediction(
     name:str, # As the plan gives it
     run:dict, # An entry of `runs` in `study.json`
@@ -472,9 +472,9 @@ def _valid_members(
     for name,m in zip(names, members):
         if isinstance(m["valid"], str): raise StoreError(f"Member '{name}' {m['valid']}.")
         if not len(m["valid"]["targs"]): raise StoreError(f"Member '{name}' has seen no valid images, so nothing can be chosen by them.")
-    return check_members([m["valid"] for m in members], names), members[0]["valid"]["targs"]
+    return check_members([Stored(**m["valid"]) for m in members], names), members[0]["valid"]["targs"]
 
-# %% ../../nbs/32_results.tables.ipynb #9df4ab54
+# %% ../../nbs/32_results.tables.ipynb #e1f6a18e
 def _voted(
     ensemble:dict, # An entry of `ensembles` in `study.json`
     members:list[dict] # From `_run_prediction`, done
@@ -482,7 +482,7 @@ def _voted(
     "Fit an ensemble on valid images and take its vote on the test images"
     names, method = ensemble["members"], ensemble["method"]
     options = {k: bool(ensemble.get(k)) for k in ("temperature", "member_temperature")}
-    test = check_members([m["stored"] for m in members], names)
+    test = check_members([Stored(**m["stored"]) for m in members], names)
     try: valid, valid_targs = _valid_members(members, names)
     except StoreError:
         if needs_valid(method, **options): raise
