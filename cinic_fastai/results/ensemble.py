@@ -21,8 +21,8 @@ def soft_vote(
     "Mean of the members' probabilities"
     return np.mean(members, axis=0, dtype=np.float64)
 
-# %% ../../nbs/31_results.ensemble.ipynb #fae23f2f
-def _leaders(votes:np.ndarray, n_classes:int)->np.ndarray:
+# %% ../../nbs/31_results.ensemble.ipynb #377fa2c8
+def _leaders(votes, n_classes):
     "Which classes have the highest number of votes, booleans `(n,c)`; votes are `(m,n)`"
     ballot = np.eye(n_classes, dtype=np.int32)
     counts = sum(ballot[v] for v in votes)
@@ -193,8 +193,8 @@ def leave_one_out(
     rests = ([m for k,m in enumerate(members) if k!=i] for i in range(len(members)))
     return [_with_gap(fit_ensemble(method, rest, targs, **options), i) for i,rest in enumerate(rests)]
 
-# %% ../../nbs/31_results.ensemble.ipynb #17c8396a
-@dataclass(frozen=True)
+# %% ../../nbs/31_results.ensemble.ipynb #652a15e1
+@dataclass(frozen=True, eq=False)
 class Stored:
     "A run's stored probabilities for the images of a split"
     probs:np.ndarray # `(n,c)`
@@ -203,19 +203,20 @@ class Stored:
     classes:np.ndarray # Class names `(c,)`
     origins:np.ndarray|None = None # Where each image came from `(n,)`, where that is known
 
-# %% ../../nbs/31_results.ensemble.ipynb #547031af
-def _own_error(m:Stored)->str:
+# %% ../../nbs/31_results.ensemble.ipynb #f212737a
+def _own_error(m):
     "What is wrong with a member by itself"
     shape = len(m.rows), len(m.classes)
     if m.probs.shape!=shape: return f"probabilities of shape {m.probs.shape}, where images and classes make {shape}"
     return prob_error(m.probs, m.targs)
 
-def _pair_error(m:Stored, first:Stored)->str:
+def _pair_error(m, first):
     "What of a member isn't as in the first one"
-    n, classes = len(m.rows), [", ".join(map(str, o.classes[:12])) for o in (m, first)]
+    n = len(m.rows)
     if n!=len(first.rows): return f"is about {n} images, not {len(first.rows)}"
     if other := (m.rows!=first.rows).sum(): return f"is about other images ({other} of {n} rows differ)"
-    if list(m.classes)!=list(first.classes): return f"has classes {classes[0]}, not {classes[1]}"
+    classes, known = (", ".join(map(str, o.classes)) for o in (m, first))
+    if classes!=known: return f"has classes {classes[:80]}, not {known[:80]}"
     return "has other right classes for the same images" if (m.targs!=first.targs).any() else ""
 
 def check_members(

@@ -74,7 +74,7 @@ def nll(
     right = np.asarray(probs)[np.arange(len(targs)), targs].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean())
 
-# %% ../../nbs/30_results.metrics.ipynb #da801dc9
+# %% ../../nbs/30_results.metrics.ipynb #c3625a3a
 def reliability(
     probs:np.ndarray, # Probabilities `(n,c)`
     targs:np.ndarray, # Right classes `(n,)`
@@ -83,11 +83,11 @@ def reliability(
     "How sure a predictor is and how often it is right, from the least sure images to the surest"
     import pandas as pd
     edges, sure = np.linspace(0, 1, bins+1), np.max(probs, 1).astype(np.float64)
-    images = pd.DataFrame(dict(confidence=sure, accuracy=(as_preds(probs)==targs).astype(float)))
-    groups = images.groupby(np.searchsorted(edges[1:-1], sure))
-    table = groups.mean().assign(count=groups.size()).reindex(range(bins))
-    table.insert(0, "low", edges[:-1])
-    return table.fillna({"count": 0}).astype({"count": int})
+    at = np.searchsorted(edges[1:-1], sure)
+    count = np.bincount(at, minlength=bins)
+    confidence, right = (np.bincount(at, x, bins) for x in (sure, as_preds(probs)==targs))
+    with np.errstate(invalid="ignore"): means = dict(confidence=confidence/count, accuracy=right/count)
+    return pd.DataFrame(dict(low=edges[:-1], **means, count=count))
 
 # %% ../../nbs/30_results.metrics.ipynb #4c5549d7
 def ece(

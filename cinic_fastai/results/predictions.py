@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #38f56d8d
+# %% ../../nbs/32_results.predictions.ipynb #49ca69ac
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 import numpy as np
 from ..core import ConfigError, StoreError, nearest
-from ..record import EnsembleEntry, RunEntry
 from cinic_fastai.results.ensemble import (FittedEnsemble, Stored, check_members, fit_ensemble, needs_valid,
     predict_ensemble)
 from .metrics import accuracy, as_preds, nll
 from ..runs import one_training
 from ..studyfolder import StudyFolder, run_status
 
-# %% ../../nbs/32_results.predictions.ipynb #65c50e29
+# %% ../../nbs/32_results.predictions.ipynb #0a448628
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +37,10 @@ class Prediction:
     probs:np.ndarray|None = None # Of the test images `(n,c)`; None of a hard vote
     preds:np.ndarray|None = None # Classes of the test images `(n,)`; None while it isn't done
 
+    def vote(self, stored, temperature=True):
+        "What the fitted vote makes of its members' stored probabilities"
+        return predict_ensemble(self.fitted, [m.probs for m in stored], temperature)
+
     @property
     def done(self)->bool: return self.preds is not None
     @property
@@ -54,22 +57,22 @@ class Prediction:
         first = self.test[0]
         return np.full(len(first.targs), "") if first.origins is None else np.asarray(first.origins).astype(str)
 
-# %% ../../nbs/32_results.predictions.ipynb #ce388b01
-def _compared_runs(study:StudyFolder, everyone:bool)->dict[str,RunEntry]:
+# %% ../../nbs/32_results.predictions.ipynb #f9940d84
+def _compared_runs(study, everyone):
     "Runs by the name that a plan gives them"
     record = study.record
     members = {m: record.find_run(m) for e in record.ensembles for m in e.members}
-    members = {m: r for m,r in members.items() if r}
-    compared = members or {r.name: r for r in record.runs if r.group=="final"} or {r.key: r for r in record.runs}
+    final = {r.name: r for r in record.runs if r.group=="final"}
+    compared = {m: r for m,r in members.items() if r} or final or {r.key: r for r in record.runs}
     if not everyone: return compared
     names = Counter(r.name for r in record.runs)
-    rest = [r for r in record.runs if not any(r is o for o in compared.values())]
+    rest = [r for r in record.runs if r not in compared.values()]
     return compared|{r.name if names[r.name]==1 else r.key: r for r in rest}
 
-# %% ../../nbs/32_results.predictions.ipynb #3e0bbdd1
-def _stored(study:StudyFolder, run_id:str, split:str)->Stored: return Stored(**study.store.probs(run_id, split))
+# %% ../../nbs/32_results.predictions.ipynb #c577b4d6
+def _stored(study, run_id, split): return Stored(**study.store.probs(run_id, split))
 
-def _stored_valid(study:StudyFolder, run_id:str)->Stored:
+def _stored_valid(study, run_id):
     "A run's valid probabilities, if anything may be chosen by them"
     if study.store.config(run_id).train_on!="train":
         raise StoreError("was trained on valid images, so nothing can be chosen by them")
@@ -78,7 +81,7 @@ def _stored_valid(study:StudyFolder, run_id:str)->Stored:
     if not len(valid.targs): raise StoreError("has seen no valid images, so nothing can be chosen by them")
     return valid
 
-def _of_run(study:StudyFolder, name:str, run:RunEntry)->Prediction:
+def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
     p = Prediction(name, "run", status, reason, run_ids=(run.run_id,))
@@ -89,8 +92,8 @@ def _of_run(study:StudyFolder, name:str, run:RunEntry)->Prediction:
     try: return replace(p, valid=(_stored_valid(study, run.run_id),))
     except StoreError as e: return replace(p, no_valid=str(e))
 
-# %% ../../nbs/32_results.predictions.ipynb #209ecfb1
-def _valid_members(p:Prediction, members:list[Prediction])->tuple[Stored,...]:
+# %% ../../nbs/32_results.predictions.ipynb #51d9606c
+def _valid_members(p, members):
     "What an ensemble chooses by; `StoreError` says why it can't"
     for m in members:
         if m.no_valid: raise StoreError(f"Member '{m.name}' {m.no_valid}.")
@@ -98,21 +101,22 @@ def _valid_members(p:Prediction, members:list[Prediction])->tuple[Stored,...]:
     check_members(valid, p.members)
     return valid
 
-def _voted(p:Prediction, members:list[Prediction])->Prediction:
+def _voted(p, members):
     "Fit an ensemble on valid images and take its vote on the test images"
     test = tuple(m.test[0] for m in members)
-    probs = check_members(test, p.members)
+    check_members(test, p.members)
     try: p = replace(p, valid=_valid_members(p, members))
     except StoreError as e:
         if needs_valid(p.kind, **p.options): raise
         p = replace(p, no_valid=str(e))
     chosen_by = [m.probs for m in p.valid or test] # without valid images nothing is chosen
-    fitted = fit_ensemble(p.kind, chosen_by, p.valid[0].targs if p.valid else None, **p.options)
-    voted = predict_ensemble(fitted, probs)
-    return replace(p, test=test, fitted=fitted, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
+    targs = p.valid[0].targs if p.valid else None
+    p = replace(p, test=test, fitted=fit_ensemble(p.kind, chosen_by, targs, **p.options))
+    voted = p.vote(test)
+    return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
 
-# %% ../../nbs/32_results.predictions.ipynb #16d5aaf2
-def _absent(p:Prediction, runs:dict[str,Prediction])->Prediction|None:
+# %% ../../nbs/32_results.predictions.ipynb #65ffbb0c
+def _absent(p, runs):
     "A vote that can't be formed, with the reason; None where its members are there"
     missing = [n for n in p.members if n not in runs or not runs[n].done]
     if not missing:
@@ -122,7 +126,7 @@ def _absent(p:Prediction, runs:dict[str,Prediction])->Prediction|None:
     status, word = ("left", "waits for") if waits else ("skipped", "without")
     return replace(p, status=status, reason=f"{word} {', '.join(missing)}")
 
-def _of_vote(ensemble:EnsembleEntry, runs:dict[str,Prediction])->Prediction:
+def _of_vote(ensemble, runs):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
     there = [runs[n] for n in ensemble.members if n in runs and runs[n].done]
@@ -146,13 +150,13 @@ def predictions(
         made[everyone] = [*runs.values(), *(_of_vote(e, runs) for e in study.record.ensembles)]
     return made[everyone]
 
-# %% ../../nbs/32_results.predictions.ipynb #9eef1a91
+# %% ../../nbs/32_results.predictions.ipynb #8c1f2e2f
 def valid_score(
     p:Prediction # From `predictions`, done
 )->tuple[float,float]: # Accuracy, mean log-likelihood (-inf of a hard vote); (-1, 0) where nothing is known
     "How good a predictor is on valid images it was not trained on, the higher the better"
     if not p.valid: return -1., 0.
-    voted, targs = predict_ensemble(p.fitted, [m.probs for m in p.valid]), p.valid[0].targs
+    voted, targs = p.vote(p.valid), p.valid[0].targs
     return accuracy(voted, targs), -np.inf if p.kind=="hard" else -nll(voted, targs)
 
 def best_run(

@@ -9,18 +9,17 @@ __all__ = ['tidy']
 import pandas as pd
 from ...runs import config_fields
 
-# %% ../../../nbs/32a_results.tables.columns.ipynb #b9672f16
-def _fields_of(kind:type, *others:str)->set[str]:
+# %% ../../../nbs/32a_results.tables.columns.ipynb #4cd5999a
+def _fields_of(kind, others):
     "Columns that hold values of one type"
-    return {k for k,f in config_fields.items() if f.type is kind}|set(others)
+    return {k for k,f in config_fields.items() if f.type is kind}|set(others.split())
 
-_whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "stopped",
-    "planned", "saved_epochs", "epochs_so_far", "n", "count", "only_ensemble", "only_member", "trainings")
+_whole = _fields_of(int, "best_epoch epoch params number place images trials failed stopped planned saved_epochs "
+    "epochs_so_far n count only_ensemble only_member trainings")
 _flags = _fields_of(bool, "frozen")
-_text = _fields_of(str, "group", "name", "run_id", "status", "reason", "cause", "search", "kind", "which", "of",
-    "predictor", "members", "class", "method", "weights", "member_temperatures", "best_member", "without", "a", "b",
-    "stage", "origin", "taken_for", "seeds", "variant", "ingredient", "against", "train_differs", "report", "what",
-    "value")
+_text = _fields_of(str, "group name run_id status reason cause search kind which of predictor members class method "
+    "weights member_temperatures best_member without a b stage origin taken_for seeds variant ingredient against "
+    "train_differs report what value")
 
 # %% ../../../nbs/32a_results.tables.columns.ipynb #b52de036
 def tidy(

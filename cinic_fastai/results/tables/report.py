@@ -62,8 +62,8 @@ def beside_published(
     complete = images==FULL_STUDY["images"] and max(data.counts.values())<=FULL_STUDY["split"]
     return is_cinic(data) and data.size==32 and complete
 
-# %% ../../../nbs/32b_results.tables.report.ipynb #785c882b
-def _own_fields(cfg:RunConfig)->dict:
+# %% ../../../nbs/32b_results.tables.report.ipynb #bf183047
+def _own_fields(cfg):
     "What a run declares, but for its seed, and for the weights file if it is torchvision's"
     fields = {k: v for k,v in declared(cfg).items() if k!="seed"}
     if cfg.weights.startswith(("f37072fd", "5c106cde")): del fields["weights"]

@@ -6,29 +6,28 @@
 __all__ = ['TARGET_ACC', 'ABLATION', 'runs_table', 'history_table', 'train_differs', 'gap_table', 'time_to_accuracy_table',
            'seeds_table', 'ablation_of', 'ablation_table']
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #7fbd53fa
+# %% ../../../nbs/32c_results.tables.runs.ipynb #b97c28b7
 import os, re
 from dataclasses import asdict
 import numpy as np, pandas as pd
 from ...core import StoreError
-from ...record import RunEntry
 from ..metrics import accuracy, as_preds, balanced_accuracy, macro_f1, mean_interval, welch
 from .columns import tidy
 from .report import PUBLISHED_TEST, PUBLISHED_VALID, beside_published, is_cinic, report_run
 from ...runs import HISTORY, RunConfig, config_fields
 from ...studyfolder import StudyFolder, declared_settings, run_status, source_of
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #3f40b16b
+# %% ../../../nbs/32c_results.tables.runs.ipynb #9b663cda
 _results = "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params".split()
 _run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published",
     *_results, "test_balanced_acc", "test_macro_f1", "valid_majority_acc", "test_majority_acc", *config_fields]
 
-def _config(study:StudyFolder, run:RunEntry)->RunConfig|None:
+def _config(study, run):
     "A run's configuration, once it has begun"
     try: return study.store.config(run.run_id) if run.run_id else None
     except FileNotFoundError: return None
 
-def _settings(study:StudyFolder, run:RunEntry)->dict:
+def _settings(study, run):
     "What is known of a run's settings, and which of the report's runs has the same"
     cfg = _config(study, run)
     if cfg is None:
@@ -37,15 +36,15 @@ def _settings(study:StudyFolder, run:RunEntry)->dict:
     report = report_run(cfg) if beside_published(study.data) else ""
     return asdict(cfg)|dict(report=report, published=PUBLISHED_VALID.get(report))
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #4435de93
-def _class_scores(study:StudyFolder, run_id:str)->dict:
+# %% ../../../nbs/32c_results.tables.runs.ipynb #14824921
+def _class_scores(study, run_id):
     "Scores of the test images in which each class counts the same; none without stored probabilities"
     try: stored = study.store.probs(run_id, "test")
     except StoreError: return {}
     preds, targs = as_preds(stored["probs"]), stored["targs"]
     return dict(test_balanced_acc=balanced_accuracy(preds, targs), test_macro_f1=macro_f1(preds, targs))
 
-def _scores(study:StudyFolder, run_id:str)->dict:
+def _scores(study, run_id):
     "Results of a finished run, beside the level to beat"
     done, last = study.store.done(run_id), study.store.history(run_id).valid_acc.iloc[-1]
     levels = {f"{s}_majority_acc": study.data.majority_acc(s) for s in ("valid", "test")}
@@ -69,8 +68,9 @@ def runs_table(
 
 def _finished(study): return runs_table(study, scores=False).query("status=='done'")
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #2b7d9dee
-_history_columns = ["group", "name", "run_id", *HISTORY]
+# %% ../../../nbs/32c_results.tables.runs.ipynb #9d1b0f95
+_KEY = ["group", "name"] # What tells a run from all others
+_history_columns = [*_KEY, "run_id", *HISTORY]
 
 def history_table(
     study:StudyFolder # A study's folder
@@ -80,9 +80,9 @@ def history_table(
     parts = [study.store.history(r.run_id).assign(group=r.group, name=r.name, run_id=r.run_id) for r in runs]
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], _history_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #48d1920a
+# %% ../../../nbs/32c_results.tables.runs.ipynb #0f34fcc0
 _mixing = ("advanced", "combined", "combined-gentle")
-_gap_columns = ["group", "name", "model", "policy", "train_differs", "epoch", "train_acc", "valid_acc", "gap"]
+_gap_columns = [*_KEY, *"model policy train_differs epoch train_acc valid_acc gap".split()]
 
 def train_differs(
     run # A `RunConfig`, or a row of `runs_table` from `itertuples`
@@ -99,19 +99,12 @@ def gap_table(
     "Train accuracy minus valid accuracy at the last epoch"
     runs = _finished(study)
     runs = runs.assign(train_differs=[train_differs(r) for r in runs.itertuples()])[_gap_columns[:5]]
-    last = history_table(study).groupby(["group", "name"], sort=False).tail(1).eval("gap=train_acc-valid_acc")
-    return tidy(runs.merge(last, on=["group", "name"]), _gap_columns)
+    last = history_table(study).groupby(_KEY, sort=False).tail(1).eval("gap=train_acc-valid_acc")
+    return tidy(runs.merge(last, on=_KEY), _gap_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #d609bcdf
+# %% ../../../nbs/32c_results.tables.runs.ipynb #42bac225
 TARGET_ACC = max(PUBLISHED_TEST.values()) # The report's best test accuracy
 _time_columns = ["group", "name", "model", "mark", "epoch", "seconds", "best", "total"]
-
-def _time_row(history:pd.DataFrame, target:float)->dict:
-    "When one run reached an accuracy, if it did"
-    reached, seconds = np.flatnonzero(history.valid_acc>=target), history.seconds.cumsum().to_numpy()
-    row = dict(mark=target, best=history.valid_acc.max(), total=seconds[-1])
-    if len(reached): row |= dict(epoch=reached[0]+1, seconds=seconds[reached[0]])
-    return row
 
 def time_to_accuracy_table(
     study:StudyFolder, # A study's folder
@@ -119,75 +112,71 @@ def time_to_accuracy_table(
 )->pd.DataFrame: # A row a run: `epoch` (from 1) and `seconds` to the target (`mark`), NA where not reached; `total`
     "How soon each run reached an accuracy on valid images"
     if target is None and not is_cinic(study.data): return tidy([], _time_columns)
-    models = runs_table(study, scores=False).query("train_on!='train+valid'").groupby(["group", "name"]).model.first()
-    histories = history_table(study).groupby(["group", "name"], sort=False)
-    rows = [dict(group=k[0], name=k[1], model=models[k])|_time_row(h, TARGET_ACC if target is None else target)
-        for k,h in histories if k in models.index]
-    return tidy(rows, _time_columns)
+    if target is None: target = TARGET_ACC
+    runs = runs_table(study, scores=False).query("train_on!='train+valid'")[[*_KEY, "model"]]
+    epochs = history_table(study).merge(runs, on=_KEY)
+    epochs["seconds"] = epochs.groupby(_KEY).seconds.cumsum()
+    whole = epochs.groupby([*_KEY, "model"], sort=False, as_index=False)
+    ends = whole.agg(best=("valid_acc", "max"), total=("seconds", "last"))
+    reached = epochs[epochs.valid_acc>=target].drop_duplicates(_KEY).eval("epoch=epoch+1")
+    reached = reached[[*_KEY, "epoch", "seconds"]]
+    return tidy(ends.merge(reached, on=_KEY, how="left").assign(mark=target), _time_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #55de9e0c
-def _shared_name(names:list[str])->str:
+# %% ../../../nbs/32c_results.tables.runs.ipynb #b144124c
+def _shared_name(names):
     "What runs' names have in common, for example `net` of `net-1` and `net-2`"
     short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
     return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #be05b867
+# %% ../../../nbs/32c_results.tables.runs.ipynb #48e4b537
 _spread = [f"{split}_{k}" for split in ("valid", "test") for k in ("mean", "sd", "low", "high")]
-_seed_columns = ["group", "name", "n", "seeds", "members", *_spread]
+_seed_columns = [*_KEY, "n", "seeds", "members", *_spread]
 
-def _mean_sd_ends(accs)->list[float]:
-    "Mean and standard deviation of accuracies, and the mean's interval inside [0, 1]"
-    mean, sd, *ends = mean_interval(accs)
-    return [mean, sd, *np.clip(ends, 0, 1)]
+def _listed(values): return ", ".join(map(str, values))
 
-def _seed_row(runs:pd.DataFrame)->dict:
-    "One setting over its seeds"
+def _seed_row(runs):
+    "One setting over its seeds; the ends of an interval lie inside [0, 1]"
     first, names = runs.iloc[0], runs.name.tolist()
-    seeds = ", ".join(map(str, runs.seed))
-    row = dict(group=first.group, name=_shared_name(names), n=len(runs), seeds=seeds, members=", ".join(names))
     valid = [] if first.train_on=="train+valid" else runs.valid_acc
-    return row|dict(zip(_spread, _mean_sd_ends(valid)+_mean_sd_ends(runs.test_acc)))
+    (mean, sd, *ends), (test_mean, test_sd, *test_ends) = mean_interval(valid), mean_interval(runs.test_acc)
+    spread = [mean, sd, *np.clip(ends, 0, 1), test_mean, test_sd, *np.clip(test_ends, 0, 1)]
+    row = dict(group=first.group, name=_shared_name(names), n=len(runs), seeds=_listed(runs.seed))
+    return row|dict(zip(_spread, spread), members=_listed(names))
 
 def seeds_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a setting with two finished seeds or more
     "Mean and spread of runs that differ only in their seed"
     settings = ["group", *(k for k in config_fields if k!="seed")]
-    parts = [d.drop_duplicates("seed") for _,d in _finished(study).groupby(settings, sort=False, dropna=False)]
-    return tidy([_seed_row(d) for d in parts if len(d)>1], _seed_columns)
+    runs = _finished(study).drop_duplicates([*settings, "seed"])
+    return tidy([_seed_row(d) for _,d in runs.groupby(settings, sort=False) if len(d)>1], _seed_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #3d2ff239
+# %% ../../../nbs/32c_results.tables.runs.ipynb #fa2b74ac
 ABLATION = "ablation" # The group of such runs
-_ablation_columns = ["variant", "ingredient", "against", "n", "seeds", "valid_mean", "valid_sd", "test_mean", "test_sd",
-    "difference", "low", "high", "seconds"]
+_ablation_columns = "variant ingredient against n seeds valid_mean valid_sd test_mean test_sd".split()
+_difference = ["difference", "low", "high"]
 
-def _ablation_parts(variant:str)->tuple[str,str]:
+def _ablation_parts(variant):
     "A variant's ingredient, and what to compare it with; `without flip` -> `flip`, `recipe`"
     for start,against in (("without ", "recipe"), ("plain + ", "plain")):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
 
-def _variant_row(variant:str, runs:pd.DataFrame, rival:pd.DataFrame|None)->dict:
-    "One variant beside what it is compared with"
-    seeds = ", ".join(map(str, sorted(runs.seed)))
-    row = dict(variant=variant, n=len(runs), seeds=seeds, seconds=runs.seconds.mean())
-    for split,accs in (("valid", runs.valid_acc), ("test", runs.test_acc)):
-        row |= dict(zip((f"{split}_mean", f"{split}_sd"), mean_interval(accs)))
-    if rival is None: return row
-    return row|dict(zip(("difference", "low", "high"), welch(runs.valid_acc, rival.valid_acc)))
-
-# %% ../../../nbs/32c_results.tables.runs.ipynb #6b7ecf22
 def ablation_of(
     runs:pd.DataFrame # From `runs_table`
 )->pd.DataFrame: # A row a variant with a finished run, in the plan's order
     "What each ingredient of a recipe brings, and how sure that is"
     done = runs.query("status=='done' and group==@ABLATION")
-    variants = dict(iter(done.groupby(done.name.map(lambda o: _shared_name([o])), sort=False)))
+    variants = {k: d for k,d in done.groupby(done.name.map(lambda o: _shared_name([o])), sort=False)}
     rows = []
     for k,d in variants.items():
         ingredient, against = _ablation_parts(k)
-        rows.append(_variant_row(k, d, variants.get(against))|dict(ingredient=ingredient, against=against))
-    return tidy(rows, _ablation_columns)
+        row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=_listed(sorted(d.seed)))
+        row |= dict(valid_mean=d.valid_acc.mean(), valid_sd=d.valid_acc.std(), seconds=d.seconds.mean())
+        row |= dict(test_mean=d.test_acc.mean(), test_sd=d.test_acc.std())
+        if against in variants: row |= dict(zip(_difference, welch(d.valid_acc, variants[against].valid_acc)))
+        rows.append(row)
+    return tidy(rows, [*_ablation_columns, *_difference, "seconds"])
 
 def ablation_table(
     study:StudyFolder # A study's folder

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 'repeats_table', 'best_table']
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #e2d94ef9
+# %% ../../../nbs/32d_results.tables.search.ipynb #64eaca9b
 import numpy as np, pandas as pd
 from ...core import PUBLISHED_POINTS
-from ...journal import JournalHeader, Trial, best_first, control_name
-from ...record import SearchEntry
+from ...journal import best_first, control_name
 from .columns import tidy
 from .report import PUBLISHED_BEST, beside_published, report_search
 from ...runs import config_fields
@@ -26,19 +25,20 @@ def other_dimensions(
     dimensions = dict.fromkeys(k for h in headers if h for k in h.space)
     return [k for k in dimensions if k not in (*POINT, "model", "opt")]
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #45bd0b11
+# %% ../../../nbs/32d_results.tables.search.ipynb #a3db4944
 _trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "valid_loss",
     "best_so_far", "best_epoch", "epochs", "planned_epochs", "seconds", "ask_seconds", *POINT]
 _as_journalled = "number status cause run_id valid_loss best_epoch seconds ask_seconds".split()
 _defaults = {k: config_fields[k].default for k in ("model", "opt", "epochs")}
 
-def _trial_row(search:SearchEntry, header:JournalHeader, trial:Trial)->dict:
+def _trial_row(search, header, trial):
     "One trial"
     fixed = {k: v for k,v in dict(model=search.model, opt=search.opt).items() if v}
     shared = _defaults|header.base|fixed
     model, opt, epochs = ({**shared, **trial.point}[k] for k in _defaults)
-    row = dict(search=search.name, kind=header.kind(trial.number), epochs=len(trial.accs or ()) or None)
-    row |= dict(model=model, opt=opt, planned_epochs=epochs, valid_acc=None if trial.status=="failed" else trial.valid_acc)
+    acc = None if trial.status=="failed" else trial.valid_acc
+    row = dict(search=search.name, kind=header.kind(trial.number), valid_acc=acc, model=model, opt=opt)
+    row |= dict(epochs=len(trial.accs or ()) or None, planned_epochs=epochs)
     return trial.point|{k: getattr(trial, k) for k in _as_journalled}|row
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #df0f1007
@@ -79,32 +79,32 @@ def repeats_table(
     rows = [dict(r, search=s.name) for s in study.record.searches for r in s.repeated]
     return tidy(rows, _repeat_columns)
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #6133b194
+# %% ../../../nbs/32d_results.tables.search.ipynb #75d4d95b
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
 _published = [f"published_{k}" for k in POINT]
 _counted = "search model opt status reason trials failed stopped planned number run_id".split()
 
-def _effort(trials:pd.DataFrame)->dict:
+def _effort(trials):
     "What became of a search's trials, the epochs that stopping saved, and the surrogate's seconds a guided trial"
     stopped, asked = trials[trials.status=="stopped"], trials.ask_seconds[trials.kind=="guided"]
-    saved = (stopped.planned_epochs-stopped.epochs).sum()
-    failed = int((trials.status=="failed").sum())
-    return dict(failed=failed, stopped=len(stopped), saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
+    effort = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
+    effort |= dict(saved_epochs=(stopped.planned_epochs-stopped.epochs).sum())
+    return effort|dict(ask_mean=asked.mean(), ask_max=asked.max())
 
-def _spread(trials:pd.DataFrame)->dict:
+def _spread(trials):
     "How the accuracies of trials that ran to their end spread"
     done = trials[trials.status=="done"]
-    acc, guided, random = done.valid_acc, done.kind=="guided", done.kind=="random"
+    acc, best = done.valid_acc, done.groupby("kind").valid_acc.max()
     spread = dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min())
-    return spread|dict(random_best=acc[random].max(), guided_best=acc[guided].max())
+    return spread|{f"{kind}_best": best.get(kind) for kind in ("random", "guided")}
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #a3fb657e
-def _best_row(study:StudyFolder, search:SearchEntry, trials:pd.DataFrame)->dict:
+# %% ../../../nbs/32d_results.tables.search.ipynb #81677874
+def _best_row(study, search, trials):
     "One search's best trial and spread, with what the report published of the same search"
     journal, status = study.journals[search.name], "left" if search.status=="running" else search.status
     known = report_search(journal.header) if beside_published(study.data) else ""
     row = dict(search=search.name, model=search.model, opt=search.opt, status=status, reason=search.reason)
-    row |= dict(trials=len(trials), planned=planned_trials(study, search), published=PUBLISHED_BEST.get(known))
+    row |= dict(planned=planned_trials(study, search), published=PUBLISHED_BEST.get(known))
     row |= _effort(trials)|{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
     winner = next(iter(best_first(journal.trials)), None)
     if winner is None: return row

@@ -50,15 +50,15 @@ def environments_table(
     rows = [dict(what=k, value=v, trainings=n if envs else None) for (k,v),n in sorted(counts.items())]
     return tidy(rows, ["what", "value", "trainings"])
 
-# %% ../../../nbs/32f_results.tables.study.ipynb #8f9702d3
+# %% ../../../nbs/32f_results.tables.study.ipynb #b455afec
 def all_tables(
     study:StudyFolder # A study's folder
 )->dict[str,pd.DataFrame]: # By file name without `.csv`
     "Every table of a study"
-    makers = dict(table1_search=best_table, table2_predictors=predictors_table, runs=runs_table, histories=history_table,
-        trials=trials_table, classes=class_table, gap=gap_table, controls=lambda o: trials_table(o, "control"),
-        convergence=convergence_table, repeats=repeats_table, ensembles=ensembles_table, leave_one_out=leave_one_out_table,
-        disagreement=disagreement_table, calibration=calibration_table, class_origin=class_origin_table,
-        confusion=confusion_table, seeds=seeds_table, ablation=ablation_table, soon=time_to_accuracy_table,
-        environments=environments_table)
+    makers = dict(table1_search=best_table, table2_predictors=predictors_table, runs=runs_table,
+        histories=history_table, trials=trials_table, classes=class_table, gap=gap_table,
+        controls=lambda o: trials_table(o, "control"), convergence=convergence_table, repeats=repeats_table,
+        ensembles=ensembles_table, leave_one_out=leave_one_out_table, disagreement=disagreement_table,
+        calibration=calibration_table, class_origin=class_origin_table, confusion=confusion_table,
+        seeds=seeds_table, ablation=ablation_table, soon=time_to_accuracy_table, environments=environments_table)
     return {name: make(study) for name,make in makers.items()}
