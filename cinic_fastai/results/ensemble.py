@@ -21,13 +21,14 @@ def soft_vote(
     "Mean of the members' probabilities"
     return np.mean(members, axis=0, dtype=np.float64)
 
-# %% ../../nbs/31_results.ensemble.ipynb #377fa2c8
+# %% ../../nbs/31_results.ensemble.ipynb #0050d4fe
 def _leaders(votes, n_classes):
     "Which classes have the highest number of votes, booleans `(n,c)`; votes are `(m,n)`"
     ballot = np.eye(n_classes, dtype=np.int32)
     counts = sum(ballot[v] for v in votes)
     return counts==counts.max(1, keepdims=True)
 
+# %% ../../nbs/31_results.ensemble.ipynb #1aaf76d9
 def hard_vote(
     members:list[np.ndarray] # Probabilities `(n,c)` of each of `m` members
 )->np.ndarray: # Classes `(n,)`
@@ -101,7 +102,7 @@ def likely_weights(
     w = np.where(w>1e-4, w, 0)
     return min([w/w.sum(), even, *np.eye(m)], key=loss)
 
-# %% ../../nbs/31_results.ensemble.ipynb #09adf4c6
+# %% ../../nbs/31_results.ensemble.ipynb #081e50e0
 VOTES = ("soft", "hard", "greedy", "weighted") # Methods
 
 def needs_valid(
@@ -112,6 +113,7 @@ def needs_valid(
     "Whether an ensemble chooses on valid images, which no member may have been trained on"
     return method in ("greedy", "weighted") or temperature or member_temperature
 
+# %% ../../nbs/31_results.ensemble.ipynb #26a6a1c8
 def method_error(
     method:str, # As a plan has it
     temperature:bool=False, # Has the average a temperature?
@@ -122,7 +124,7 @@ def method_error(
     if method=="hard" and (temperature or member_temperature):
         return "a temperature is for probabilities, and a hard vote has none: take method = 'soft'"
 
-# %% ../../nbs/31_results.ensemble.ipynb #d69729ef
+# %% ../../nbs/31_results.ensemble.ipynb #0ccbdfd2
 @dataclass(frozen=True)
 class FittedEnsemble:
     "What an ensemble chose on valid images"
@@ -139,6 +141,7 @@ def _pooled(weights, members):
     "Weighted mean of the members' probabilities, float64"
     return sum(w*np.asarray(m, dtype=np.float64) for w,m in zip(weights, members) if w)
 
+# %% ../../nbs/31_results.ensemble.ipynb #a4d18471
 def predict_ensemble(
     fitted:FittedEnsemble, # From `fit_ensemble`
     members:list[np.ndarray], # Probabilities `(n,c)` of each member, in the same order
@@ -151,7 +154,7 @@ def predict_ensemble(
     probs = _pooled(fitted.weights, fitted.scale(members))
     return apply_temperature(probs, fitted.temperature) if temperature and fitted.temperature!=1 else probs
 
-# %% ../../nbs/31_results.ensemble.ipynb #09ab287e
+# %% ../../nbs/31_results.ensemble.ipynb #2d5eb8d1
 def _check_request(method, members, targs, temperature, member_temperature):
     "Refuse what can't be fitted"
     if e := method_error(method, temperature, member_temperature): raise StoreError(f"{e}.")
@@ -160,6 +163,7 @@ def _check_request(method, members, targs, temperature, member_temperature):
     chosen = f"The weights of '{method}'" if needs_valid(method) else "Temperatures"
     raise StoreError(f"{chosen} are chosen on valid images; give `targs`.")
 
+# %% ../../nbs/31_results.ensemble.ipynb #51655c6b
 def fit_ensemble(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each member
@@ -203,7 +207,7 @@ class Stored:
     classes:np.ndarray # Class names `(c,)`
     origins:np.ndarray|None = None # Where each image came from `(n,)`, where that is known
 
-# %% ../../nbs/31_results.ensemble.ipynb #f212737a
+# %% ../../nbs/31_results.ensemble.ipynb #90d5d63f
 def _own_error(m):
     "What is wrong with a member by itself"
     shape = len(m.rows), len(m.classes)
@@ -219,6 +223,7 @@ def _pair_error(m, first):
     if classes!=known: return f"has classes {classes[:80]}, not {known[:80]}"
     return "has other right classes for the same images" if (m.targs!=first.targs).any() else ""
 
+# %% ../../nbs/31_results.ensemble.ipynb #376be463
 def check_members(
     members:list[Stored], # Of each member
     names:list[str]|None=None # What to call them in messages, numbers by default

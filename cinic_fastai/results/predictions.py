@@ -69,7 +69,7 @@ def _compared_runs(study, everyone):
     rest = [r for r in record.runs if r not in compared.values()]
     return compared|{r.name if names[r.name]==1 else r.key: r for r in rest}
 
-# %% ../../nbs/32_results.predictions.ipynb #c577b4d6
+# %% ../../nbs/32_results.predictions.ipynb #7e69e653
 def _stored(study, run_id, split): return Stored(**study.store.probs(run_id, split))
 
 def _stored_valid(study, run_id):
@@ -81,6 +81,7 @@ def _stored_valid(study, run_id):
     if not len(valid.targs): raise StoreError("has seen no valid images, so nothing can be chosen by them")
     return valid
 
+# %% ../../nbs/32_results.predictions.ipynb #e1dd822c
 def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
@@ -92,7 +93,7 @@ def _of_run(study, name, run):
     try: return replace(p, valid=(_stored_valid(study, run.run_id),))
     except StoreError as e: return replace(p, no_valid=str(e))
 
-# %% ../../nbs/32_results.predictions.ipynb #51d9606c
+# %% ../../nbs/32_results.predictions.ipynb #3bceb4d5
 def _valid_members(p, members):
     "What an ensemble chooses by; `StoreError` says why it can't"
     for m in members:
@@ -101,6 +102,7 @@ def _valid_members(p, members):
     check_members(valid, p.members)
     return valid
 
+# %% ../../nbs/32_results.predictions.ipynb #beb17b88
 def _voted(p, members):
     "Fit an ensemble on valid images and take its vote on the test images"
     test = tuple(m.test[0] for m in members)
@@ -115,7 +117,7 @@ def _voted(p, members):
     voted = p.vote(test)
     return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
 
-# %% ../../nbs/32_results.predictions.ipynb #65ffbb0c
+# %% ../../nbs/32_results.predictions.ipynb #988e4856
 def _absent(p, runs):
     "A vote that can't be formed, with the reason; None where its members are there"
     missing = [n for n in p.members if n not in runs or not runs[n].done]
@@ -126,6 +128,7 @@ def _absent(p, runs):
     status, word = ("left", "waits for") if waits else ("skipped", "without")
     return replace(p, status=status, reason=f"{word} {', '.join(missing)}")
 
+# %% ../../nbs/32_results.predictions.ipynb #af5dfb15
 def _of_vote(ensemble, runs):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
@@ -150,7 +153,7 @@ def predictions(
         made[everyone] = [*runs.values(), *(_of_vote(e, runs) for e in study.record.ensembles)]
     return made[everyone]
 
-# %% ../../nbs/32_results.predictions.ipynb #8c1f2e2f
+# %% ../../nbs/32_results.predictions.ipynb #6997c4c8
 def valid_score(
     p:Prediction # From `predictions`, done
 )->tuple[float,float]: # Accuracy, mean log-likelihood (-inf of a hard vote); (-1, 0) where nothing is known
@@ -159,6 +162,7 @@ def valid_score(
     voted, targs = p.vote(p.valid), p.valid[0].targs
     return accuracy(voted, targs), -np.inf if p.kind=="hard" else -nll(voted, targs)
 
+# %% ../../nbs/32_results.predictions.ipynb #f4c72b52
 def best_run(
     preds:list[Prediction] # From `predictions`
 )->Prediction|None: # One of them, None when no run is done

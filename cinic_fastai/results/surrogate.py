@@ -47,7 +47,7 @@ def _predict(result, xs):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
 
-# %% ../../nbs/34_results.surrogate.ipynb #5dc45f43
+# %% ../../nbs/34_results.surrogate.ipynb #dc857e34
 def _dependence(result, i, levels, others):
     "Expected accuracy with dimension `i` at each of its levels, averaged over other points"
     dims = result.space.dimensions
@@ -61,6 +61,7 @@ def _shown(dim, x):
     kind, _ = dim_kind(dim)
     return str(x) if kind=="choices" else 2**x if kind=="log2" else x
 
+# %% ../../nbs/34_results.surrogate.ipynb #8b201810
 def dependence_table(
     result, # From `surrogate`, or None
     spec:dict, # A dimension by name
@@ -77,7 +78,7 @@ def dependence_table(
     columns = ["search", "dimension", "scale", "value", "valid_acc"]
     return pd.DataFrame(rows, columns=columns, dtype=object).astype({"valid_acc": float}) # a batch size stays whole
 
-# %% ../../nbs/34_results.surrogate.ipynb #58048393
+# %% ../../nbs/34_results.surrogate.ipynb #89cca6b4
 _FLAT = 1e-4 # Standard deviation of accuracy below which a surrogate says nothing
 
 def sobol_table(
@@ -100,6 +101,7 @@ def sobol_table(
     shares = np.zeros_like(shares) if max(spreads)<_FLAT else np.clip(shares, 0, 1)
     return pd.DataFrame(dict(dimension=list(spec), first=shares[0], total=shares[1]))
 
+# %% ../../nbs/34_results.surrogate.ipynb #94291125
 def importance_table(
     result, # From `surrogate`, or None
     spec:dict # A dimension by name
@@ -108,7 +110,7 @@ def importance_table(
     if result is None: return pd.DataFrame(columns=["dimension", "first", "total"])
     return sobol_table(lambda xs: _predict(result, result.space.transform(xs)), spec)
 
-# %% ../../nbs/34_results.surrogate.ipynb #a7d9f969
+# %% ../../nbs/34_results.surrogate.ipynb #ebe508be
 def _fit_search(study, search):
     "The surrogate of one search and its space; None and an empty one where there is too little"
     journal = study.journals[search.name]
@@ -117,6 +119,7 @@ def _fit_search(study, search):
     if np.isnan(level): level = 1/len(study.data.classes) # what a search was told before
     return surrogate(journal.header.space, journal.trials, level), journal.header.space
 
+# %% ../../nbs/34_results.surrogate.ipynb #7e208e47
 def surrogate_tables(
     study:StudyFolder # A study's folder
 )->dict[str,pd.DataFrame]: # `dependence` and `importance`

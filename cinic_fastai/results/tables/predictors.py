@@ -29,7 +29,7 @@ def finished_ensembles(
     "The votes that could be formed"
     return [p for p in _done(study) if p.is_vote]
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #45448fc8
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #ce6e3166
 _predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high",
     "balanced_acc", "macro_f1", "majority_acc", "images", "published"]
 
@@ -40,6 +40,7 @@ def _test_row(p):
     balanced, f1 = balanced_accuracy(p.preds, p.targs), macro_f1(p.preds, p.targs)
     return dict(test_acc=acc, low=low, high=high, images=n, balanced_acc=balanced, macro_f1=f1)
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #57aa3206
 def predictors_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
@@ -54,7 +55,7 @@ def predictors_table(
     df["place"] = pd.Series(range(1, len(df)+1), dtype="Int64").where(df.test_acc.notna())
     return df
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #72bdfef7
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #d83e7df2
 TOTAL = "" # The class of rows over all classes: a class has a name, whichever it is
 _class_columns = ["predictor", "class", "images", "accuracy", "published"]
 
@@ -64,6 +65,7 @@ def _published_classes(study, p):
     by_class = {c: acc for (name,c),acc in PUBLISHED_CLASS.items() if name==known}
     return by_class|{TOTAL: PUBLISHED_TEST.get(known)}
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #927a84f2
 def class_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
@@ -78,7 +80,7 @@ def class_table(
         parts.append(part.assign(published=part["class"].map(_published_classes(study, p))))
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], _class_columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #d5332b44
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #84ebba40
 ALL = "(all)"
 CIFAR_PARTS = ("CIFAR-10 test", "CIFAR-10 train") # Of the origin `cifar`
 _origin_columns = ["predictor", "origin", "class", "images", "accuracy", "nll", "ece"]
@@ -88,6 +90,7 @@ def _cifar_test_rows(study):
     f = study.out/"samples.npz"
     return np.asarray(read_npz(f).get("cifar_test_rows", ())) if f.exists() else np.zeros(0)
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7a2046ec
 def _origin_masks(origins, is_test):
     "Which images belong to which origin; without any origin there is only `(all)`"
     masks = {o: origins==o for o in ("cifar", "imagenet")}
@@ -137,7 +140,7 @@ def best_member(
     losses = [nll(m.probs, m.targs) if p.valid else 0 for m in stored]
     return best_epoch(accs, losses)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #22844645
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #138f2e05
 _ensemble_columns = "predictor method members weights member_temperatures temperature valid_acc valid_nll".split()
 _ensemble_columns += "best_valid_acc best_valid_nll test_acc test_nll ece nll_before ece_before best_member".split()
 _ensemble_columns += "best_acc difference low high only_ensemble only_member p disagreement oracle".split()
@@ -153,6 +156,7 @@ def _valid_scores(p):
     scores = dict(valid_acc=acc, best_valid_acc=best_acc, best_valid_nll=best_nll)
     return scores if p.probs is None else scores|dict(valid_nll=-likelihood)
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #4bb6a158
 def _test_scores(p):
     "Likelihood and calibration on the test images, and what they were before the ensemble's temperature"
     members, targs = [m.probs for m in p.test], p.targs
@@ -164,7 +168,7 @@ def _test_scores(p):
     scores |= dict(test_nll=nll(p.probs, targs), nll_before=nll(before, targs))
     return scores|dict(ece=ece(p.probs, targs), ece_before=ece(before, targs))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #4e147c87
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #50990407
 def _beside_member(p):
     "An ensemble against its best member on the same test images"
     i = best_member(p)
@@ -175,6 +179,7 @@ def _beside_member(p):
     row |= dict(difference=difference, low=low, high=high)
     return row|dict(only_ensemble=only_ensemble, only_member=only_member, p=p_value)
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #b3342565
 def ensembles_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row an ensemble that could be formed
@@ -186,7 +191,7 @@ def ensembles_table(
         rows.append(row|_beside_member(p)|_valid_scores(p)|_test_scores(p))
     return tidy(rows, _ensemble_columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #e1be22a7
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #2434a5fd
 _without_columns = ["predictor", "without", "weights", "valid_acc", "test_acc", "difference", "low", "high"]
 
 def _without_row(p, fitted):
@@ -197,6 +202,7 @@ def _without_row(p, fitted):
     row = dict(weights=_joined(fitted.weights), difference=difference, low=low, high=high)
     return row|dict(test_acc=accuracy(preds, p.targs), valid_acc=valid_score(rest)[0] if p.valid else None)
 
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #aa0e7933
 def leave_one_out_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row an ensemble and member, of ensembles with two members or more

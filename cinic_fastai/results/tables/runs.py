@@ -17,7 +17,7 @@ from .report import PUBLISHED_TEST, PUBLISHED_VALID, beside_published, is_cinic,
 from ...runs import HISTORY, RunConfig, config_fields
 from ...studyfolder import StudyFolder, declared_settings, run_status, source_of
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #9b663cda
+# %% ../../../nbs/32c_results.tables.runs.ipynb #71aea0cb
 _results = "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params".split()
 _run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published",
     *_results, "test_balanced_acc", "test_macro_f1", "valid_majority_acc", "test_majority_acc", *config_fields]
@@ -27,6 +27,7 @@ def _config(study, run):
     try: return study.store.config(run.run_id) if run.run_id else None
     except FileNotFoundError: return None
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #22449e44
 def _settings(study, run):
     "What is known of a run's settings, and which of the report's runs has the same"
     cfg = _config(study, run)
@@ -36,7 +37,7 @@ def _settings(study, run):
     report = report_run(cfg) if beside_published(study.data) else ""
     return asdict(cfg)|dict(report=report, published=PUBLISHED_VALID.get(report))
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #14824921
+# %% ../../../nbs/32c_results.tables.runs.ipynb #481ba742
 def _class_scores(study, run_id):
     "Scores of the test images in which each class counts the same; none without stored probabilities"
     try: stored = study.store.probs(run_id, "test")
@@ -44,6 +45,7 @@ def _class_scores(study, run_id):
     preds, targs = as_preds(stored["probs"]), stored["targs"]
     return dict(test_balanced_acc=balanced_accuracy(preds, targs), test_macro_f1=macro_f1(preds, targs))
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #37584934
 def _scores(study, run_id):
     "Results of a finished run, beside the level to beat"
     done, last = study.store.done(run_id), study.store.history(run_id).valid_acc.iloc[-1]
@@ -80,7 +82,7 @@ def history_table(
     parts = [study.store.history(r.run_id).assign(group=r.group, name=r.name, run_id=r.run_id) for r in runs]
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], _history_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #0f34fcc0
+# %% ../../../nbs/32c_results.tables.runs.ipynb #5ce23be4
 _mixing = ("advanced", "combined", "combined-gentle")
 _gap_columns = [*_KEY, *"model policy train_differs epoch train_acc valid_acc gap".split()]
 
@@ -93,6 +95,7 @@ def train_differs(
         "valid images": run.train_on=="train+valid"}
     return ", ".join(k for k,differs in ways.items() if differs)
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #77088419
 def gap_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a finished run
@@ -128,7 +131,7 @@ def _shared_name(names):
     short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
     return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #48e4b537
+# %% ../../../nbs/32c_results.tables.runs.ipynb #4102afec
 _spread = [f"{split}_{k}" for split in ("valid", "test") for k in ("mean", "sd", "low", "high")]
 _seed_columns = [*_KEY, "n", "seeds", "members", *_spread]
 
@@ -143,6 +146,7 @@ def _seed_row(runs):
     row = dict(group=first.group, name=_shared_name(names), n=len(runs), seeds=_listed(runs.seed))
     return row|dict(zip(_spread, spread), members=_listed(names))
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #989561da
 def seeds_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a setting with two finished seeds or more
@@ -151,7 +155,7 @@ def seeds_table(
     runs = _finished(study).drop_duplicates([*settings, "seed"])
     return tidy([_seed_row(d) for _,d in runs.groupby(settings, sort=False) if len(d)>1], _seed_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #fa2b74ac
+# %% ../../../nbs/32c_results.tables.runs.ipynb #597d39f4
 ABLATION = "ablation" # The group of such runs
 _ablation_columns = "variant ingredient against n seeds valid_mean valid_sd test_mean test_sd".split()
 _difference = ["difference", "low", "high"]
@@ -162,6 +166,7 @@ def _ablation_parts(variant):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #ed24f25e
 def ablation_of(
     runs:pd.DataFrame # From `runs_table`
 )->pd.DataFrame: # A row a variant with a finished run, in the plan's order
@@ -178,6 +183,7 @@ def ablation_of(
         rows.append(row)
     return tidy(rows, [*_ablation_columns, *_difference, "seconds"])
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #33e266b1
 def ablation_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # As `ablation_of`

@@ -79,7 +79,7 @@ def repeats_table(
     rows = [dict(r, search=s.name) for s in study.record.searches for r in s.repeated]
     return tidy(rows, _repeat_columns)
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #75d4d95b
+# %% ../../../nbs/32d_results.tables.search.ipynb #536baa5a
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
 _published = [f"published_{k}" for k in POINT]
 _counted = "search model opt status reason trials failed stopped planned number run_id".split()
@@ -91,6 +91,7 @@ def _effort(trials):
     effort |= dict(saved_epochs=(stopped.planned_epochs-stopped.epochs).sum())
     return effort|dict(ask_mean=asked.mean(), ask_max=asked.max())
 
+# %% ../../../nbs/32d_results.tables.search.ipynb #d5f2936b
 def _spread(trials):
     "How the accuracies of trials that ran to their end spread"
     done = trials[trials.status=="done"]
@@ -98,7 +99,7 @@ def _spread(trials):
     spread = dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min())
     return spread|{f"{kind}_best": best.get(kind) for kind in ("random", "guided")}
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #81677874
+# %% ../../../nbs/32d_results.tables.search.ipynb #9f71a2cc
 def _best_row(study, search, trials):
     "One search's best trial and spread, with what the report published of the same search"
     journal, status = study.journals[search.name], "left" if search.status=="running" else search.status
@@ -111,6 +112,7 @@ def _best_row(study, search, trials):
     row |= dict(number=winner.number, run_id=winner.run_id, majority_acc=study.data.majority_acc("valid"))
     return row|_spread(trials)|winner.point
 
+# %% ../../../nbs/32d_results.tables.search.ipynb #9ed1df48
 def best_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a search
