@@ -77,7 +77,8 @@ def test_the_card_says_what_accuracy_is_worth(uneven):
     run = runs_table(StudyFolder(out)).iloc[0]
     card = model_card(out, load_predictor(out))
     scores = f"the classes) is {100*run.test_balanced_acc:.1f} %, macro-F1 {100*run.test_macro_f1:.1f} %"
-    for words in ("the training images would give 95.0 %", scores, "| (total) | 1 |", "| all | 19 |"): assert words in card, words
+    level = "the training images would give 95.0 %"
+    for words in (level, scores, "| (total) | 1 |", "| all | 19 |"): assert words in card, words
 
 def test_a_record_from_before_learns_its_classes_by_split(uneven):
     _, out, again = uneven
@@ -140,10 +141,12 @@ def test_every_environment_is_told(tmp_path, monkeypatch):
     write_json(f, read_json(f)|dict(device="cuda", precision="bf16", torch="2.6.0"))
     monkeypatch.setattr("cinic_fastai.results.page.rendered", shows(()))
     text = read(write_page(out)).text()
-    for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")): assert f"{a} (14 trainings), {b} (1 training)" in text
+    for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")):
+        assert f"{a} (14 trainings), {b} (1 training)" in text
     assert len(pd.read_csv(out/"tables"/"environments.csv").query("what=='device'"))==2
 
-@pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)), dict(counts=dict.fromkeys(SPLITS, 30_000))])
+@pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)),
+    dict(counts=dict.fromkeys(SPLITS, 30_000))])
 def test_other_sizes_and_splits_are_not_the_reports_images(tmp_path, change):
     out = as_the_report(example_study(tmp_path, images=20, trials=(1,1)))
     study = StudyFolder(out)

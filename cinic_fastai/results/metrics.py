@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'majority_accuracy', 'balanced_accuracy', 'macro_f1', 'nll', 'reliability',
-           'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'bootstrap_difference', 'welch', 'mean_interval',
-           'disagreement', 'oracle_accuracy']
+           'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference', 'bootstrap_difference', 'welch',
+           'mean_interval', 'disagreement', 'oracle_accuracy']
 
-# %% ../../nbs/30_results.metrics.ipynb #0bb80d6c
+# %% ../../nbs/30_results.metrics.ipynb #6db25250
 import math
+from typing import NamedTuple
 import numpy as np
 from ..core import rng
 
@@ -146,36 +147,44 @@ def mcnemar(
     first, second = int((a&~b).sum()), int((b&~a).sum())
     return first, second, float(binomtest(first, first+second).pvalue) if first+second else 1.
 
-# %% ../../nbs/30_results.metrics.ipynb #0d9e6216
+# %% ../../nbs/30_results.metrics.ipynb #a70dcbc2
+class Difference(NamedTuple):
+    "A difference of two accuracies and the ends of its interval"
+    difference:float
+    low:float
+    high:float
+
+_UNKNOWN = Difference(math.nan, math.nan, math.nan)
+
 def bootstrap_difference(
     a_right:np.ndarray, # Is one predictor right? `(n,)`
     b_right:np.ndarray, # Is the other, on the same images? `(n,)`
     reps:int=10_000, # Draws
     seed:int=0, # Of the draws
     level:float=.95 # Of the interval
-)->tuple[float,float,float]: # Difference of the accuracies (`a` minus `b`), and the low and high end of its interval
+)->Difference: # Of the accuracies, `a` minus `b`
     "Paired bootstrap of the difference between two accuracies on the same images"
     d = np.asarray(a_right, dtype=int)-np.asarray(b_right, dtype=int)
     n = len(d)
-    if not n: return math.nan, math.nan, math.nan
+    if not n: return _UNKNOWN
     shares = np.bincount(d+1, minlength=3)/n
     draws = rng("bootstrap", seed).multinomial(n, shares, reps)
     low, high = np.quantile((draws[:,2]-draws[:,0])/n, [(1-level)/2, (1+level)/2])
-    return float(d.mean()), float(low), float(high)
+    return Difference(float(d.mean()), float(low), float(high))
 
-# %% ../../nbs/30_results.metrics.ipynb #e360b5a5
+# %% ../../nbs/30_results.metrics.ipynb #541d3f33
 def welch(
     a:list[float], # Accuracies of one setting, one a seed
     b:list[float], # Of another
     level:float=.95 # Of the interval
-)->tuple[float,float,float]: # Difference of the means (`a` minus `b`), and the low and high end of its interval
+)->Difference: # Of the means, `a` minus `b`
     "Welch's interval of the difference of two means; accuracies lie in [0, 1], so no end lies outside of [-1, 1]"
-    if not len(a) or not len(b): return math.nan, math.nan, math.nan
+    if not len(a) or not len(b): return _UNKNOWN
     difference = float(np.mean(a)-np.mean(b))
-    if min(len(a), len(b))<2 or np.ptp(a)==np.ptp(b)==0: return difference, math.nan, math.nan
+    if min(len(a), len(b))<2 or np.ptp(a)==np.ptp(b)==0: return _UNKNOWN._replace(difference=difference)
     from scipy.stats import ttest_ind
     ends = ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return difference, max(-1., float(ends.low)), min(1., float(ends.high))
+    return Difference(difference, max(-1., float(ends.low)), min(1., float(ends.high)))
 
 # %% ../../nbs/30_results.metrics.ipynb #5eedce4d
 def mean_interval(

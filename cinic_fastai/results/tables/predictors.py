@@ -168,16 +168,14 @@ def _test_scores(p):
     scores |= dict(test_nll=nll(p.probs, targs), nll_before=nll(before, targs))
     return scores|dict(ece=ece(p.probs, targs), ece_before=ece(before, targs))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #50990407
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #c44c2276
 def _beside_member(p):
     "An ensemble against its best member on the same test images"
     i = best_member(p)
     member = as_preds(p.test[i].probs)
-    difference, low, high = bootstrap_difference(p.preds==p.targs, member==p.targs)
-    only_ensemble, only_member, p_value = mcnemar(p.preds, member, p.targs)
     row = dict(test_acc=accuracy(p.preds, p.targs), best_acc=accuracy(member, p.targs), best_member=p.members[i])
-    row |= dict(difference=difference, low=low, high=high)
-    return row|dict(only_ensemble=only_ensemble, only_member=only_member, p=p_value)
+    row |= zip(("only_ensemble", "only_member", "p"), mcnemar(p.preds, member, p.targs))
+    return row|bootstrap_difference(p.preds==p.targs, member==p.targs)._asdict()
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #b3342565
 def ensembles_table(
@@ -191,16 +189,16 @@ def ensembles_table(
         rows.append(row|_beside_member(p)|_valid_scores(p)|_test_scores(p))
     return tidy(rows, _ensemble_columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #2434a5fd
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #2f74686a
 _without_columns = ["predictor", "without", "weights", "valid_acc", "test_acc", "difference", "low", "high"]
 
 def _without_row(p, fitted):
     "An ensemble beside itself without a member"
     rest = replace(p, fitted=fitted)
     preds = as_preds(rest.vote(p.test))
-    difference, low, high = bootstrap_difference(p.preds==p.targs, preds==p.targs)
-    row = dict(weights=_joined(fitted.weights), difference=difference, low=low, high=high)
-    return row|dict(test_acc=accuracy(preds, p.targs), valid_acc=valid_score(rest)[0] if p.valid else None)
+    row = dict(weights=_joined(fitted.weights), test_acc=accuracy(preds, p.targs))
+    if p.valid: row |= dict(valid_acc=valid_score(rest)[0])
+    return row|bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #aa0e7933
 def leave_one_out_table(

@@ -155,10 +155,10 @@ def seeds_table(
     runs = _finished(study).drop_duplicates([*settings, "seed"])
     return tidy([_seed_row(d) for _,d in runs.groupby(settings, sort=False) if len(d)>1], _seed_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #597d39f4
+# %% ../../../nbs/32c_results.tables.runs.ipynb #f1d3f0b0
 ABLATION = "ablation" # The group of such runs
-_ablation_columns = "variant ingredient against n seeds valid_mean valid_sd test_mean test_sd".split()
-_difference = ["difference", "low", "high"]
+_ablation_columns = ("variant ingredient against n seeds valid_mean valid_sd test_mean test_sd difference low high "
+    "seconds").split()
 
 def _ablation_parts(variant):
     "A variant's ingredient, and what to compare it with; `without flip` -> `flip`, `recipe`"
@@ -166,7 +166,7 @@ def _ablation_parts(variant):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #ed24f25e
+# %% ../../../nbs/32c_results.tables.runs.ipynb #351d8aa8
 def ablation_of(
     runs:pd.DataFrame # From `runs_table`
 )->pd.DataFrame: # A row a variant with a finished run, in the plan's order
@@ -179,9 +179,9 @@ def ablation_of(
         row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=_listed(sorted(d.seed)))
         row |= dict(valid_mean=d.valid_acc.mean(), valid_sd=d.valid_acc.std(), seconds=d.seconds.mean())
         row |= dict(test_mean=d.test_acc.mean(), test_sd=d.test_acc.std())
-        if against in variants: row |= dict(zip(_difference, welch(d.valid_acc, variants[against].valid_acc)))
+        if against in variants: row |= welch(d.valid_acc, variants[against].valid_acc)._asdict()
         rows.append(row)
-    return tidy(rows, [*_ablation_columns, *_difference, "seconds"])
+    return tidy(rows, _ablation_columns)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #33e266b1
 def ablation_table(
