@@ -352,6 +352,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'cinic_fastai/data/loaders.py'),
                                            'cinic_fastai.data.loaders.NormalizeBytes.__init__': ( 'data.loaders.html#normalizebytes.__init__',
                                                                                                   'cinic_fastai/data/loaders.py'),
+                                           'cinic_fastai.data.loaders.NormalizeBytes._constants': ( 'data.loaders.html#normalizebytes._constants',
+                                                                                                    'cinic_fastai/data/loaders.py'),
                                            'cinic_fastai.data.loaders.NormalizeBytes.decodes': ( 'data.loaders.html#normalizebytes.decodes',
                                                                                                  'cinic_fastai/data/loaders.py'),
                                            'cinic_fastai.data.loaders.NormalizeBytes.encodes': ( 'data.loaders.html#normalizebytes.encodes',

@@ -118,7 +118,7 @@ class ImageDraw(NamedTuple):
     solarize:np.ndarray # Solarized? `(bs,)`
     boxes:np.ndarray|None # Cropped to, `(top, left, height, width)` `(bs,4)`; None without a crop
 
-# %% ../../nbs/12_data.augment.ipynb #3aecee17
+# %% ../../nbs/12_data.augment.ipynb #8dc374ca
 @dataclass(frozen=True)
 class ImagePolicy:
     "Random crop, rotation, flip, inversion and solarization of whole batches, in this order"
@@ -141,8 +141,8 @@ class ImagePolicy:
         "Draw what happens to each image"
         u = row_uniform(rows, 4+CROP_DRAWS*self.crop, "augment", self.name, seed, epoch)
         degrees = self.degrees[0]+u[:,0]*(self.degrees[1]-self.degrees[0])
-        boxes = crop_boxes(u[:,4:], h, w) if self.crop else None
-        return ImageDraw(degrees, u[:,1]<self.flip_p, u[:,2]<self.invert_p, u[:,3]<self.solarize_p, boxes)
+        flip,invert,solarize = (u[:,1:4]<[self.flip_p, self.invert_p, self.solarize_p]).T
+        return ImageDraw(degrees, flip, invert, solarize, crop_boxes(u[:,4:], h, w) if self.crop else None)
 
     def __call__(self, xb, rows, epoch, seed):
         "Transform a batch of uint8 or float images, 0-255, to float32; `xb` isn't changed"

@@ -30,11 +30,11 @@ from ..core import ConfigError, DataError, check_choice, rng
 from .folder import decode_image, read_image, to_rgb
 from .pack import Pack
 
-# %% ../../nbs/13_data.loaders.ipynb #cebfe3d5
+# %% ../../nbs/13_data.loaders.ipynb #d2bae5de
 def _scale_shift(xb, scale, shift):
-    "`xb*scale+shift`, channel by channel, as float32 in `channels_last`"
+    "`xb*scale+shift` by numbers `(c,1,1)` for each channel, as float32 in `channels_last`"
     last = torch.channels_last
-    scale,shift = (o[None,:,None,None].expand(1, *xb.shape[1:]).contiguous(memory_format=last) for o in (scale, shift))
+    scale,shift = (o.expand(1, *xb.shape[1:]).contiguous(memory_format=last) for o in (scale, shift))
     return torch.empty_like(xb, dtype=torch.float32, memory_format=last).copy_(xb).mul_(scale).add_(shift)
 
 # %% ../../nbs/13_data.loaders.ipynb #2bea31c7
@@ -56,7 +56,7 @@ def resize(
     down,across = (resize_matrix(n, size).to(xb.device, non_blocking=True) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/13_data.loaders.ipynb #3f8aa458
+# %% ../../nbs/13_data.loaders.ipynb #19192965
 class NormalizeBytes(Normalize):
     "0-255 to normalised float32 in one go, resized if wanted; fastai's `IntToFloatTensor` and `Normalize` together"
     order,parameters = 10,L("mean", "std", "scale", "shift")
@@ -65,8 +65,8 @@ class NormalizeBytes(Normalize):
         std, # Of each channel, on 0-1
         size:int=0 # Side of the result; 0 leaves images as they are
     ):
-        mean,std = (torch.from_numpy(np.array(o, dtype=np.float32)) for o in (mean, std))
-        super().__init__(*(o[None,:,None,None] for o in (mean, std)))
+        mean,std = (torch.from_numpy(np.array(o, dtype=np.float32))[:,None,None] for o in (mean, std))
+        super().__init__(mean[None], std[None])
         self.scale,self.shift,self.size = 1/(255*std),-mean/std,size
 
     def encodes(self, x:TensorImage): return TensorImage(self.normalize(x.as_subclass(Tensor)))
@@ -75,11 +75,13 @@ class NormalizeBytes(Normalize):
         xb:Tensor # uint8 or float images, 0-255 `(bs,3,h,w)`
     )->Tensor: # float32
         "What the network gets"
-        xb = _scale_shift(xb, self.scale.to(xb.device), self.shift.to(xb.device))
+        xb = _scale_shift(xb, *self._constants(xb.device))
         return xb if self.size in (0, xb.shape[-1]) else resize(xb, self.size)
 
+    def _constants(self, device): return self.scale.to(device),self.shift.to(device)
+
     def decodes(self, x:TensorImage):
-        scale,shift = (o.to(x.device)[:,None,None] for o in (self.scale, self.shift))
+        scale,shift = self._constants(x.device)
         return TensorImage(((x.as_subclass(Tensor).float()-shift)/scale).round().clamp(0, 255).byte())
 
 # %% ../../nbs/13_data.loaders.ipynb #38248994
@@ -178,7 +180,7 @@ def _class_numbers(labels, vocab):
     if (out>=0).all(): return out
     raise DataError(f"Label {labels.iloc[out.argmin()]!r} is not one of the classes: {', '.join(vocab)}.")
 
-# %% ../../nbs/13_data.loaders.ipynb #821d2151
+# %% ../../nbs/13_data.loaders.ipynb #50c56a79
 class EpochDL(TfmdDL):
     "A loader whose order is a function of seed and epoch, and which can begin within an epoch"
     def __init__(self,
@@ -196,9 +198,10 @@ class EpochDL(TfmdDL):
     @property
     def n_batches(self)->int: # Of a whole epoch, whatever `start_batch`
         "Batches an epoch"
+        whole,left = divmod(self.n, self.bs)
+        if self.drop_last or left==0: return whole
         training = self.shuffle and isinstance(self.get_idxs, MethodType)
-        alone = self.bs>1 and self.n>1 and self.n%self.bs==1
-        return self.n//self.bs if self.drop_last or (training and alone) else -(-self.n//self.bs)
+        return whole if training and left==1 and whole else whole+1
 
     def __len__(self): return max(0, self.n_batches-self.start_batch)
 
