@@ -22,26 +22,22 @@ from ..core import SPLITS, DataError, nearest
 from ..files import emit
 from .decode import batches, channel_hist, channel_stats, decode_files, map_batches
 
-# %% ../../nbs/10_data.folder.ipynb #4a42ddeb
-_cifar = re.compile(r"cifar-?10-")
-_imagenet = re.compile(r"n\d{8}_\d+")
-
-def _base_name(file):
-    return file.rsplit("/", 1)[-1]
+# %% ../../nbs/10_data.folder.ipynb #18cbeebf
+_origin = re.compile(r"(.*/)?((?P<cifar>cifar-?10-)|(?P<imagenet>n\d{8}_\d))[^/]*", re.DOTALL)
+_cifar_test = re.compile(r"(.*/)?cifar-?10-test-[^/]*", re.DOTALL)
 
 def origin_of(
     file:str # File name, with or without its folders
 )->str: # `cifar`, `imagenet` or ""
     "The origin of a CINIC-10 image by its name"
-    name = _base_name(file)
-    if _cifar.match(name): return "cifar"
-    return "imagenet" if _imagenet.match(name) else ""
+    found = _origin.fullmatch(file)
+    return ("cifar" if found["cifar"] else "imagenet") if found else ""
 
 def is_cifar_test(
     file:str # File name, with or without its folders
 )->bool: # False for a training image of CIFAR-10, and for any other
     "Whether an image is one of CIFAR-10's test images, by its name"
-    return bool(re.match("cifar-?10-test-", _base_name(file)))
+    return bool(_cifar_test.fullmatch(file))
 
 # %% ../../nbs/10_data.folder.ipynb #f3b185a1
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff",
@@ -59,13 +55,14 @@ def is_image_name(
     "Whether a name looks like an image's"
     return name.lower().endswith(IMAGE_SUFFIXES) and name[0]!="."
 
-# %% ../../nbs/10_data.folder.ipynb #21d8eb97
+# %% ../../nbs/10_data.folder.ipynb #4e068124
 _litter = ("__macosx", "thumbs.db", "desktop.ini")
 
 def _entries(folder):
-    "What a folder holds, sorted by name, without hidden files and system litter"
+    "What a folder holds, sorted by name, without hidden files and system litter; nothing where there is no folder"
     try:
         with os.scandir(folder) as it: found = list(it)
+    except (FileNotFoundError, NotADirectoryError): return []
     except OSError as e: raise DataError(f"{folder} can't be read: {e.strerror}.") from None
     return sorted((e for e in found if e.name[0]!="." and e.name.lower() not in _litter), key=lambda e: e.name)
 
@@ -80,7 +77,6 @@ def class_folders(
     folder:Path # Folder to list, perhaps missing
 )->list[str]: # Names on the disk, in the order of their classes; none where there is no such folder
     "The folders in a folder"
-    if not folder.is_dir(): return []
     return sorted((e.name for e in _entries(folder) if _is_dir(e)), key=class_of)
 
 # %% ../../nbs/10_data.folder.ipynb #66d28104
@@ -163,7 +159,7 @@ class FolderScan:
         "What is wrong with the folder, and what of it is not read"
         return bullet_lines([*self.problems, *filter(None, [left_out(self.ignored)])])
 
-# %% ../../nbs/10_data.folder.ipynb #5df856a6
+# %% ../../nbs/10_data.folder.ipynb #c34005da
 def _is_utf8(name):
     return name.isascii() or not any("\ud800"<=c<="\udfff" for c in name)
 
@@ -188,10 +184,8 @@ def outside_files(
 )->list[str]: # Relative to it, in writable text
     "Images that lie beside the classes or the splits, in no class"
     out = []
-    for s in splits:
-        names = [e.name for e in _entries(root/s) if _is_image(e)] if (root/s).is_dir() else []
-        out += [os.fsencode(f"{s}/{o}".lstrip("/")).decode(errors="backslashreplace") for o in names]
-    return out
+    for s in splits: out += [f"{s}/{e.name}".lstrip("/") for e in _entries(root/s) if _is_image(e)]
+    return [os.fsencode(o).decode(errors="backslashreplace") for o in out]
 
 # %% ../../nbs/10_data.folder.ipynb #77883dda
 def _layout_problems(found, others):
@@ -293,17 +287,19 @@ class FolderReport:
         "As plain data"
         return asdict(self)|dict(ok=self.ok)
 
-# %% ../../nbs/10_data.folder.ipynb #d4112c35
+# %% ../../nbs/10_data.folder.ipynb #b24bb6dd
+def _origin_counts(files):
+    return {o or "other": n for o,n in sorted(Counter(map(origin_of, files)).items())}
+
 def folder_info(
     root:Path # Image folder
 )->FolderReport: # Without what takes opening the images
     "Count a folder's images by split, class and origin"
     scan = scan_folder(root)
-    counts, origins = {s: {} for s in SPLITS}, {s: {} for s in SPLITS}
-    for (s,c),n in Counter((o.split, o.label) for o in scan.items).items(): counts[s][c] = n
-    by_origin = Counter((o.split, origin_of(o.file)) for o in scan.items)
-    if any(origin for _,origin in by_origin):
-        for (s,origin),n in sorted(by_origin.items()): origins[s][origin or "other"] = n
+    by_split = {s: [o for o in scan.items if o.split==s] for s in SPLITS}
+    counts = {s: dict(Counter(o.label for o in items)) for s,items in by_split.items()}
+    origins = {s: _origin_counts(o.file for o in items) for s,items in by_split.items()}
+    if not any(set(o)-{"other"} for o in origins.values()): origins = {s: {} for s in SPLITS}
     return FolderReport(str(root), scan.classes, counts, origins, scan.problems, scan.ignored)
 
 # %% ../../nbs/10_data.folder.ipynb #63af47f1

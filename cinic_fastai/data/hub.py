@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['import_dataset']
 
-# %% ../../nbs/10a_data.hub.ipynb #71cc764a
+# %% ../../nbs/10a_data.hub.ipynb #62307f48
 import json, re, unicodedata
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from ..core import DataError
-from ..files import atomic_folder, emit, folder_lock, naming_full_disk, require_empty
+from ..files import atomic_folder, emit, folder_lock, naming_full_disk, require_empty, with_progress
 from .decode import NO_IMAGE, image_format, read_file
 from .folder import bullet_lines, class_of, files_inside, is_image_name, left_out, scan_folder
 
@@ -49,17 +48,18 @@ def _columns_of(names, features):
         raise DataError(f"Its columns are {', '.join(names)}: expected an image (`image` or `img`) and a label (`label`).")
     return image,label,features.get(label, {}).get("names")
 
-# %% ../../nbs/10a_data.hub.ipynb #5d0d3714
+# %% ../../nbs/10a_data.hub.ipynb #e0260734
 def _class_name(value, names):
     "The class of a label, fit to name a folder; `names` by number, None where there are none"
-    numbered = names is not None and not isinstance(value, str)
-    unknown = numbered and not (isinstance(value, int) and 0<=value<len(names))
-    if value is None or value==-1 or unknown: raise DataError(f"It holds images without a class (label {value}).")
-    name = class_of(str(names[value] if numbered else value))
+    label = value
+    if names is not None and not isinstance(value, str):
+        label = names[value] if isinstance(value, int) and 0<=value<len(names) else None
+    if label is None or label==-1: raise DataError(f"It holds images without a class (label {value}).")
+    name = class_of(str(label))
     if not name.strip() or name[0]=="." or set(name)&set("/\\:\0"): raise DataError(f"Its class {name!r} can't name a folder.")
     return name
 
-# %% ../../nbs/10a_data.hub.ipynb #5c1e0f7b
+# %% ../../nbs/10a_data.hub.ipynb #fb3fd83c
 @contextmanager
 def _naming_unreadable(path):
     "Name the file that can't be read, and the package that is installed only where it is wanted"
@@ -75,10 +75,6 @@ def _open_table(path):
         import pyarrow as pa, pyarrow.dataset as ds
         if path.suffix==".parquet": return ds.dataset(path, format="parquet")
         return ds.dataset(pa.ipc.open_stream(pa.memory_map(str(path))).read_all())
-
-def _count_rows(path):
-    table = _open_table(path)
-    with _naming_unreadable(path): return table.count_rows()
 
 def _rows(path, table, columns):
     "Each row as a dict"
@@ -105,24 +101,8 @@ def _table_images(src, files):
 def _folder_images(files):
     for f in files: yield _HubImage(_split_words[f.parts[-3].lower()], class_of(f.parts[-2]), f.name, read_file(f))
 
-# %% ../../nbs/10a_data.hub.ipynb #bde67599
+# %% ../../nbs/10a_data.hub.ipynb #3595b621
 _caches = ("cache-*.arrow", "tmp*.arrow")
-
-@dataclass(frozen=True)
-class _HubFiles:
-    src:Path # The dataset's folder
-    tables:list[Path]
-    images:list[Path] # Where there are no tables
-    others:list[Path] # Relative to `src`: files that are not read
-
-    def read(self):
-        return _table_images(self.src, self.tables) if self.tables else _folder_images(self.images)
-
-    def count(self):
-        return sum(map(_count_rows, self.tables)) if self.tables else len(self.images)
-
-    def size(self):
-        return sum(f.stat().st_size for f in self.tables or self.images)
 
 def _is_table(path, src):
     if path.suffix not in (".parquet", ".arrow") or any(map(path.match, _caches)): return False
@@ -132,17 +112,18 @@ def _home(path, src):
     "The folder of a table's configuration"
     return str((path.parent.parent if _split_of(path.parent.name) else path.parent).relative_to(src))
 
-# %% ../../nbs/10a_data.hub.ipynb #c9ef24fa
-def _dataset_files(src):
-    seen = files_inside(src)
-    tables = [p for p in seen if _is_table(p, src)]
+def _find_tables(src, files):
+    tables = [p for p in files if _is_table(p, src)]
     homes = sorted({_home(p, src) for p in tables})
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
-    if tables: return _HubFiles(src, tables, [], [])
-    own = {p for p in seen if len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in _split_words}
-    images = [p for p in seen if p in own and is_image_name(p.name)]
-    others = [p.relative_to(src) for p in seen if is_image_name(p.name)!=(p in own)] # in no class, or no image
-    if images: return _HubFiles(src, [], images, others)
+    return tables
+
+def _find_images(src, files):
+    "Image files in `{split}/{class}/`, and files that are not read"
+    inside = {p for p in files if len(p.relative_to(src).parts)==3 and p.parts[-3].lower() in _split_words}
+    images = [p for p in files if p in inside and is_image_name(p.name)]
+    others = [p.relative_to(src) for p in files if is_image_name(p.name)!=(p in inside)] # in no class, or no image
+    if images: return images,others
     raise DataError(f"There is no Hugging Face dataset in {src}: expected parquet or arrow files of train, validation and test, "
         f"or {{train,validation,test}}/{{class}}/*.png. {left_out(others)}".strip())
 
@@ -162,10 +143,10 @@ def _new_name(name, number, data, taken):
     taken.add(_name_key(stem+suffix))
     return stem+suffix
 
-# %% ../../nbs/10a_data.hub.ipynb #410ac215
+# %% ../../nbs/10a_data.hub.ipynb #fb3cae3a
 _every = 1000 # Images between two events
 
-def _write_images(root, images, total, on_event):
+def _write_images(root, images):
     "Write images; the lines that name those that are none"
     taken,bad = {},[]
     for i,o in enumerate(images):
@@ -175,9 +156,17 @@ def _write_images(root, images, total, on_event):
             folder.mkdir(parents=True, exist_ok=True)
             (folder/file).write_bytes(o.data)
         else: bad.append(f"{o.split}, class {o.label}, {o.name or f'image {i}'}: {NO_IMAGE}")
-        if (i+1)%_every==0 or i+1==total: emit(on_event, "progress", what="import", done=i+1, total=total)
     return bad
 
+def _open_dataset(src):
+    "The images, how many there are, their files, and files that are not read"
+    files = files_inside(src)
+    tables = _find_tables(src, files)
+    if tables: return _table_images(src, tables),sum(_open_table(f).count_rows() for f in tables),tables,[]
+    images,others = _find_images(src, files)
+    return _folder_images(images),len(images),images,others
+
+# %% ../../nbs/10a_data.hub.ipynb #0d1e67f2
 def import_dataset(
     src:Path, # A dataset's folder
     dest:Path, # Folder to make
@@ -186,12 +175,12 @@ def import_dataset(
     "Write a Hugging Face dataset as an image folder; images keep their bytes, and their names where they have some"
     src,dest = Path(src),Path(dest)
     if not src.is_dir(): raise DataError(f"There is no folder {src}.")
-    found = _dataset_files(src)
-    if words := left_out(found.others): emit(on_event, "note", text=words)
+    images,n,files,others = _open_dataset(src)
+    if words := left_out(others): emit(on_event, "note", text=words)
     with folder_lock(dest, on_event):
         require_empty(dest)
-        with atomic_folder(dest) as tmp, naming_full_disk(dest, found.size()):
-            bad = _write_images(tmp, found.read(), found.count(), on_event)
+        with atomic_folder(dest) as tmp, naming_full_disk(dest, sum(f.stat().st_size for f in files)):
+            bad = _write_images(tmp, with_progress(images, "import", n, on_event, _every))
             problems = scan_folder(tmp).problems
             if bad or problems: raise DataError(f"{src} can't be imported:{bullet_lines([*bad, *problems])}")
     return dest

@@ -6,7 +6,7 @@
 __all__ = ['CINIC', 'stratified_split', 'write_demo', 'Archive', 'download_archive', 'extract_archive', 'get_cinic',
            'split_folder']
 
-# %% ../../nbs/10b_data.sources.ipynb #6bc9a5b8
+# %% ../../nbs/10b_data.sources.ipynb #85434b33
 import gzip, hashlib, os, re, shutil, tarfile, time, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from ..core import SPLITS, DataError, rng
 from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full_disk, read_json,
-    require_empty, write_json)
+    require_empty, with_progress, write_json)
 from .decode import why_bad
 from cinic_fastai.data.folder import (FolderScan, bullet_lines, class_folders, class_of, left_out, outside_files,
     scan_class, scan_folder)
@@ -30,7 +30,7 @@ def stratified_split(
     edges = np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int)
     return r.permutation(np.repeat(SPLITS, np.diff(edges)))
 
-# %% ../../nbs/10b_data.sources.ipynb #409dac21
+# %% ../../nbs/10b_data.sources.ipynb #3712acc1
 def _is_demo(root):
     if not root.is_dir(): return False
     scan = scan_folder(root)
@@ -39,15 +39,13 @@ def _is_demo(root):
 def _write_digits(root, on_event):
     from sklearn.datasets import load_digits
     digits = load_digits()
-    split = np.empty(len(digits.target), dtype="U5")
-    for c in range(10):
-        own = digits.target==c
-        split[own] = stratified_split(own.sum(), (.6,.2,.2), rng("demo", 42, c))
-    for i,(x,c,s) in enumerate(zip(digits.images, digits.target, split)):
-        (root/s/str(c)).mkdir(parents=True, exist_ok=True)
-        small = Image.fromarray(np.round(x*255/16).astype(np.uint8))
-        small.resize((32,32), Image.Resampling.BICUBIC).convert("RGB").save(root/s/str(c)/f"digit-{i:04d}.png")
-        if i%100==99: emit(on_event, "progress", what="demo", done=i+1, total=len(split))
+    for c in with_progress(range(10), "demo", 10, on_event, every=1):
+        rows = np.flatnonzero(digits.target==c)
+        for i,s in zip(rows, stratified_split(len(rows), (.6,.2,.2), rng("demo", 42, c))):
+            file = root/s/str(c)/f"digit-{i:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(np.round(digits.images[i]*255/16).astype(np.uint8))
+            small.resize((32,32), Image.Resampling.BICUBIC).convert("RGB").save(file)
 
 # %% ../../nbs/10b_data.sources.ipynb #b09b8115
 def write_demo(
@@ -115,32 +113,32 @@ def _request(url, part, size, on_event):
         if length and start+length!=size: raise _Refused(f"it offers {start+length:,} bytes, expected {size:,}")
         _append(r, part, start, size, on_event)
 
-# %% ../../nbs/10b_data.sources.ipynb #eb8ec692
+# %% ../../nbs/10b_data.sources.ipynb #872aedb7
 def _complete(url, part, size, on_event, pause):
-    "Ask one address again as long as more arrives; why the file is not complete, \"\" where it is"
+    "Ask one address again as long as more arrives"
     from urllib3.exceptions import HTTPError
     most, fails, cause = _size(part), 0, ""
-    while _size(part)!=size and fails<3:
+    while _size(part)!=size:
+        if fails==3: raise _Refused(cause or f"it ended after {_size(part):,} of {size:,} bytes")
         if _size(part)>size: part.unlink()
-        if fails: time.sleep(pause*fails)
+        time.sleep(pause*fails)
         try: _request(url, part, size, on_event)
-        except _Refused as e: return str(e)
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and disk_is_full(e): raise
             cause = f"{type(e).__name__}: {e}"[:200]
         fails, most = 0 if _size(part)>most else fails+1, max(most, _size(part))
-    if _size(part)==size: return ""
-    return cause or f"it ended after {_size(part):,} of {size:,} bytes"
 
 def _fetch(url, part, archive, on_event, pause):
-    "Get the archive from one address; why not, \"\" where `part` is whole"
-    resumed = _size(part)>0
-    if cause := _complete(url, part, archive.size, on_event, pause): return cause
-    if (found := _md5(part))==archive.md5: return ""
+    "Get the archive from one address; `_Refused` says why not"
+    resumed = part.exists()
+    _complete(url, part, archive.size, on_event, pause)
+    found = _md5(part)
+    if found==archive.md5: return
     part.unlink()
-    if resumed: return _fetch(url, part, archive, on_event, pause) # what was there before may have been the fault
-    return f"its MD5 is {found}, expected {archive.md5}"
+    if not resumed: raise _Refused(f"its MD5 is {found}, expected {archive.md5}")
+    _fetch(url, part, archive, on_event, pause) # what was there before may have been the fault
 
+# %% ../../nbs/10b_data.sources.ipynb #671d8b9f
 def download_archive(
     path:Path, # File to make; grows as `path` with `.part` behind its name
     archive:Archive, # What to get
@@ -152,9 +150,9 @@ def download_archive(
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path, archive.size):
         for url in archive.urls:
-            cause = _fetch(url, part, archive, on_event, pause)
-            if not cause: return part.replace(path)
-            causes.append(f"{url}: {cause}")
+            try: _fetch(url, part, archive, on_event, pause)
+            except _Refused as e: causes.append(f"{url}: {e}")
+            else: return part.replace(path)
     raise DataError(f"{path.name} can't be downloaded. Run this again later, or get the file yourself and put it at {path}:"
         f"{bullet_lines(causes)}")
 
@@ -242,17 +240,16 @@ def _draw(scan, parts, seed):
         raise DataError(f"{scan.root} can't be split: expected one folder of images a class. Found:{scan.found()}")
     return todo
 
-# %% ../../nbs/10b_data.sources.ipynb #6dd05f1e
+# %% ../../nbs/10b_data.sources.ipynb #9bdbe2a5
 def _copy(src, root, todo, on_event):
     "Copy the files to their splits; those that can't be read are all named"
     bad = []
-    for i,(f,s) in enumerate(todo, 1):
+    for f,s in with_progress(todo, "copy", len(todo), on_event):
         (root/s/f).parent.mkdir(parents=True, exist_ok=True)
         try: shutil.copyfile(src/f, root/s/f)
         except OSError as e:
             if disk_is_full(e): raise
             bad.append(f"{f}: {why_bad(e)}")
-        if i%100==0 or i==len(todo): emit(on_event, "progress", what="copy", done=i, total=len(todo))
     if bad: raise DataError(f"{len(bad)} files in {src} can't be copied. Remove or replace them:{bullet_lines(bad)}")
 
 def split_folder(
