@@ -49,10 +49,11 @@ def sync_folder(
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../nbs/01_files.ipynb #8f475b53
+# %% ../nbs/01_files.ipynb #77621b47
 def _part_path(path):
     return path.with_name(f".{path.name.lstrip('.')}.{secrets.token_hex(4)}.part")
 
+# %% ../nbs/01_files.ipynb #bb17c56a
 @contextmanager
 def atomic_path(
     path:Path # The file to write; missing folders are made
@@ -69,13 +70,14 @@ def atomic_path(
         sync_folder(path.parent)
     finally: tmp.unlink(missing_ok=True)
 
-# %% ../nbs/01_files.ipynb #8dec4707
+# %% ../nbs/01_files.ipynb #0c307e88
 def disk_is_full(
     e:OSError # What writing raised
 )->bool: # Also for a quota or a limit on a file's size
     "Whether there was no room"
     return e.errno in (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", None))
 
+# %% ../nbs/01_files.ipynb #503a7164
 def cannot_write(
     path:Path, # What can't be written
     e:OSError, # Why
@@ -98,7 +100,7 @@ def naming_full_disk(
         if disk_is_full(e): raise cannot_write(path, e, need) from None
         raise
 
-# %% ../nbs/01_files.ipynb #dd9ffcf0
+# %% ../nbs/01_files.ipynb #bb911650
 def write_bytes(
     path:Path, # File to write
     data:bytes # Its content
@@ -108,6 +110,7 @@ def write_bytes(
         with atomic_path(path) as tmp: tmp.write_bytes(data)
     except OSError as e: raise cannot_write(path, e, len(data)) from None
 
+# %% ../nbs/01_files.ipynb #f8c7f125
 def write_text(
     path:Path, # File to write
     text:str # Its content, written as UTF-8 with newlines as they are
@@ -133,7 +136,7 @@ def require_empty(
     if dest.is_dir() and not any(dest.iterdir()): return
     if dest.exists(): raise DataError(f"{dest} is there already and is not empty. Choose a new folder, or delete it first.")
 
-# %% ../nbs/01_files.ipynb #d12b23ae
+# %% ../nbs/01_files.ipynb #e5d674f8
 def _replace_files(tmp, dest):
     "Move the new files into `dest`, then delete the others"
     new = sorted(tmp.iterdir(), key=lambda o: o.name=="manifest.json")
@@ -148,6 +151,7 @@ def _replace_folder(tmp, dest):
     os.replace(tmp, dest)
     sync_folder(dest.parent)
 
+# %% ../nbs/01_files.ipynb #7df5fe0e
 def _remove_leftovers(dest):
     "Delete what killed processes left beside `dest`"
     pattern = re.compile(re.escape(f".{dest.name.lstrip('.')}.")+r"[0-9a-f]{8}\.part")
@@ -181,7 +185,7 @@ def sha256(
     if not isinstance(data, Path): return hashlib.sha256(data).hexdigest()
     with open(data, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
-# %% ../nbs/01_files.ipynb #c0826977
+# %% ../nbs/01_files.ipynb #450c4350
 def to_json(
     obj, # dicts, lists, strings, numbers, booleans, None
     indent:int|None=1 # None for one line
@@ -194,13 +198,14 @@ def _to_plain(o):
     if isinstance(o, Path): return o.as_posix()
     raise TypeError(f"{type(o).__name__} can't be written as JSON")
 
+# %% ../nbs/01_files.ipynb #ad8e0bee
 def json_sum(
     obj # As for `to_json`
 )->str: # Equal for equal content, before writing and after reading
     "SHA-256 of plain data"
     return sha256(to_json(json.loads(to_json(obj)), indent=None).encode())
 
-# %% ../nbs/01_files.ipynb #c9331100
+# %% ../nbs/01_files.ipynb #52507e35
 def write_json(
     path:Path, # File to write
     obj:dict # As for `to_json`, without a key `checksum`
@@ -212,6 +217,7 @@ def write_json(
 def _damaged(path, why):
     return StoreError(f"{path} is damaged ({why}). Delete it to have it made again.")
 
+# %% ../nbs/01_files.ipynb #fe5f2e33
 def read_json(
     path:Path # Written by `write_json`
 )->dict: # Without its checksum
@@ -223,7 +229,7 @@ def read_json(
     if not ok: raise _damaged(path, "its checksum is wrong")
     return d
 
-# %% ../nbs/01_files.ipynb #e71420b3
+# %% ../nbs/01_files.ipynb #42ca1457
 def write_npz(
     path:Path, # File to write
     **arrays # Arrays by name
@@ -233,6 +239,7 @@ def write_npz(
     np.savez_compressed(buf, **arrays)
     write_bytes(path, buf.getvalue())
 
+# %% ../nbs/01_files.ipynb #bdbb0846
 def read_npz(
     path:Path # File to read
 )->dict: # Arrays by name
@@ -242,7 +249,7 @@ def read_npz(
     except FileNotFoundError: raise
     except Exception as e: raise _damaged(path, e) from None
 
-# %% ../nbs/01_files.ipynb #d9c424ae
+# %% ../nbs/01_files.ipynb #d0432490
 _check = ', "check": "'
 
 def line_of(
@@ -252,6 +259,7 @@ def line_of(
     text = json.dumps(entry, ensure_ascii=False)
     return f'{text[:-1]}{_check}{zlib.crc32(text.encode()):08x}"}}\n'
 
+# %% ../nbs/01_files.ipynb #f4e0dc65
 def parse_line(
     line:bytes # One line
 )->dict|None: # None where it is not what `line_of` wrote
@@ -262,7 +270,7 @@ def parse_line(
         return json.loads(text+"}") if ok else None
     except ValueError: return None
 
-# %% ../nbs/01_files.ipynb #cb488a7f
+# %% ../nbs/01_files.ipynb #182826f4
 def read_lines(
     path:Path, # Perhaps missing
     cure:str="Delete that line and all after it." # What to do about a damaged line
@@ -274,6 +282,7 @@ def read_lines(
     if None in entries: raise StoreError(f"{path} is damaged in line {entries.index(None)+1}. {cure}")
     return entries,sum(map(len, lines[:len(entries)]))
 
+# %% ../nbs/01_files.ipynb #b7abf322
 def append_line(
     path:Path, # Made when missing
     entry:dict # As for `line_of`
@@ -287,7 +296,7 @@ def append_line(
             os.fsync(f.fileno())
     except OSError as e: raise cannot_write(path, e, len(data)) from None
 
-# %% ../nbs/01_files.ipynb #2be9d9ce
+# %% ../nbs/01_files.ipynb #51cef3bb
 def _holder_file(path):
     return path.with_name(path.name+".holder")
 
@@ -300,12 +309,13 @@ def _own_words():
     command = " ".join(sys.argv)[:200]
     return f"process {os.getpid()} on {socket.gethostname()} since {dt.datetime.now():%Y-%m-%d %H:%M} ({command})"
 
+# %% ../nbs/01_files.ipynb #1d916ceb
 def _try_lock(held, timeout):
     try: held.acquire(timeout=timeout)
     except Timeout: return False
     return True
 
-# %% ../nbs/01_files.ipynb #51885b54
+# %% ../nbs/01_files.ipynb #637fa1c4
 def _acquire(held, path, what, wait, on_event):
     "Get a lock, telling the listener that and for whom it has to wait"
     until,waited = time.monotonic()+wait,False
@@ -316,6 +326,7 @@ def _acquire(held, path, what, wait, on_event):
         waited = True
         if 0<=wait and until<=time.monotonic(): raise StoreError(f"{who} Wait for it to end, or use another folder.")
 
+# %% ../nbs/01_files.ipynb #e8651ee2
 @contextmanager
 def lock(
     path:Path, # Lock file, made when missing
@@ -336,6 +347,7 @@ def lock(
         with suppress(OSError): _holder_file(path).unlink()
         held.release()
 
+# %% ../nbs/01_files.ipynb #f763b8fc
 def is_locked(
     path:Path # Lock file, perhaps missing
 )->bool: # Does a process hold it?

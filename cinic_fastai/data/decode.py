@@ -19,9 +19,8 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 from ..core import DataError, deaf_processes
 
-# %% ../../nbs/09_data.decode.ipynb #d2917ef3
+# %% ../../nbs/09_data.decode.ipynb #caa0f825
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
-
 _signature = re.compile(rb"(?P<PNG>\x89PNG)|(?P<JPEG>\xff\xd8)|(?P<WEBP>RIFF.{4}WEBP)|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)"
     rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<PPM>P[1-6]\s)", re.DOTALL)
 
@@ -32,7 +31,7 @@ def image_format(
     found = _signature.match(data)
     return found.lastgroup if found else ""
 
-# %% ../../nbs/09_data.decode.ipynb #f28c4792
+# %% ../../nbs/09_data.decode.ipynb #57ae211d
 _turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 _orientation_tag = 0x0112
 _orientation_notes = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} # Where Pillow keeps what a file says of it
@@ -47,12 +46,13 @@ def _upright(im):
     im.info = {k: v for k,v in im.info.items() if k not in _orientation_notes}
     return im
 
+# %% ../../nbs/09_data.decode.ipynb #11e6bcd9
 def _has_alpha(im):
     "Also where it says so and no pixel is transparent"
     if im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info: return True
     return im.mode=="P" and im.palette.mode.endswith("A")
 
-# %% ../../nbs/09_data.decode.ipynb #88f82cab
+# %% ../../nbs/09_data.decode.ipynb #a931a45f
 def _on_white(im):
     if im.mode=="La": im = im.convert("LA")
     return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA")).convert("RGB")
@@ -63,6 +63,7 @@ def _from_16_bits(im):
     if "transparency" in im.info: gray[x==im.info["transparency"]] = 255
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 
+# %% ../../nbs/09_data.decode.ipynb #fa5e2a0d
 def to_rgb(
     im:Image.Image # Any mode
 )->Image.Image: # In RGB
@@ -74,7 +75,7 @@ def to_rgb(
     if im.mode.startswith("I"): return _from_16_bits(im)
     return _on_white(im) if _has_alpha(im) else im.convert("RGB")
 
-# %% ../../nbs/09_data.decode.ipynb #f588c7d3
+# %% ../../nbs/09_data.decode.ipynb #d484dce0
 MAX_PIXELS = 50_000_000
 
 def _open_png(data):
@@ -85,6 +86,7 @@ def _open_png(data):
         if kind==2 and depth==16: im.info["transparency"] = tuple(o>>8 for o in clear)
     return im
 
+# %% ../../nbs/09_data.decode.ipynb #ca538dd3
 def decode_image(
     data:bytes, # Content of an image file
     size:int=0 # Side of the square result, 0 for the image's own height and width
@@ -98,7 +100,7 @@ def decode_image(
     if size and rgb.size!=(size,size): rgb = rgb.resize((size,size), Image.Resampling.BILINEAR)
     return np.asarray(rgb)
 
-# %% ../../nbs/09_data.decode.ipynb #816c756f
+# %% ../../nbs/09_data.decode.ipynb #d7240075
 def read_file(
     path:Path # An image file
 )->bytes: # Its content, which is not empty
@@ -108,6 +110,7 @@ def read_file(
     if not data: raise DataError("empty file")
     return data
 
+# %% ../../nbs/09_data.decode.ipynb #86d6edd9
 def why_bad(
     e:Exception # What reading an image raised
 )->str: # A few words
@@ -117,6 +120,7 @@ def why_bad(
     text = getattr(e, "strerror", None) or str(e) or type(e).__name__
     return " ".join(text.split())[:120]
 
+# %% ../../nbs/09_data.decode.ipynb #f618bafc
 def read_image(
     path:Path, # Image file
     size:int=0 # As for `decode_image`
@@ -126,7 +130,7 @@ def read_image(
     except MemoryError: raise
     except Exception as e: raise DataError(f"{path}: {why_bad(e)}") from None
 
-# %% ../../nbs/09_data.decode.ipynb #f395c2e1
+# %% ../../nbs/09_data.decode.ipynb #57be8282
 class Decoded(NamedTuple):
     "What became of one file"
     file:str # As it was asked for
@@ -142,6 +146,7 @@ def _decode_file(root, file, size):
     except MemoryError: raise
     except Exception as e: return Decoded(file, data, None, why_bad(e))
 
+# %% ../../nbs/09_data.decode.ipynb #dc3fcb6f
 def decode_files(
     files:Iterable[str], # Paths relative to `root`
     root:Path, # Image folder
@@ -154,7 +159,7 @@ def decode_files(
             decoded = _decode_file(root, f, size)
         yield decoded
 
-# %% ../../nbs/09_data.decode.ipynb #b9d060cb
+# %% ../../nbs/09_data.decode.ipynb #c293a09a
 def batches(
     files:list[str], # Paths relative to the image folder
     size:int # Files in a batch
@@ -162,6 +167,7 @@ def batches(
     "Cut a list into batches"
     return [files[i:i+size] for i in range(0, len(files), size)]
 
+# %% ../../nbs/09_data.decode.ipynb #3ca75e4e
 def _drained(results, remote, ended):
     "Results until the consumer loses interest; then no more batches are begun, and those under way are waited for"
     try: yield from results

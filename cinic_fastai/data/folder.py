@@ -22,7 +22,7 @@ from ..core import SPLITS, DataError, nearest
 from ..files import emit
 from .decode import batches, channel_hist, channel_stats, decode_files, map_batches
 
-# %% ../../nbs/10_data.folder.ipynb #18cbeebf
+# %% ../../nbs/10_data.folder.ipynb #227027ef
 _origin = re.compile(r"(.*/)?((?P<cifar>cifar-?10-)|(?P<imagenet>n\d{8}_\d))[^/]*", re.DOTALL)
 _cifar_test = re.compile(r"(.*/)?cifar-?10-test-[^/]*", re.DOTALL)
 
@@ -33,6 +33,7 @@ def origin_of(
     found = _origin.fullmatch(file)
     return ("cifar" if found["cifar"] else "imagenet") if found else ""
 
+# %% ../../nbs/10_data.folder.ipynb #d4d638fa
 def is_cifar_test(
     file:str # File name, with or without its folders
 )->bool: # False for a training image of CIFAR-10, and for any other
@@ -55,7 +56,7 @@ def is_image_name(
     "Whether a name looks like an image's"
     return name.lower().endswith(IMAGE_SUFFIXES) and name[0]!="."
 
-# %% ../../nbs/10_data.folder.ipynb #4e068124
+# %% ../../nbs/10_data.folder.ipynb #9741fe65
 _litter = ("__macosx", "thumbs.db", "desktop.ini")
 
 def _entries(folder):
@@ -70,6 +71,7 @@ def _is_dir(entry):
     try: return entry.is_dir()
     except OSError: return False
 
+# %% ../../nbs/10_data.folder.ipynb #112da688
 def _is_image(entry):
     return is_image_name(entry.name) and not _is_dir(entry)
 
@@ -79,7 +81,7 @@ def class_folders(
     "The folders in a folder"
     return sorted((e.name for e in _entries(folder) if _is_dir(e)), key=class_of)
 
-# %% ../../nbs/10_data.folder.ipynb #66d28104
+# %% ../../nbs/10_data.folder.ipynb #d82eda6c
 def files_inside(
     folder:Path, # Folder to look through
     around:tuple=() # Folders that it lies in: a link back to one of them is not followed
@@ -92,6 +94,7 @@ def files_inside(
         else: out.append(Path(e.path))
     return sorted(out)
 
+# %% ../../nbs/10_data.folder.ipynb #05f60216
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
 )->list[Path]: # Images of folders, none of them hidden, and all that were named themselves
@@ -106,7 +109,7 @@ def other_files(
     "The files in folders that are not read"
     return [f for p in map(Path, paths) if p.is_dir() for f in files_inside(p) if not is_image_name(f.name)]
 
-# %% ../../nbs/10_data.folder.ipynb #23f467f8
+# %% ../../nbs/10_data.folder.ipynb #440f5170
 def one_line(
     text:str # With a file's name in it
 )->str: # As Python writes it where it holds line breaks and the like
@@ -122,11 +125,13 @@ def bullet_lines(
     more = [f"... and {len(lines)-most} more"] if len(lines)>most else []
     return "".join(f"\n  {o}" for o in lines[:most]+more)
 
+# %% ../../nbs/10_data.folder.ipynb #7b6e304a
 def _kind(file):
     "A file's suffix, where it has one that tells something"
     suffix = PurePosixPath(file).suffix.lower()
     return suffix if re.fullmatch(r"\.\w{1,10}", suffix) else "without a suffix"
 
+# %% ../../nbs/10_data.folder.ipynb #133ada49
 def left_out(
     files:Iterable # Names or paths of files that are not read
 )->str: # A few sentences, "" where there are none
@@ -139,13 +144,14 @@ def left_out(
     return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {words}, for example {one_line(names[0])}. "
         f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. In an image folder they lie in their class's folder.")
 
-# %% ../../nbs/10_data.folder.ipynb #69fd3811
+# %% ../../nbs/10_data.folder.ipynb #6c2823e5
 class ImageItem(NamedTuple):
     "One image of a folder"
     split:str # `train`, `valid` or `test`; "" in a folder without splits
     label:str # Its class
     file:str # Path relative to the folder, with `/`
 
+# %% ../../nbs/10_data.folder.ipynb #c0615d2a
 @dataclass
 class FolderScan:
     "What lies in an image folder, before any image is opened"
@@ -159,10 +165,11 @@ class FolderScan:
         "What is wrong with the folder, and what of it is not read"
         return bullet_lines([*self.problems, *filter(None, [left_out(self.ignored)])])
 
-# %% ../../nbs/10_data.folder.ipynb #c34005da
+# %% ../../nbs/10_data.folder.ipynb #2b63145a
 def _is_utf8(name):
     return name.isascii() or not any("\ud800"<=c<="\udfff" for c in name)
 
+# %% ../../nbs/10_data.folder.ipynb #8b4ffa42
 def scan_class(
     scan:FolderScan, # Filled in place
     split:str, # "" in a folder without splits
@@ -178,6 +185,7 @@ def scan_class(
         else: scan.ignored.append(file)
     if len(scan.items)==n: scan.problems.append(f"{prefix[:-1]} has no images")
 
+# %% ../../nbs/10_data.folder.ipynb #b7bcef71
 def outside_files(
     root:Path, # Image folder
     splits:Iterable[str]=("", *SPLITS) # Folders to look into
@@ -187,7 +195,7 @@ def outside_files(
     for s in splits: out += [f"{s}/{e.name}".lstrip("/") for e in _entries(root/s) if _is_image(e)]
     return [os.fsencode(o).decode(errors="backslashreplace") for o in out]
 
-# %% ../../nbs/10_data.folder.ipynb #77883dda
+# %% ../../nbs/10_data.folder.ipynb #fb9f3702
 def _layout_problems(found, others):
     "Missing splits, and classes that are not in every split; `found` has the class folders of each split"
     out = [f"there is no folder '{s}'{nearest(s, others)}" for s in SPLITS if not found[s]]
@@ -198,6 +206,7 @@ def _layout_problems(found, others):
     if len(classes)==1: out.append("there is one class, at least 2 are needed")
     return out
 
+# %% ../../nbs/10_data.folder.ipynb #d06b7db1
 def scan_folder(
     root:Path # Image folder
 )->FolderScan: # With everything found wrong in `problems`
@@ -228,12 +237,13 @@ def list_images(
     scan = require_layout(scan_folder(root))
     return scan.classes, scan.items
 
-# %% ../../nbs/10_data.folder.ipynb #195cb2d2
+# %% ../../nbs/10_data.folder.ipynb #d6a60447
 def _size_and_time(entry):
     try: s = entry.stat()
     except OSError: return ""
     return f"{s.st_size}\t{s.st_mtime_ns}"
 
+# %% ../../nbs/10_data.folder.ipynb #07b46f55
 def fingerprint(
     root:Path # Image folder
 )->str: # Differs when a file of a class is added, removed, renamed or written to
@@ -311,7 +321,7 @@ def across_splits(
     for f,h in hashes.items(): groups.setdefault(h, []).append(f)
     return sorted(sorted(g) for g in groups.values() if len({f.split("/", 1)[0] for f in g})>1)
 
-# %% ../../nbs/10_data.folder.ipynb #76c0a33a
+# %% ../../nbs/10_data.folder.ipynb #fa357b21
 class _FileFacts(NamedTuple):
     "What reading one image has shown"
     file:str
@@ -324,6 +334,7 @@ def _facts(o):
     if o.image is None: return _FileFacts(o.file, digest, why=o.why)
     return _FileFacts(o.file, digest, f"{o.image.shape[1]}x{o.image.shape[0]}")
 
+# %% ../../nbs/10_data.folder.ipynb #f99e161a
 def _read_batch(files, root):
     "What is to be told of each file, and the histogram of train's pixels"
     facts,hist = [],np.zeros((3,256), int)

@@ -59,7 +59,7 @@ def _class_name(value, names):
     if not name.strip() or name[0]=="." or set(name)&set("/\\:\0"): raise DataError(f"Its class {name!r} can't name a folder.")
     return name
 
-# %% ../../nbs/10a_data.hub.ipynb #fb3fd83c
+# %% ../../nbs/10a_data.hub.ipynb #5030f9aa
 @contextmanager
 def _naming_unreadable(path):
     "Name the file that can't be read, and the package that is installed only where it is wanted"
@@ -69,6 +69,7 @@ def _naming_unreadable(path):
     except ImportError: raise DataError(f"{path} needs the package pyarrow: pip install 'cinic_fastai[parquet]'.") from None
     except (pa.ArrowException, OSError) as e: raise DataError(f"{path} can't be read ({' '.join(str(e).split())[:200]}).") from None
 
+# %% ../../nbs/10a_data.hub.ipynb #6260d591
 def _open_table(path):
     "A pyarrow `Dataset`"
     with _naming_unreadable(path):
@@ -81,7 +82,7 @@ def _rows(path, table, columns):
     with _naming_unreadable(path):
         for batch in table.to_batches(columns=columns, batch_size=1000, batch_readahead=1, use_threads=False): yield from batch.to_pylist()
 
-# %% ../../nbs/10a_data.hub.ipynb #86b3f474
+# %% ../../nbs/10a_data.hub.ipynb #d067f592
 def _image_bytes(value, path):
     "Name and content of an image column's value"
     value = value if isinstance(value, dict) else dict(bytes=value)
@@ -90,6 +91,7 @@ def _image_bytes(value, path):
     found = f"a path, {name}" if name else "no image"
     raise DataError(f"{path} holds {found}, where an image is expected: save the dataset with its images embedded.")
 
+# %% ../../nbs/10a_data.hub.ipynb #6220f9fc
 def _table_images(src, files):
     for f in files:
         table,split = _open_table(f),_split_of(f.relative_to(src).as_posix())
@@ -101,7 +103,7 @@ def _table_images(src, files):
 def _folder_images(files):
     for f in files: yield _HubImage(_split_words[f.parts[-3].lower()], class_of(f.parts[-2]), f.name, read_file(f))
 
-# %% ../../nbs/10a_data.hub.ipynb #3595b621
+# %% ../../nbs/10a_data.hub.ipynb #b97b41e6
 _caches = ("cache-*.arrow", "tmp*.arrow")
 
 def _is_table(path, src):
@@ -112,6 +114,7 @@ def _home(path, src):
     "The folder of a table's configuration"
     return str((path.parent.parent if _split_of(path.parent.name) else path.parent).relative_to(src))
 
+# %% ../../nbs/10a_data.hub.ipynb #9bdd5603
 def _find_tables(src, files):
     tables = [p for p in files if _is_table(p, src)]
     homes = sorted({_home(p, src) for p in tables})
@@ -143,7 +146,7 @@ def _new_name(name, number, data, taken):
     taken.add(_name_key(stem+suffix))
     return stem+suffix
 
-# %% ../../nbs/10a_data.hub.ipynb #fb3cae3a
+# %% ../../nbs/10a_data.hub.ipynb #853f94c7
 _every = 1000 # Images between two events
 
 def _write_images(root, images):
@@ -158,6 +161,7 @@ def _write_images(root, images):
         else: bad.append(f"{o.split}, class {o.label}, {o.name or f'image {i}'}: {NO_IMAGE}")
     return bad
 
+# %% ../../nbs/10a_data.hub.ipynb #38c5f5b9
 def _open_dataset(src):
     "The images, how many there are, their files, and files that are not read"
     files = files_inside(src)

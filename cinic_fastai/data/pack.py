@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #88f76112
+# %% ../../nbs/11_data.pack.ipynb #d5f2cb75
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 import numpy as np
+from fastcore.basics import patch
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_disk, read_json, require_empty,
     sha256, write_json, write_text)
@@ -44,7 +45,7 @@ class Manifest:
     making:str = "" # What stands behind the names of the pack's files, for example "-1"
     version:int = PACK_VERSION
 
-# %% ../../nbs/11_data.pack.ipynb #e4df429c
+# %% ../../nbs/11_data.pack.ipynb #92ca3a12
 def _pack_file(path, name, making):
     "For example `images-1.npy`"
     return path/name.replace(".", f"{making}.")
@@ -58,6 +59,7 @@ def _stamp(path):
     except OSError: return []
     return [s.st_size, s.st_mtime_ns]
 
+# %% ../../nbs/11_data.pack.ipynb #56e63e27
 def _read_manifest(path):
     file = path/"manifest.json"
     try:
@@ -67,149 +69,7 @@ def _read_manifest(path):
     except (CinicError, OSError, TypeError): raise _damaged(file, "it is not what was written") from None
     raise DataError(f"{path} is a pack of version {version}, expected {PACK_VERSION}. Pack the images again.")
 
-# %% ../../nbs/11_data.pack.ipynb #3be88c3a
-def _require_same(pack):
-    "The manifest as it is now; `DataError` where it is another pack's"
-    now = _read_manifest(pack.path)
-    if now.digest!=pack.manifest.digest: raise DataError(f"{pack.path} was packed again with other images. Open it again.")
-    return now
-
-def _map_images(pack):
-    f = _pack_file(pack.path, "images.npy", _require_same(pack).making)
-    try: x = np.load(f, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        _require_same(pack) # where it is gone since it was packed again
-        raise _damaged(f, e) from None
-    _require_same(pack) # after the pixels: they are this manifest's or an older one's
-    if x.dtype!=np.uint8 or len(x)!=len(pack.targs): raise _damaged(f, f"it holds {x.dtype} {x.shape}")
-    return x
-
-def _read_files(pack):
-    "The files' names, from `items.csv`"
-    f = _pack_file(pack.path, "items.csv", _require_same(pack).making)
-    try: data = f.read_bytes()
-    except OSError as e: raise _damaged(f, e.strerror) from None
-    if sha256(data)!=pack.manifest.items: raise _damaged(f, "its checksum differs")
-    return [o["file"] for o in csv.DictReader(io.StringIO(data.decode(), newline=""))]
-
-# %% ../../nbs/11_data.pack.ipynb #502f38d7
-def _first_by_hash(rows, files, targs, k):
-    "The `k` rows of each class whose names have the smallest hashes, in rising order"
-    hashes = np.array([derive_seed("limit", f) for f in files.tolist()])
-    order = np.lexsort((hashes, targs))
-    place = np.arange(len(rows))-np.searchsorted(targs[order], targs[order])
-    return np.sort(rows[order[place<k]])
-
-def _image_sums(x):
-    "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
-    return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
-
-# %% ../../nbs/11_data.pack.ipynb #3a84913c
-class Pack:
-    "Decoded images with their labels, names and origins, and the rows in use of each split"
-    def __init__(self,
-        path:Path, # The pack's folder
-        manifest:Manifest # Of it
-    ):
-        self.path, self.manifest = Path(path).absolute(), manifest
-        self.classes, self.size, self.digest, self.skipped = manifest.classes, manifest.size, manifest.digest, sorted(manifest.skipped)
-        self.mean, self.std = np.array(manifest.mean, np.float32), np.array(manifest.std, np.float32)
-        n = np.array([manifest.counts[s] for s in SPLITS]) # (split, class)
-        self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
-        self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
-        self.limited = 0 # As given to `limit`
-        self.resident = {} # Device -> pixels kept there, filled by the loaders and shared by packs of fewer rows
-
-    @cached_property
-    def images(self)->np.ndarray: # Memory-mapped uint8 `(N,h,w,3)`
-        "All pixels"
-        return _map_images(self)
-
-    @cached_property
-    def files(self)->np.ndarray: # str `(N,)`
-        "Each row's path in the image folder"
-        return np.array(_read_files(self))
-
-    @cached_property
-    def origins(self)->np.ndarray: # `cifar`, `imagenet` or "" `(N,)`
-        "Where each row's image came from"
-        return np.array([origin_of(f) for f in self.files.tolist()], dtype="U8")
-
-    def __getstate__(self):
-        "Without arrays that are read again where they are needed"
-        lazy = ("images", "files", "origins")
-        return {k: v for k,v in self.__dict__.items() if k not in lazy}|dict(resident={})
-
-    def __len__(self): return sum(map(len, self.rows.values()))
-    def __repr__(self):
-        n = ", ".join(f"{n:,} {s}" for s,n in self.counts().items())
-        return f"Pack of {self.size}x{self.size} images in {len(self.classes)} classes: {n}"
-
-    def counts(self)->dict: # split -> images
-        "How many images are in use"
-        return {s: len(r) for s,r in self.rows.items()}
-
-    def frame(self): # DataFrame `row, file, label, origin, split`
-        "The rows in use, split by split, with class names as labels"
-        import pandas as pd
-        rows = np.concatenate(list(self.rows.values()))
-        split = np.repeat(list(self.rows), list(self.counts().values()))
-        label = np.array(self.classes)[self.targs[rows]]
-        return pd.DataFrame(dict(row=rows, file=self.files[rows], label=label, origin=self.origins[rows], split=split))
-
-    def using(self,
-        rows:dict # split -> row numbers
-    )->"Pack": # Shares the arrays; another digest unless all rows are used
-        "The same pack with other rows in use"
-        out = object.__new__(Pack)
-        out.__dict__ |= self.__dict__|dict(rows=rows)
-        used, full = np.concatenate(list(rows.values())).astype("<i8"), self.manifest.digest
-        out.digest = full if len(used)==len(self.targs) else sha256(full.encode()+used.tobytes())[:32]
-        return out
-
-    def limit(self,
-        n:int # Images a split, shared evenly by the classes; 0 for all
-    )->"Pack": # The same pack with fewer rows in use
-        "Fewer images, chosen by hash of the file name: whatever the seed, the same ones"
-        k, least = n//len(self.classes), len(self.classes)
-        if n==0: return self
-        if k<1: raise DataError(f"A limit of {n} is less than one image for each of {least} classes. Take {least} or more, or 0 for all.")
-        out = self.using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
-        out.limited = min(n, self.limited) if self.limited else n
-        return out
-
-    def shared_words(self)->str: # A sentence, "" where no image is in two splits
-        "Which of the images in use lie in more than one split"
-        split = {r: s for s,rows in self.rows.items() for r in rows.tolist()}
-        used = [[r for r in group if r in split] for group in self.manifest.shared]
-        groups = [g for g in used if len({split[r] for r in g})>1]
-        if not groups: return ""
-        return (f"{sum(map(len, groups)):,} images lie in more than one split, the same pixel for pixel, "
-            f"for example {' = '.join(self.files[groups[0]])}.")
-
-    def verify(self):
-        "Read every pixel against its checksum; `DataError` when the pack is damaged"
-        pixels = hashlib.sha256()
-        for i in range(0, len(self.images), 1000): pixels.update(b"".join(_image_sums(self.images[i:i+1000])))
-        if pixels.hexdigest()==self.manifest.pixels: return
-        raise _damaged(_pack_file(self.path, "images.npy", self.manifest.making), "its checksum differs")
-
-# %% ../../nbs/11_data.pack.ipynb #ae0578ca
-def open_pack(
-    path:Path # The pack's folder
-)->Pack: # All rows in use
-    "Open a pack; `DataError` when there is none, or it is damaged or of another version"
-    path = Path(path)
-    if not (path/"manifest.json").exists():
-        raise DataError(f"There is no pack in {path}. `cinic data pack` makes one from an image folder.")
-    m = _read_manifest(path)
-    names,pixels = (_pack_file(path, name, m.making) for name in ("items.csv", "images.npy"))
-    if not names.exists() or sha256(names)!=m.items: raise _damaged(names, "its checksum differs")
-    pack = Pack(path, m)
-    if _stamp(pixels)!=m.stamp: pack.verify()
-    return pack
-
-# %% ../../nbs/11_data.pack.ipynb #6f6ee299
+# %% ../../nbs/11_data.pack.ipynb #5324af37
 @dataclass(frozen=True)
 class _Job:
     "What to pack, where to, and how"
@@ -220,6 +80,7 @@ class _Job:
     on_event:Callable|None # Listener
     n_workers:int = 0 # Processes, 0 for one a core
 
+# %% ../../nbs/11_data.pack.ipynb #ace64055
 def _job(root, dest, size, on_bad, *args):
     "Hidden in the image folder where no place is given; what can't be packed is refused"
     check_choice("on_bad", on_bad, ("stop", "skip"))
@@ -241,7 +102,7 @@ def _read_batch(files, root, size):
         else: images.append(o.image[None])
     return np.concatenate(images),bad
 
-# %% ../../nbs/11_data.pack.ipynb #1503f942
+# %% ../../nbs/11_data.pack.ipynb #dc07db8d
 @dataclass
 class _Written:
     "What writing the pixels has shown"
@@ -250,6 +111,7 @@ class _Written:
     hist:np.ndarray # Of train
     pixels:str # SHA-256 of all of them
 
+# %% ../../nbs/11_data.pack.ipynb #1cc7b32b
 def _write_images(path, scan, job):
     "Decode all images into one file, in the order of their rows"
     n_batch = max(1, 1_000_000//(job.size*job.size*3))
@@ -273,7 +135,7 @@ def _write_images(path, scan, job):
     out.pixels = pixels.hexdigest()
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #bcbb52ea
+# %% ../../nbs/11_data.pack.ipynb #167677d1
 def _without(bad, scan, on_bad):
     "The items without bad images, where that is wanted and leaves no class empty"
     why = bullet_lines(f"{f}: {o}" for f,o in bad.items())
@@ -285,6 +147,7 @@ def _without(bad, scan, on_bad):
     if not empty: return kept
     raise DataError(f"Without bad images, {', '.join(map('/'.join, empty))} in {scan.root} would be empty. Replace them:{why}")
 
+# %% ../../nbs/11_data.pack.ipynb #d46e784b
 def _write_items(path, items):
     buf = io.StringIO(newline="")
     out = csv.writer(buf, lineterminator="\n")
@@ -292,7 +155,7 @@ def _write_items(path, items):
     out.writerows([o.split, o.label, origin_of(o.file), o.file] for o in items)
     write_text(path, buf.getvalue())
 
-# %% ../../nbs/11_data.pack.ipynb #b817e0da
+# %% ../../nbs/11_data.pack.ipynb #46bf7917
 _pack_name = re.compile(r"images(-\d+)?\.npy|items(-\d+)?\.csv|manifest\.json")
 
 def _next_making(dest):
@@ -302,6 +165,7 @@ def _next_making(dest):
     ways = chain([""], (f"-{i}" for i in count(1)))
     return next(o for o in ways if not {f"images{o}.npy", f"items{o}.csv"} & names)
 
+# %% ../../nbs/11_data.pack.ipynb #b70db146
 def _write_pack(folder, making, job):
     "Write a pack's files into an empty folder"
     before = fingerprint(job.root)
@@ -319,6 +183,115 @@ def _write_pack(folder, making, job):
         digest, _stamp(images), before, got.bad, scan.ignored, shared, making)
     write_json(folder/"manifest.json", asdict(manifest))
 
+# %% ../../nbs/11_data.pack.ipynb #a7c56ec2
+def _require_same(pack):
+    "The manifest as it is now; `DataError` where it is another pack's"
+    now = _read_manifest(pack.path)
+    if now.digest!=pack.manifest.digest: raise DataError(f"{pack.path} was packed again with other images. Open it again.")
+    return now
+
+# %% ../../nbs/11_data.pack.ipynb #dee78a4c
+def _map_images(pack):
+    f = _pack_file(pack.path, "images.npy", _require_same(pack).making)
+    try: x = np.load(f, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        _require_same(pack) # where it is gone since the folder was packed again
+        raise _damaged(f, e) from None
+    _require_same(pack) # after the pixels: they are this manifest's or an older one's
+    if x.dtype!=np.uint8 or len(x)!=len(pack.targs): raise _damaged(f, f"it holds {x.dtype} {x.shape}")
+    return x
+
+# %% ../../nbs/11_data.pack.ipynb #eef53b50
+def _read_names(pack):
+    "Content of `items.csv`, checked"
+    f = _pack_file(pack.path, "items.csv", _require_same(pack).making)
+    try: data = f.read_bytes()
+    except OSError as e: raise _damaged(f, e.strerror) from None
+    if sha256(data)!=pack.manifest.items: raise _damaged(f, "its checksum differs")
+    return data.decode()
+
+# %% ../../nbs/11_data.pack.ipynb #2b6ab749
+class Pack:
+    "Decoded images with their labels, names and origins, and the rows in use of each split"
+    def __init__(self,
+        path:Path, # The pack's folder
+        manifest:Manifest # Of it
+    ):
+        self.path, self.manifest, self.skipped = Path(path).absolute(), manifest, sorted(manifest.skipped)
+        self.classes, self.size, self.digest = manifest.classes, manifest.size, manifest.digest
+        self.mean, self.std = np.array(manifest.mean, np.float32), np.array(manifest.std, np.float32)
+        n = np.array([manifest.counts[s] for s in SPLITS]) # (split, class)
+        self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
+        self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
+        self.limited = 0 # As given to `limit`
+        self.resident = {} # Device -> pixels kept there, filled by the loaders, shared by packs of fewer rows
+
+    @cached_property
+    def images(self)->np.ndarray: # Memory-mapped uint8 `(N,h,w,3)`
+        "All pixels"
+        return _map_images(self)
+
+    @cached_property
+    def files(self)->np.ndarray: # str `(N,)`
+        "Each row's path in the image folder"
+        return np.array([o["file"] for o in csv.DictReader(io.StringIO(_read_names(self), newline=""))])
+
+    @cached_property
+    def origins(self)->np.ndarray: # `cifar`, `imagenet` or "" `(N,)`
+        "Where each row's image came from"
+        return np.array([origin_of(f) for f in self.files.tolist()], dtype="U8")
+
+    def counts(self)->dict: # split -> images
+        "How many images are in use"
+        return {s: len(r) for s,r in self.rows.items()}
+
+    def __len__(self): return sum(self.counts().values())
+    def __repr__(self):
+        n = ", ".join(f"{n:,} {s}" for s,n in self.counts().items())
+        return f"Pack of {self.size}x{self.size} images in {len(self.classes)} classes: {n}"
+
+    def __getstate__(self):
+        lazy = ("images", "files", "origins")
+        return {k: v for k,v in self.__dict__.items() if k not in lazy}|dict(resident={})
+
+# %% ../../nbs/11_data.pack.ipynb #a969dd00
+def _image_sums(x):
+    "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
+    return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
+
+@patch
+def verify(self:Pack):
+    "Read every pixel against its checksum; `DataError` when the pack is damaged"
+    pixels = hashlib.sha256()
+    for i in range(0, len(self.images), 1000): pixels.update(b"".join(_image_sums(self.images[i:i+1000])))
+    if pixels.hexdigest()==self.manifest.pixels: return
+    raise _damaged(_pack_file(self.path, "images.npy", self.manifest.making), "its checksum differs")
+
+# %% ../../nbs/11_data.pack.ipynb #0e8a89bf
+@patch
+def shared_words(self:Pack)->str: # A sentence, "" where no image is in two splits
+    "Which of the images in use lie in more than one split"
+    split = {r: s for s,rows in self.rows.items() for r in rows.tolist()}
+    used = [[r for r in group if r in split] for group in self.manifest.shared]
+    groups = [g for g in used if len({split[r] for r in g})>1]
+    if not groups: return ""
+    return (f"{sum(map(len, groups)):,} images lie in more than one split, the same pixel for pixel, "
+        f"for example {' = '.join(self.files[groups[0]])}.")
+
+# %% ../../nbs/11_data.pack.ipynb #3ba0d765
+def open_pack(
+    path:Path # The pack's folder
+)->Pack: # All rows in use
+    "Open a pack; `DataError` when there is none, or it is damaged or of another version"
+    path = Path(path)
+    if not (path/"manifest.json").exists():
+        raise DataError(f"There is no pack in {path}. `cinic data pack` makes one from an image folder.")
+    pack = Pack(path, _read_manifest(path))
+    _read_names(pack)
+    if _stamp(_pack_file(path, "images.npy", pack.manifest.making))!=pack.manifest.stamp: pack.verify()
+    return pack
+
+# %% ../../nbs/11_data.pack.ipynb #00a0b1d4
 def _build(job):
     "Build a pack beside its place, then put it there and open it"
     making = _next_making(job.dest)
@@ -327,7 +300,7 @@ def _build(job):
     if words := pack.shared_words(): emit(job.on_event, "note", text=words)
     return pack
 
-# %% ../../nbs/11_data.pack.ipynb #43527d6e
+# %% ../../nbs/11_data.pack.ipynb #03bef8fd
 def make_pack(
     root:Path, # Image folder
     dest:Path=None, # The pack's folder, `.pack-{size}` in `root` if not given
@@ -340,7 +313,52 @@ def make_pack(
     job = _job(root, dest, size, on_bad, on_event, n_workers)
     with folder_lock(job.dest, on_event): return _build(job)
 
-# %% ../../nbs/11_data.pack.ipynb #4c2ee0ef
+# %% ../../nbs/11_data.pack.ipynb #559caa30
+@patch
+def frame(self:Pack): # DataFrame `row, file, label, origin, split`
+    "The rows in use, split by split, with class names as labels"
+    import pandas as pd
+    rows = np.concatenate(list(self.rows.values()))
+    split = np.repeat(list(self.rows), list(self.counts().values()))
+    label = np.array(self.classes)[self.targs[rows]]
+    return pd.DataFrame(dict(row=rows, file=self.files[rows], label=label, origin=self.origins[rows], split=split))
+
+# %% ../../nbs/11_data.pack.ipynb #8b8a5d7e
+@patch
+def using(self:Pack,
+    rows:dict # split -> row numbers
+)->Pack: # Shares the arrays; another digest unless all rows are used
+    "The same pack with other rows in use"
+    out = object.__new__(Pack)
+    out.__dict__ |= self.__dict__|dict(rows=rows)
+    used, full = np.concatenate(list(rows.values())).astype("<i8"), self.manifest.digest
+    out.digest = full if len(used)==len(self.targs) else sha256(full.encode()+used.tobytes())[:32]
+    return out
+
+# %% ../../nbs/11_data.pack.ipynb #c9ecc3dd
+def _first_by_hash(rows, files, targs, k):
+    "The `k` rows of each class whose names have the smallest hashes, in rising order"
+    hashes = np.array([derive_seed("limit", f) for f in files.tolist()])
+    order = np.lexsort((hashes, targs))
+    place = np.arange(len(rows))-np.searchsorted(targs[order], targs[order])
+    return np.sort(rows[order[place<k]])
+
+# %% ../../nbs/11_data.pack.ipynb #7a2ac4e6
+@patch
+def limit(self:Pack,
+    n:int # Images a split, shared evenly by the classes; 0 for all
+)->Pack: # The same pack with fewer rows in use
+    "Fewer images, chosen by hash of the file name: whatever the seed, the same ones"
+    if n==0: return self
+    k, least = n//len(self.classes), len(self.classes)
+    if k<1:
+        raise DataError(f"A limit of {n} is less than one image for each of {least} classes. "
+            f"Take {least} or more, or 0 for all.")
+    out = self.using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
+    out.limited = min(n, self.limited) if self.limited else n
+    return out
+
+# %% ../../nbs/11_data.pack.ipynb #6536bac5
 @contextmanager
 def _advising_dest(job):
     "Say what to do about images in a place that is read-only"
@@ -349,6 +367,7 @@ def _advising_dest(job):
         if job.root not in job.dest.parents or "no room" in str(e): raise
         raise WriteError(f"{e} The pack can lie elsewhere: cinic data pack {job.root} --dest DIR, then --data DIR.") from None
 
+# %% ../../nbs/11_data.pack.ipynb #41d9fd8f
 def _fresh(job, on_event):
     "Open a pack that fits its folder; None where it has to be made"
     if not (job.dest/"manifest.json").exists(): return None

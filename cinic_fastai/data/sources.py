@@ -30,12 +30,13 @@ def stratified_split(
     edges = np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int)
     return r.permutation(np.repeat(SPLITS, np.diff(edges)))
 
-# %% ../../nbs/10b_data.sources.ipynb #3712acc1
+# %% ../../nbs/10b_data.sources.ipynb #f37372e8
 def _is_demo(root):
     if not root.is_dir(): return False
     scan = scan_folder(root)
     return not scan.problems and len(scan.items)==1797 and all(re.fullmatch(r".*/digit-\d{4}\.png", o.file) for o in scan.items)
 
+# %% ../../nbs/10b_data.sources.ipynb #80ef37d0
 def _write_digits(root, on_event):
     from sklearn.datasets import load_digits
     digits = load_digits()
@@ -61,7 +62,7 @@ def write_demo(
         with atomic_folder(dest) as tmp, naming_full_disk(dest, 1797*4096): _write_digits(tmp, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #42b8eac9
+# %% ../../nbs/10b_data.sources.ipynb #8e271d64
 @dataclass(frozen=True)
 class Archive:
     "A file on the net and how to know it"
@@ -74,7 +75,6 @@ class Archive:
     )->bool: # By its size and MD5
         "Whether a file is this archive"
         return _size(path)==self.size and _md5(path)==self.md5
-
 _place = "bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC = Archive((f"https://datashare.ed.ac.uk/{_place}", f"https://datashare.is.ed.ac.uk/{_place}"), 687_544_992,
     "6ee4d0c996905fe93221de577967a372")
@@ -82,10 +82,11 @@ CINIC = Archive((f"https://datashare.ed.ac.uk/{_place}", f"https://datashare.is.
 def _size(path):
     return path.stat().st_size if path.exists() else 0
 
+# %% ../../nbs/10b_data.sources.ipynb #d52a34a9
 def _md5(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
-# %% ../../nbs/10b_data.sources.ipynb #c8c0a077
+# %% ../../nbs/10b_data.sources.ipynb #697a1127
 class _Refused(Exception): "An address that will not give the file, however often it is asked"
 
 def _append(response, part, start, size, on_event):
@@ -97,6 +98,7 @@ def _append(response, part, start, size, on_event):
             emit(on_event, "progress", what="download", done=f.tell(), total=size)
             if f.tell()>size: raise _Refused(f"it sends more than the expected {size:,} bytes")
 
+# %% ../../nbs/10b_data.sources.ipynb #12343b16
 def _request(url, part, size, on_event):
     "Ask once for what `part` still lacks, and append it"
     import requests
@@ -113,7 +115,7 @@ def _request(url, part, size, on_event):
         if length and start+length!=size: raise _Refused(f"it offers {start+length:,} bytes, expected {size:,}")
         _append(r, part, start, size, on_event)
 
-# %% ../../nbs/10b_data.sources.ipynb #872aedb7
+# %% ../../nbs/10b_data.sources.ipynb #688c95ad
 def _complete(url, part, size, on_event, pause):
     "Ask one address again as long as more arrives"
     from urllib3.exceptions import HTTPError
@@ -128,6 +130,7 @@ def _complete(url, part, size, on_event, pause):
             cause = f"{type(e).__name__}: {e}"[:200]
         fails, most = 0 if _size(part)>most else fails+1, max(most, _size(part))
 
+# %% ../../nbs/10b_data.sources.ipynb #f386744a
 def _fetch(url, part, archive, on_event, pause):
     "Get the archive from one address; `_Refused` says why not"
     resumed = part.exists()
@@ -175,7 +178,7 @@ def extract_archive(
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{archive} can't be unpacked ({e}). Delete it and run this again.") from None
 
-# %% ../../nbs/10b_data.sources.ipynb #377002e2
+# %% ../../nbs/10b_data.sources.ipynb #a2f25e47
 def _is_unpacked(dest, archive):
     mark = dest/".archive.json"
     return mark.exists() and read_json(mark)["md5"]==archive.md5
@@ -187,6 +190,7 @@ def _unpack_checked(file, tmp, archive, on_event):
     if problems: raise DataError(f"{file} does not hold an image folder:{bullet_lines(problems)}")
     write_json(tmp/".archive.json", dict(name=file.name, md5=archive.md5))
 
+# %% ../../nbs/10b_data.sources.ipynb #3feab2e8
 def _make_cinic(dest, archive, on_event):
     require_empty(dest)
     file = dest.with_name(dest.name+".tar.gz")
@@ -211,7 +215,7 @@ def get_cinic(
         if not _is_unpacked(dest, archive): _make_cinic(dest, archive, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #b4e192f4
+# %% ../../nbs/10b_data.sources.ipynb #317cd430
 def _check_split(src, dest, parts):
     if not src.is_dir(): raise DataError(f"There is no folder {src}. Expected a folder with one folder a class.")
     if len(parts)!=3 or not all(p>0 for p in parts):
@@ -226,6 +230,7 @@ def _scan_flat(src):
     for c in folders: scan_class(scan, "", c)
     return scan
 
+# %% ../../nbs/10b_data.sources.ipynb #493847b9
 def _draw(scan, parts, seed):
     "(file, split) of each image, class by class"
     todo = []
@@ -240,7 +245,7 @@ def _draw(scan, parts, seed):
         raise DataError(f"{scan.root} can't be split: expected one folder of images a class. Found:{scan.found()}")
     return todo
 
-# %% ../../nbs/10b_data.sources.ipynb #9bdbe2a5
+# %% ../../nbs/10b_data.sources.ipynb #7be0108f
 def _copy(src, root, todo, on_event):
     "Copy the files to their splits; those that can't be read are all named"
     bad = []
@@ -252,6 +257,7 @@ def _copy(src, root, todo, on_event):
             bad.append(f"{f}: {why_bad(e)}")
     if bad: raise DataError(f"{len(bad)} files in {src} can't be copied. Remove or replace them:{bullet_lines(bad)}")
 
+# %% ../../nbs/10b_data.sources.ipynb #42311f88
 def split_folder(
     src:Path, # Folder with one folder a class
     dest:Path, # Folder to make
