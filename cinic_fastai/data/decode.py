@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NO_IMAGE', 'MAX_PIXELS', 'image_format', 'to_rgb', 'decode_image', 'read_file', 'why_bad', 'read_image', 'Decoded',
-           'decode_files', 'batches', 'map_batches', 'channel_hist', 'channel_stats']
+           'decode_files', 'map_batches', 'channel_hist', 'channel_stats']
 
-# %% ../../nbs/09_data.decode.ipynb #f4719579
+# %% ../../nbs/09_data.decode.ipynb #bdd2e63b
 import io, os, re, stat, struct, threading, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin
 from ..core import DataError, deaf_processes
 
 # %% ../../nbs/09_data.decode.ipynb #caa0f825
@@ -31,26 +31,14 @@ def image_format(
     found = _signature.match(data)
     return found.lastgroup if found else ""
 
-# %% ../../nbs/09_data.decode.ipynb #57ae211d
-_turns = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
-_orientation_tag = 0x0112
-_orientation_notes = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} # Where Pillow keeps what a file says of it
+# %% ../../nbs/09_data.decode.ipynb #3ebd960d
+_orientation_notes = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"} # Where Pillow keeps them
 
-def _upright(im):
-    "Turn an image as its EXIF data say"
-    try: turn = _turns.get(im.getexif().get(_orientation_tag))
+def _turn_upright(im):
+    "In place, as its EXIF data say"
+    try: ImageOps.exif_transpose(im, in_place=True)
     except MemoryError: raise
-    except Exception: return im
-    if turn is None: return im
-    im = im.transpose(Image.Transpose[turn])
-    im.info = {k: v for k,v in im.info.items() if k not in _orientation_notes}
-    return im
-
-# %% ../../nbs/09_data.decode.ipynb #11e6bcd9
-def _has_alpha(im):
-    "Also where it says so and no pixel is transparent"
-    if im.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in im.info: return True
-    return im.mode=="P" and im.palette.mode.endswith("A")
+    except Exception: pass
 
 # %% ../../nbs/09_data.decode.ipynb #a931a45f
 def _on_white(im):
@@ -63,17 +51,18 @@ def _from_16_bits(im):
     if "transparency" in im.info: gray[x==im.info["transparency"]] = 255
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
 
-# %% ../../nbs/09_data.decode.ipynb #fa5e2a0d
+# %% ../../nbs/09_data.decode.ipynb #29f60a81
 def to_rgb(
     im:Image.Image # Any mode
 )->Image.Image: # In RGB
     "Convert to RGB: upright as EXIF says, on white where it is transparent, 16-bit gray scaled to 8"
     im.load()
-    if not _orientation_notes.isdisjoint(im.info): im = _upright(im)
+    if not _orientation_notes.isdisjoint(im.info): _turn_upright(im)
     if im.mode=="RGB" and "transparency" not in im.info: return im
-    if im.mode=="F": raise DataError("its pixels are floating-point numbers, whose range isn't known; save it with 8 or 16 bits")
+    if im.mode=="F":
+        raise DataError("its pixels are floating-point numbers, whose range isn't known; save it with 8 or 16 bits")
     if im.mode.startswith("I"): return _from_16_bits(im)
-    return _on_white(im) if _has_alpha(im) else im.convert("RGB")
+    return _on_white(im) if im.has_transparency_data else im.convert("RGB")
 
 # %% ../../nbs/09_data.decode.ipynb #d484dce0
 MAX_PIXELS = 50_000_000
@@ -158,14 +147,6 @@ def decode_files(
             warnings.simplefilter("ignore")
             decoded = _decode_file(root, f, size)
         yield decoded
-
-# %% ../../nbs/09_data.decode.ipynb #c293a09a
-def batches(
-    files:list[str], # Paths relative to the image folder
-    size:int # Files in a batch
-)->list[list[str]]: # The last one may be smaller
-    "Cut a list into batches"
-    return [files[i:i+size] for i in range(0, len(files), size)]
 
 # %% ../../nbs/09_data.decode.ipynb #3ca75e4e
 def _drained(results, remote, ended):

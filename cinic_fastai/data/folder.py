@@ -8,7 +8,7 @@ __all__ = ['IMAGE_SUFFIXES', 'origin_of', 'is_cifar_test', 'class_of', 'is_image
            'scan_class', 'outside_files', 'scan_folder', 'require_layout', 'list_images', 'fingerprint', 'FolderReport',
            'folder_info', 'across_splits', 'check_folder']
 
-# %% ../../nbs/10_data.folder.ipynb #92c0f02c
+# %% ../../nbs/10_data.folder.ipynb #062333c2
 import hashlib, os, re, unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -18,9 +18,10 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import chunked, groupby
 from ..core import SPLITS, DataError, nearest
 from ..files import emit
-from .decode import batches, channel_hist, channel_stats, decode_files, map_batches
+from .decode import channel_hist, channel_stats, decode_files, map_batches
 
 # %% ../../nbs/10_data.folder.ipynb #227027ef
 _origin = re.compile(r"(.*/)?((?P<cifar>cifar-?10-)|(?P<imagenet>n\d{8}_\d))[^/]*", re.DOTALL)
@@ -297,7 +298,7 @@ class FolderReport:
         "As plain data"
         return asdict(self)|dict(ok=self.ok)
 
-# %% ../../nbs/10_data.folder.ipynb #b24bb6dd
+# %% ../../nbs/10_data.folder.ipynb #a978359f
 def _origin_counts(files):
     return {o or "other": n for o,n in sorted(Counter(map(origin_of, files)).items())}
 
@@ -306,20 +307,19 @@ def folder_info(
 )->FolderReport: # Without what takes opening the images
     "Count a folder's images by split, class and origin"
     scan = scan_folder(root)
-    by_split = {s: [o for o in scan.items if o.split==s] for s in SPLITS}
+    by_split = dict.fromkeys(SPLITS, [])|groupby(scan.items, "split")
     counts = {s: dict(Counter(o.label for o in items)) for s,items in by_split.items()}
     origins = {s: _origin_counts(o.file for o in items) for s,items in by_split.items()}
     if not any(set(o)-{"other"} for o in origins.values()): origins = {s: {} for s in SPLITS}
     return FolderReport(str(root), scan.classes, counts, origins, scan.problems, scan.ignored)
 
-# %% ../../nbs/10_data.folder.ipynb #63af47f1
+# %% ../../nbs/10_data.folder.ipynb #5ab23ffd
 def across_splits(
     hashes:dict # file -> hash
 )->list[list[str]]: # Files with equal hashes, sorted
     "Groups of equal files that lie in more than one split"
-    groups = {}
-    for f,h in hashes.items(): groups.setdefault(h, []).append(f)
-    return sorted(sorted(g) for g in groups.values() if len({f.split("/", 1)[0] for f in g})>1)
+    groups = groupby(hashes, hashes.get).values()
+    return sorted(sorted(g) for g in groups if len({f.split("/", 1)[0] for f in g})>1)
 
 # %% ../../nbs/10_data.folder.ipynb #fa357b21
 class _FileFacts(NamedTuple):
@@ -343,7 +343,7 @@ def _read_batch(files, root):
         if o.image is not None and o.file.startswith("train/"): hist += channel_hist(o.image)
     return facts,hist
 
-# %% ../../nbs/10_data.folder.ipynb #07c68726
+# %% ../../nbs/10_data.folder.ipynb #ccfc9cd7
 def check_folder(
     root:Path, # Image folder
     on_event:Callable=None, # Hears of progress
@@ -352,7 +352,7 @@ def check_folder(
     "Read every image of a folder and report; nothing is raised for bad images"
     out, files = folder_info(root), [o.file for o in scan_folder(root).items]
     seen, hist = [], np.zeros((3,256), int)
-    for facts,part in map_batches(partial(_read_batch, root=root), batches(files, 250), n_workers):
+    for facts,part in map_batches(partial(_read_batch, root=root), list(chunked(files, 250)), n_workers):
         seen += facts
         hist += part
         emit(on_event, "progress", what="check", done=len(seen), total=len(files))

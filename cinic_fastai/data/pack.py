@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #d5f2cb75
+# %% ../../nbs/11_data.pack.ipynb #254a0e28
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
 import numpy as np
-from fastcore.basics import patch
+from fastcore.basics import chunked, groupby, patch
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
 from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_disk, read_json, require_empty,
     sha256, write_json, write_text)
-from .decode import batches, channel_hist, channel_stats, decode_files, map_batches
+from .decode import channel_hist, channel_stats, decode_files, map_batches
 from .folder import (across_splits, bullet_lines, fingerprint, left_out, origin_of, outside_files,
     require_layout, scan_folder)
 
@@ -111,11 +111,11 @@ class _Written:
     hist:np.ndarray # Of train
     pixels:str # SHA-256 of all of them
 
-# %% ../../nbs/11_data.pack.ipynb #1cc7b32b
+# %% ../../nbs/11_data.pack.ipynb #1427d0da
 def _write_images(path, scan, job):
     "Decode all images into one file, in the order of their rows"
     n_batch = max(1, 1_000_000//(job.size*job.size*3))
-    todo = [b for s in SPLITS for b in batches([o.file for o in scan.items if o.split==s], n_batch)]
+    todo = [b for files in groupby(scan.items, "split", "file").values() for b in chunked(files, n_batch)]
     results = map_batches(partial(_read_batch, root=scan.root, size=job.size), todo, job.n_workers)
     out, pixels = _Written({}, {}, np.zeros((3,256), int), ""), hashlib.sha256()
     with open(path, "wb") as f:

@@ -6,12 +6,13 @@
 __all__ = ['CINIC', 'stratified_split', 'write_demo', 'Archive', 'download_archive', 'extract_archive', 'get_cinic',
            'split_folder']
 
-# %% ../../nbs/10b_data.sources.ipynb #85434b33
+# %% ../../nbs/10b_data.sources.ipynb #4b2d20c6
 import gzip, hashlib, os, re, shutil, tarfile, time, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
+from fastcore.basics import groupby
 from PIL import Image
 from ..core import SPLITS, DataError, rng
 from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full_disk, read_json,
@@ -230,14 +231,13 @@ def _scan_flat(src):
     for c in folders: scan_class(scan, "", c)
     return scan
 
-# %% ../../nbs/10b_data.sources.ipynb #493847b9
+# %% ../../nbs/10b_data.sources.ipynb #f9a611b1
 def _draw(scan, parts, seed):
     "(file, split) of each image, class by class"
     todo = []
-    for c in scan.classes:
-        files = [o.file for o in scan.items if o.label==c]
+    for c,files in groupby(scan.items, "label", "file").items():
         splits = stratified_split(len(files), parts, rng("split", seed, c)).tolist()
-        if files and len(set(splits))<3: scan.problems.append(f"{c} has {len(files)} images, too few for three splits")
+        if len(set(splits))<3: scan.problems.append(f"{c} has {len(files)} images, too few for three splits")
         todo += zip(files, splits)
     n = len(scan.classes)
     if n<2: scan.problems.append(f"there are {n} class folders, at least 2 are needed")
