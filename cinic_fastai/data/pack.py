@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #254a0e28
+# %% ../../nbs/11_data.pack.ipynb #fe38cc80
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain, count
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, groupby, patch
 from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
@@ -87,55 +88,55 @@ def _job(root, dest, size, on_bad, *args):
     if not 1<=size<=4096: raise ConfigError(f"size = {size} lies outside [1, 4096].")
     return _Job(Path(root), Path(dest or f"{root}/.pack-{size}"), size, on_bad, *args)
 
-# %% ../../nbs/11_data.pack.ipynb #266b5916
+# %% ../../nbs/11_data.pack.ipynb #86f42ec1
 def _header(n, size):
     "The head of a `.npy` file of `n` images, as long for any `n`"
     buf = io.BytesIO()
     np.lib.format.write_array_header_1_0(buf, dict(descr="|u1", fortran_order=False, shape=(n,size,size,3)))
     return buf.getvalue()
 
+# %% ../../nbs/11_data.pack.ipynb #8bc93a23
+class _Batch(NamedTuple):
+    images:np.ndarray # Those that can be read `(n,size,size,3)`
+    hashes:dict # file -> SHA-256 of its pixels
+    bad:dict # file -> why it can't be used
+    hist:np.ndarray|int # Of train
+
+def _image_sums(x):
+    "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
+    return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
+
 def _read_batch(files, root, size):
-    "Pixels `(n,size,size,3)` of those that can be read, and why the others can't: {file: reason}"
-    images,bad = [np.zeros((0,size,size,3), np.uint8)],{}
+    images,good,bad = [np.zeros((0,size,size,3), np.uint8)],[],{}
     for o in decode_files(files, root, size):
         if o.image is None: bad[o.file] = o.why
-        else: images.append(o.image[None])
-    return np.concatenate(images),bad
+        else:
+            images.append(o.image[None])
+            good.append(o.file)
+    x = np.concatenate(images)
+    return _Batch(x, dict(zip(good, _image_sums(x))), bad, channel_hist(x) if files[0].startswith("train/") else 0)
 
-# %% ../../nbs/11_data.pack.ipynb #dc07db8d
-@dataclass
-class _Written:
-    "What writing the pixels has shown"
-    bad:dict # file -> why it can't be used
-    hashes:dict # file -> SHA-256 of its pixels
-    hist:np.ndarray # Of train
-    pixels:str # SHA-256 of all of them
-
-# %% ../../nbs/11_data.pack.ipynb #1427d0da
+# %% ../../nbs/11_data.pack.ipynb #5ef7b592
 def _write_images(path, scan, job):
-    "Decode all images into one file, in the order of their rows"
+    "Decode all images into one file, in the order of their rows; hashes, bad files and histogram of all"
     n_batch = max(1, 1_000_000//(job.size*job.size*3))
     todo = [b for files in groupby(scan.items, "split", "file").values() for b in chunked(files, n_batch)]
-    results = map_batches(partial(_read_batch, root=scan.root, size=job.size), todo, job.n_workers)
-    out, pixels = _Written({}, {}, np.zeros((3,256), int), ""), hashlib.sha256()
+    hashes, bad, hist = {}, {}, np.zeros((3,256), int)
     with open(path, "wb") as f:
         f.write(_header(0, job.size))
-        for files,(x,bad) in zip(todo, results):
-            f.write(x.data)
-            sums = _image_sums(x)
-            pixels.update(b"".join(sums))
-            out.hashes.update(zip((o for o in files if o not in bad), sums))
-            out.bad.update(bad)
-            if files[0].startswith("train/"): out.hist += channel_hist(x)
-            emit(job.on_event, "progress", what="pack", done=len(out.hashes)+len(out.bad), total=len(scan.items))
+        for o in map_batches(partial(_read_batch, root=scan.root, size=job.size), todo, job.n_workers):
+            f.write(o.images.data)
+            hashes |= o.hashes
+            bad |= o.bad
+            hist += o.hist
+            emit(job.on_event, "progress", what="pack", done=len(hashes)+len(bad), total=len(scan.items))
         f.seek(0)
-        f.write(_header(len(out.hashes), job.size))
+        f.write(_header(len(hashes), job.size))
         f.flush()
         os.fsync(f.fileno())
-    out.pixels = pixels.hexdigest()
-    return out
+    return hashes,bad,hist
 
-# %% ../../nbs/11_data.pack.ipynb #167677d1
+# %% ../../nbs/11_data.pack.ipynb #e71073f1
 def _without(bad, scan, on_bad):
     "The items without bad images, where that is wanted and leaves no class empty"
     why = bullet_lines(f"{f}: {o}" for f,o in bad.items())
@@ -145,7 +146,8 @@ def _without(bad, scan, on_bad):
     kept = [o for o in scan.items if o.file not in bad]
     empty = sorted({o[:2] for o in scan.items}-{o[:2] for o in kept})
     if not empty: return kept
-    raise DataError(f"Without bad images, {', '.join(map('/'.join, empty))} in {scan.root} would be empty. Replace them:{why}")
+    names = ", ".join(map("/".join, empty))
+    raise DataError(f"Without bad images, {names} in {scan.root} would be empty. Replace them:{why}")
 
 # %% ../../nbs/11_data.pack.ipynb #d46e784b
 def _write_items(path, items):
@@ -165,22 +167,23 @@ def _next_making(dest):
     ways = chain([""], (f"-{i}" for i in count(1)))
     return next(o for o in ways if not {f"images{o}.npy", f"items{o}.csv"} & names)
 
-# %% ../../nbs/11_data.pack.ipynb #b70db146
+# %% ../../nbs/11_data.pack.ipynb #9d77c154
 def _write_pack(folder, making, job):
     "Write a pack's files into an empty folder"
     before = fingerprint(job.root)
     scan = require_layout(scan_folder(job.root))
     images,names = (_pack_file(folder, name, making) for name in ("images.npy", "items.csv"))
-    with naming_full_disk(job.dest, len(scan.items)*job.size*job.size*3): got = _write_images(images, scan, job)
-    kept = _without(got.bad, scan, job.on_bad)
+    with naming_full_disk(job.dest, len(scan.items)*job.size*job.size*3):
+        hashes,bad,hist = _write_images(images, scan, job)
+    kept = _without(bad, scan, job.on_bad)
     _write_items(names, kept)
-    items, row = sha256(names), {o.file: i for i,o in enumerate(kept)}
-    n, (mean, std) = Counter(o[:2] for o in kept), channel_stats(got.hist)
+    n, row, (mean, std) = Counter(o[:2] for o in kept), {o.file: i for i,o in enumerate(kept)}, channel_stats(hist)
     counts = {s: [n[s,c] for c in scan.classes] for s in SPLITS}
-    shared = [[row[f] for f in group] for group in across_splits(got.hashes)]
-    digest = json_sum([scan.classes, job.size, items, got.pixels])[:32]
-    manifest = Manifest(job.size, scan.classes, counts, mean.tolist(), np.where(std>0, std, 1.).tolist(), items, got.pixels,
-        digest, _stamp(images), before, got.bad, scan.ignored, shared, making)
+    shared = [[row[f] for f in group] for group in across_splits(hashes)]
+    items, pixels = sha256(names), sha256(b"".join(hashes.values()))
+    digest = json_sum([scan.classes, job.size, items, pixels])[:32]
+    manifest = Manifest(job.size, scan.classes, counts, mean.tolist(), np.where(std>0, std, 1.).tolist(), items, pixels,
+        digest, _stamp(images), before, bad, scan.ignored, shared, making)
     write_json(folder/"manifest.json", asdict(manifest))
 
 # %% ../../nbs/11_data.pack.ipynb #a7c56ec2
@@ -254,17 +257,12 @@ class Pack:
         lazy = ("images", "files", "origins")
         return {k: v for k,v in self.__dict__.items() if k not in lazy}|dict(resident={})
 
-# %% ../../nbs/11_data.pack.ipynb #a969dd00
-def _image_sums(x):
-    "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
-    return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
-
+# %% ../../nbs/11_data.pack.ipynb #15f877bc
 @patch
 def verify(self:Pack):
     "Read every pixel against its checksum; `DataError` when the pack is damaged"
-    pixels = hashlib.sha256()
-    for i in range(0, len(self.images), 1000): pixels.update(b"".join(_image_sums(self.images[i:i+1000])))
-    if pixels.hexdigest()==self.manifest.pixels: return
+    sums = (o for i in range(0, len(self.images), 1000) for o in _image_sums(self.images[i:i+1000]))
+    if sha256(b"".join(sums))==self.manifest.pixels: return
     raise _damaged(_pack_file(self.path, "images.npy", self.manifest.making), "its checksum differs")
 
 # %% ../../nbs/11_data.pack.ipynb #0e8a89bf
