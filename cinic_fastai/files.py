@@ -128,13 +128,14 @@ def check_writable(
     try: tempfile.TemporaryFile(dir=existing).close()
     except OSError as e: raise cannot_write(folder, e) from None
 
-# %% ../nbs/01_files.ipynb #c8435bee
+# %% ../nbs/01_files.ipynb #9b48fb54
 def require_empty(
     dest:Path # Folder to be made
 ):
     "Refuse a place that holds anything; `DataError`"
     if dest.is_dir() and not any(dest.iterdir()): return
-    if dest.exists(): raise DataError(f"{dest} is there already and is not empty. Choose a new folder, or delete it first.")
+    if not dest.exists(): return
+    raise DataError(f"{dest} is there already and is not empty. Choose a new folder, or delete it first.")
 
 # %% ../nbs/01_files.ipynb #e5d674f8
 def _replace_files(tmp, dest):

@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #fe38cc80
+# %% ../../nbs/11_data.pack.ipynb #3f7238da
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from itertools import chain, count
@@ -95,7 +94,7 @@ def _header(n, size):
     np.lib.format.write_array_header_1_0(buf, dict(descr="|u1", fortran_order=False, shape=(n,size,size,3)))
     return buf.getvalue()
 
-# %% ../../nbs/11_data.pack.ipynb #8bc93a23
+# %% ../../nbs/11_data.pack.ipynb #0b8fbfeb
 class _Batch(NamedTuple):
     images:np.ndarray # Those that can be read `(n,size,size,3)`
     hashes:dict # file -> SHA-256 of its pixels
@@ -106,15 +105,14 @@ def _image_sums(x):
     "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
     return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
 
+# %% ../../nbs/11_data.pack.ipynb #9e861ad9
 def _read_batch(files, root, size):
-    images,good,bad = [np.zeros((0,size,size,3), np.uint8)],[],{}
-    for o in decode_files(files, root, size):
-        if o.image is None: bad[o.file] = o.why
-        else:
-            images.append(o.image[None])
-            good.append(o.file)
-    x = np.concatenate(images)
-    return _Batch(x, dict(zip(good, _image_sums(x))), bad, channel_hist(x) if files[0].startswith("train/") else 0)
+    read = list(decode_files(files, root, size))
+    good = [o for o in read if o.image is not None]
+    x = np.stack([o.image for o in good]) if good else np.zeros((0,size,size,3), np.uint8)
+    hashes = dict(zip([o.file for o in good], _image_sums(x)))
+    hist = channel_hist(x) if files[0].startswith("train/") else 0
+    return _Batch(x, hashes, {o.file: o.why for o in read if o.why}, hist)
 
 # %% ../../nbs/11_data.pack.ipynb #5ef7b592
 def _write_images(path, scan, job):
@@ -186,12 +184,12 @@ def _write_pack(folder, making, job):
         digest, _stamp(images), before, bad, scan.ignored, shared, making)
     write_json(folder/"manifest.json", asdict(manifest))
 
-# %% ../../nbs/11_data.pack.ipynb #a7c56ec2
+# %% ../../nbs/11_data.pack.ipynb #7dd5ad12
 def _require_same(pack):
     "The manifest as it is now; `DataError` where it is another pack's"
     now = _read_manifest(pack.path)
-    if now.digest!=pack.manifest.digest: raise DataError(f"{pack.path} was packed again with other images. Open it again.")
-    return now
+    if now.digest==pack.manifest.digest: return now
+    raise DataError(f"{pack.path} was packed again with other images. Open it again.")
 
 # %% ../../nbs/11_data.pack.ipynb #dee78a4c
 def _map_images(pack):
@@ -333,15 +331,13 @@ def using(self:Pack,
     out.digest = full if len(used)==len(self.targs) else sha256(full.encode()+used.tobytes())[:32]
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #c9ecc3dd
-def _first_by_hash(rows, files, targs, k):
-    "The `k` rows of each class whose names have the smallest hashes, in rising order"
-    hashes = np.array([derive_seed("limit", f) for f in files.tolist()])
-    order = np.lexsort((hashes, targs))
-    place = np.arange(len(rows))-np.searchsorted(targs[order], targs[order])
-    return np.sort(rows[order[place<k]])
+# %% ../../nbs/11_data.pack.ipynb #1529787c
+def _first_by_hash(pack, rows, k):
+    "The `k` of some rows whose names have the smallest hashes"
+    hashes = [derive_seed("limit", f) for f in pack.files[rows].tolist()]
+    return rows[np.argsort(hashes, kind="stable")[:k]]
 
-# %% ../../nbs/11_data.pack.ipynb #7a2ac4e6
+# %% ../../nbs/11_data.pack.ipynb #0e0ebfa2
 @patch
 def limit(self:Pack,
     n:int # Images a split, shared evenly by the classes; 0 for all
@@ -352,20 +348,15 @@ def limit(self:Pack,
     if k<1:
         raise DataError(f"A limit of {n} is less than one image for each of {least} classes. "
             f"Take {least} or more, or 0 for all.")
-    out = self.using({s: _first_by_hash(r, self.files[r], self.targs[r], k) for s,r in self.rows.items()})
+    rows = {}
+    for s,r in self.rows.items():
+        drawn = [_first_by_hash(self, r[self.targs[r]==c], k) for c in range(len(self.classes))]
+        rows[s] = np.sort(np.concatenate(drawn))
+    out = self.using(rows)
     out.limited = min(n, self.limited) if self.limited else n
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #6536bac5
-@contextmanager
-def _advising_dest(job):
-    "Say what to do about images in a place that is read-only"
-    try: yield
-    except WriteError as e:
-        if job.root not in job.dest.parents or "no room" in str(e): raise
-        raise WriteError(f"{e} The pack can lie elsewhere: cinic data pack {job.root} --dest DIR, then --data DIR.") from None
-
-# %% ../../nbs/11_data.pack.ipynb #41d9fd8f
+# %% ../../nbs/11_data.pack.ipynb #16ea1245
 def _fresh(job, on_event):
     "Open a pack that fits its folder; None where it has to be made"
     if not (job.dest/"manifest.json").exists(): return None
@@ -374,10 +365,16 @@ def _fresh(job, on_event):
     if pack and pack.manifest.fingerprint==fingerprint(job.root): return pack
     emit(on_event, "note", text=f"{why} The images are packed again.")
 
+# %% ../../nbs/11_data.pack.ipynb #0dc215c1
 def _folder_pack(job):
     if not job.root.is_dir(): scan_folder(job.root) # which says so
     if pack := _fresh(job, None): return pack
-    with _advising_dest(job), folder_lock(job.dest, job.on_event): return _fresh(job, job.on_event) or _build(job)
+    try:
+        with folder_lock(job.dest, job.on_event): return _fresh(job, job.on_event) or _build(job)
+    except WriteError as e:
+        if job.root not in job.dest.parents or "no room" in str(e): raise
+        advice = f"The pack can lie elsewhere: cinic data pack {job.root} --dest DIR, then --data DIR."
+        raise WriteError(f"{e} {advice}") from None
 
 # %% ../../nbs/11_data.pack.ipynb #718fa869
 def get_pack(

@@ -31,11 +31,12 @@ def stratified_split(
     edges = np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int)
     return r.permutation(np.repeat(SPLITS, np.diff(edges)))
 
-# %% ../../nbs/10b_data.sources.ipynb #f37372e8
+# %% ../../nbs/10b_data.sources.ipynb #380fa253
 def _is_demo(root):
     if not root.is_dir(): return False
     scan = scan_folder(root)
-    return not scan.problems and len(scan.items)==1797 and all(re.fullmatch(r".*/digit-\d{4}\.png", o.file) for o in scan.items)
+    digits = [o for o in scan.items if re.fullmatch(r".*/digit-\d{4}\.png", o.file)]
+    return not scan.problems and len(digits)==len(scan.items)==1797
 
 # %% ../../nbs/10b_data.sources.ipynb #80ef37d0
 def _write_digits(root, on_event):
@@ -63,7 +64,7 @@ def write_demo(
         with atomic_folder(dest) as tmp, naming_full_disk(dest, 1797*4096): _write_digits(tmp, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #8e271d64
+# %% ../../nbs/10b_data.sources.ipynb #8cb0df81
 @dataclass(frozen=True)
 class Archive:
     "A file on the net and how to know it"
@@ -71,11 +72,6 @@ class Archive:
     size:int # Bytes
     md5:str # 32 hexadecimal digits
 
-    def matches(self,
-        path:Path # A local file
-    )->bool: # By its size and MD5
-        "Whether a file is this archive"
-        return _size(path)==self.size and _md5(path)==self.md5
 _place = "bitstream/handle/10283/3192/CINIC-10.tar.gz"
 CINIC = Archive((f"https://datashare.ed.ac.uk/{_place}", f"https://datashare.is.ed.ac.uk/{_place}"), 687_544_992,
     "6ee4d0c996905fe93221de577967a372")
@@ -142,7 +138,7 @@ def _fetch(url, part, archive, on_event, pause):
     if not resumed: raise _Refused(f"its MD5 is {found}, expected {archive.md5}")
     _fetch(url, part, archive, on_event, pause) # what was there before may have been the fault
 
-# %% ../../nbs/10b_data.sources.ipynb #671d8b9f
+# %% ../../nbs/10b_data.sources.ipynb #163fa3d7
 def download_archive(
     path:Path, # File to make; grows as `path` with `.part` behind its name
     archive:Archive, # What to get
@@ -157,8 +153,8 @@ def download_archive(
             try: _fetch(url, part, archive, on_event, pause)
             except _Refused as e: causes.append(f"{url}: {e}")
             else: return part.replace(path)
-    raise DataError(f"{path.name} can't be downloaded. Run this again later, or get the file yourself and put it at {path}:"
-        f"{bullet_lines(causes)}")
+    raise DataError(f"{path.name} can't be downloaded. Run this again later, or get the file yourself and put it at "
+        f"{path}:{bullet_lines(causes)}")
 
 # %% ../../nbs/10b_data.sources.ipynb #75f30199
 _filter = dict(filter="data") if hasattr(tarfile, "data_filter") else {}
@@ -191,12 +187,12 @@ def _unpack_checked(file, tmp, archive, on_event):
     if problems: raise DataError(f"{file} does not hold an image folder:{bullet_lines(problems)}")
     write_json(tmp/".archive.json", dict(name=file.name, md5=archive.md5))
 
-# %% ../../nbs/10b_data.sources.ipynb #3feab2e8
+# %% ../../nbs/10b_data.sources.ipynb #976c9516
 def _make_cinic(dest, archive, on_event):
     require_empty(dest)
     file = dest.with_name(dest.name+".tar.gz")
     own = file.exists() # put there by hand: checked, used and left
-    if own and not archive.matches(file):
+    if own and (_size(file),_md5(file))!=(archive.size,archive.md5):
         raise DataError(f"{file} is not the archive expected, of {archive.size:,} bytes with MD5 {archive.md5}. "
             "Delete it and run this again.")
     if not own: download_archive(file, archive, on_event)
@@ -216,12 +212,13 @@ def get_cinic(
         if not _is_unpacked(dest, archive): _make_cinic(dest, archive, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #317cd430
+# %% ../../nbs/10b_data.sources.ipynb #88f6316c
 def _check_split(src, dest, parts):
     if not src.is_dir(): raise DataError(f"There is no folder {src}. Expected a folder with one folder a class.")
     if len(parts)!=3 or not all(p>0 for p in parts):
         raise DataError(f"{parts} are no shares: give three numbers above 0, for train, valid and test.")
-    if dest.resolve().is_relative_to(src.resolve()): raise DataError(f"{dest} lies inside {src}. Choose a folder outside of it.")
+    if dest.resolve().is_relative_to(src.resolve()):
+        raise DataError(f"{dest} lies inside {src}. Choose a folder outside of it.")
 
 def _scan_flat(src):
     "List a folder with one folder a class"
