@@ -136,18 +136,16 @@ def _decode_file(root, file, size):
     except MemoryError: raise
     except Exception as e: return Decoded(file, digest, None, why_bad(e))
 
-# %% ../../nbs/09_data.decode.ipynb #dc3fcb6f
+# %% ../../nbs/09_data.decode.ipynb #5fe90818
 def decode_files(
     files:Iterable[str], # Paths relative to `root`
     root:Path, # Image folder
     size:int=0 # As for `decode_image`
 )->Iterator[Decoded]: # In the order of `files`, one in memory at a time
     "Read images, noting of the bad ones why they can't be used"
-    for f in files:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            decoded = _decode_file(root, f, size)
-        yield decoded
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for f in files: yield _decode_file(root, f, size)
 
 # %% ../../nbs/09_data.decode.ipynb #3ca75e4e
 def _drained(results, remote, ended):
