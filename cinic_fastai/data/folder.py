@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'origin_of', 'is_cifar_test', 'class_of', 'is_image_name', 'class_folders', 'files_inside',
-           'image_files', 'other_files', 'one_line', 'bullet_lines', 'left_out', 'ImageItem', 'FolderScan',
-           'scan_class', 'outside_files', 'scan_folder', 'require_layout', 'list_images', 'fingerprint', 'FolderReport',
-           'folder_info', 'across_splits', 'check_folder']
+           'image_files', 'other_files', 'one_line', 'bullet_lines', 'left_out', 'note_left_out', 'ImageItem',
+           'FolderScan', 'scan_class', 'outside_files', 'require_folder', 'scan_folder', 'require_layout',
+           'list_images', 'fingerprint', 'FolderReport', 'folder_info', 'across_splits', 'check_folder']
 
 # %% ../../nbs/10_data.folder.ipynb #062333c2
 import hashlib, os, re, unicodedata
@@ -146,6 +146,14 @@ def left_out(
         f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. "
         "In an image folder they lie in their class's folder.")
 
+# %% ../../nbs/10_data.folder.ipynb #282aa0b1
+def note_left_out(
+    on_event:Callable|None, # Listener
+    files:Iterable # As for `left_out`
+):
+    "Tell a listener how many files are not read, where there are some"
+    if words := left_out(files): emit(on_event, "note", text=words)
+
 # %% ../../nbs/10_data.folder.ipynb #6c2823e5
 class ImageItem(NamedTuple):
     "One image of a folder"
@@ -197,6 +205,15 @@ def outside_files(
     for s in splits: out += [f"{s}/{e.name}".lstrip("/") for e in _entries(root/s) if _is_image(e)]
     return [os.fsencode(o).decode(errors="backslashreplace") for o in out]
 
+# %% ../../nbs/10_data.folder.ipynb #11d12d0f
+def require_folder(
+    path:Path, # Perhaps missing
+    hint:str="" # What is expected there; how to get an image folder if not given
+):
+    "Refuse a folder that isn't there; `DataError`"
+    hint = hint or f"`cinic data demo {path}` makes one to try things on."
+    if not path.is_dir(): raise DataError(f"There is no folder {path}. {hint}")
+
 # %% ../../nbs/10_data.folder.ipynb #fb9f3702
 def _layout_problems(found, others):
     "Missing splits, and classes that are not in every split; `found` has the class folders of each split"
@@ -208,14 +225,13 @@ def _layout_problems(found, others):
     if len(classes)==1: out.append("there is one class, at least 2 are needed")
     return out
 
-# %% ../../nbs/10_data.folder.ipynb #c58716a8
+# %% ../../nbs/10_data.folder.ipynb #68bb4d5f
 def scan_folder(
     root:Path # Image folder
 )->FolderScan: # With everything found wrong in `problems`
     "List an image folder; folders are not searched any deeper, so links that run in circles don't matter"
     root = Path(root)
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}. `cinic data demo {root}` makes one to try things on.")
+    require_folder(root)
     found = {s: class_folders(root/s) for s in SPLITS}
     others = set(class_folders(root))-set(SPLITS)
     classes = sorted({class_of(o) for o in chain(*found.values())})

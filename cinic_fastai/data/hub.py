@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['import_dataset']
 
-# %% ../../nbs/10a_data.hub.ipynb #62307f48
+# %% ../../nbs/10a_data.hub.ipynb #7bdd49d4
 import json, re, unicodedata
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 from ..core import DataError
-from ..files import atomic_folder, emit, folder_lock, naming_full_disk, require_empty, with_progress
+from ..files import atomic_folder, folder_lock, naming_full_disk, require_empty, with_progress
 from .decode import NO_IMAGE, image_format, read_file
-from .folder import bullet_lines, class_of, files_inside, is_image_name, left_out, scan_folder
+from .folder import (bullet_lines, class_of, files_inside, is_image_name, left_out, note_left_out,
+    require_folder, scan_folder)
 
 # %% ../../nbs/10a_data.hub.ipynb #e6b3f464
 class _HubImage(NamedTuple):
@@ -175,7 +176,7 @@ def _open_dataset(src):
     images,others = _find_images(src, files)
     return _folder_images(images),len(images),images,others
 
-# %% ../../nbs/10a_data.hub.ipynb #0d1e67f2
+# %% ../../nbs/10a_data.hub.ipynb #5d59b9f2
 def import_dataset(
     src:Path, # A dataset's folder
     dest:Path, # Folder to make
@@ -183,9 +184,9 @@ def import_dataset(
 )->Path: # `dest`, an image folder
     "Write a Hugging Face dataset as an image folder; images keep their bytes, and their names where they have some"
     src,dest = Path(src),Path(dest)
-    if not src.is_dir(): raise DataError(f"There is no folder {src}.")
+    require_folder(src, "Give the folder of a downloaded dataset.")
     images,n,files,others = _open_dataset(src)
-    if words := left_out(others): emit(on_event, "note", text=words)
+    note_left_out(on_event, others)
     with folder_lock(dest, on_event):
         require_empty(dest)
         with atomic_folder(dest) as tmp, naming_full_disk(dest, sum(f.stat().st_size for f in files)):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #3f7238da
+# %% ../../nbs/11_data.pack.ipynb #3750c351
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
@@ -20,8 +20,8 @@ from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check
 from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_disk, read_json, require_empty,
     sha256, write_json, write_text)
 from .decode import channel_hist, channel_stats, decode_files, map_batches
-from .folder import (across_splits, bullet_lines, fingerprint, left_out, origin_of, outside_files,
-    require_layout, scan_folder)
+from .folder import (across_splits, bullet_lines, fingerprint, note_left_out, origin_of, outside_files,
+    require_folder, require_layout, scan_folder)
 
 # %% ../../nbs/11_data.pack.ipynb #1f9208d1
 PACK_VERSION = 4
@@ -365,9 +365,9 @@ def _fresh(job, on_event):
     if pack and pack.manifest.fingerprint==fingerprint(job.root): return pack
     emit(on_event, "note", text=f"{why} The images are packed again.")
 
-# %% ../../nbs/11_data.pack.ipynb #0dc215c1
+# %% ../../nbs/11_data.pack.ipynb #cd143aa7
 def _folder_pack(job):
-    if not job.root.is_dir(): scan_folder(job.root) # which says so
+    require_folder(job.root)
     if pack := _fresh(job, None): return pack
     try:
         with folder_lock(job.dest, job.on_event): return _fresh(job, job.on_event) or _build(job)
@@ -376,7 +376,7 @@ def _folder_pack(job):
         advice = f"The pack can lie elsewhere: cinic data pack {job.root} --dest DIR, then --data DIR."
         raise WriteError(f"{e} {advice}") from None
 
-# %% ../../nbs/11_data.pack.ipynb #718fa869
+# %% ../../nbs/11_data.pack.ipynb #a867b824
 def get_pack(
     root:Path, # Image folder, or a pack
     size:int=32, # Side of the images
@@ -392,5 +392,5 @@ def get_pack(
     else:
         pack = _folder_pack(_job(root, dest, size, on_bad, on_event))
         ignored = [o for o in pack.manifest.ignored if o.count("/")==2]+outside_files(root)
-    if words := left_out(ignored): emit(on_event, "note", text=words)
+    note_left_out(on_event, ignored)
     return pack

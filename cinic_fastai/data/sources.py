@@ -6,8 +6,8 @@
 __all__ = ['CINIC', 'stratified_split', 'write_demo', 'Archive', 'download_archive', 'extract_archive', 'get_cinic',
            'split_folder']
 
-# %% ../../nbs/10b_data.sources.ipynb #4b2d20c6
-import gzip, hashlib, os, re, shutil, tarfile, time, zlib
+# %% ../../nbs/10b_data.sources.ipynb #11e5dc0a
+import gzip, hashlib, re, shutil, tarfile, time, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from ..core import SPLITS, DataError, rng
 from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full_disk, read_json,
     require_empty, with_progress, write_json)
 from .decode import why_bad
-from cinic_fastai.data.folder import (FolderScan, bullet_lines, class_folders, class_of, left_out, outside_files,
-    scan_class, scan_folder)
+from .folder import (FolderScan, bullet_lines, class_folders, class_of, note_left_out, outside_files,
+    require_folder, scan_class, scan_folder)
 
 # %% ../../nbs/10b_data.sources.ipynb #220588ba
 def stratified_split(
@@ -212,9 +212,9 @@ def get_cinic(
         if not _is_unpacked(dest, archive): _make_cinic(dest, archive, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #88f6316c
+# %% ../../nbs/10b_data.sources.ipynb #65680736
 def _check_split(src, dest, parts):
-    if not src.is_dir(): raise DataError(f"There is no folder {src}. Expected a folder with one folder a class.")
+    require_folder(src, "Expected a folder with one folder a class.")
     if len(parts)!=3 or not all(p>0 for p in parts):
         raise DataError(f"{parts} are no shares: give three numbers above 0, for train, valid and test.")
     if dest.resolve().is_relative_to(src.resolve()):
@@ -254,7 +254,7 @@ def _copy(src, root, todo, on_event):
             bad.append(f"{f}: {why_bad(e)}")
     if bad: raise DataError(f"{len(bad)} files in {src} can't be copied. Remove or replace them:{bullet_lines(bad)}")
 
-# %% ../../nbs/10b_data.sources.ipynb #42311f88
+# %% ../../nbs/10b_data.sources.ipynb #07d1d5e6
 def split_folder(
     src:Path, # Folder with one folder a class
     dest:Path, # Folder to make
@@ -267,7 +267,7 @@ def split_folder(
     _check_split(src, dest, parts)
     scan = _scan_flat(src)
     todo = _draw(scan, parts, seed)
-    if words := left_out(scan.ignored): emit(on_event, "note", text=words)
+    note_left_out(on_event, scan.ignored)
     with folder_lock(dest, on_event):
         require_empty(dest)
         need = sum(_size(src/f) for f,_ in todo)
