@@ -384,13 +384,14 @@ def _command(): return shlex.join(["cinic", *sys.argv[1:]])
 # %% ../nbs/50_cli.ipynb #34d18216
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
-    from cinic_fastai.results.tables import predictors_table
+    from cinic_fastai.results.tables.predictors import predictors_table
+    from cinic_fastai.studyfolder import StudyFolder
     from cinic_fastai.study.conduct import search_rows
     rows = record["runs"]+record["searches"]+record["ensembles"]
     fell = [(s, r["name"], r.get("reason", "")) for s in ("skipped", "failed") for r in rows if r["status"]==s]
     fell += [("failed", r["what"], r["reason"]) for s in record["searches"] for r in search_rows(out, s) if r["status"]=="failed"]
     for status,name,reason in fell: print(f"{status}: {name} ({reason})")
-    done = predictors_table(out).query("status=='done'").dropna(axis=1, how="all")
+    done = predictors_table(StudyFolder(out)).query("status=='done'").dropna(axis=1, how="all")
     rows = [{"place": r["place"], "predictor": r["predictor"], "test accuracy": f"{r['test_acc']:.4f}", "95 % interval": f"{r['low']:.3f} to {r['high']:.3f}"}
         |{k: r[k] for k in ("published",) if k in r} for r in done.to_dict("records")]
     if rows: print_table(rows, "Test accuracy")

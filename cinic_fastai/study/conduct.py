@@ -645,15 +645,16 @@ def write_samples(
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
         augmented=augmented_examples(pack, rows, policies) if augmented is None else augmented, made_from=np.array(made_from),
         cifar_test_rows=test[[is_cifar_test(f) for f in pack.files[test]]])
-    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
+    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p.probs, p.targs, p.rows), mistakes_of=np.array(p.name))
     write_npz(c.out/"samples.npz", **out)
 
 def shown_predictor(
     out:Path # A study's folder
-)->dict|None: # From `predictions`; None where none is finished
+)->"Prediction|None": # From `predictions`; None where none is finished
     "The predictor whose mistakes are shown: the one that `cinic predict` takes, of those that say how sure they are"
-    from cinic_fastai.results.tables import choose_predictor, predictions
-    sure = [p for p in predictions(out) if p.get("probs") is not None]
+    from cinic_fastai.results.predictions import choose_predictor, predictions
+    from cinic_fastai.studyfolder import StudyFolder
+    sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
 # %% ../../nbs/43_study.conduct.ipynb #5f58ddf8
