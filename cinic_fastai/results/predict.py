@@ -20,7 +20,7 @@ from .. import __version__
 from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
 from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
-from ..files import read_json, write_text, writing
+from ..files import atomic_path, read_json, write_text
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast, set_up
@@ -240,7 +240,7 @@ def export_onnx(
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
     whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size).to(predictor.device)
     runtime = onnx_tools()
-    with writing(path) as part, _quiet():
+    with atomic_path(path) as part, _quiet():
         torch.onnx.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
@@ -265,7 +265,7 @@ def export_safetensors(
     members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, mean=m.mean, std=m.std) for n,m in predictor.members.items()]
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size, fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = trial_images(predictor.size)
-    with writing(path) as part:
+    with atomic_path(path) as part:
         save_tensors(part, tensors, about)
         gap = float(np.abs(import_safetensors(part, predictor.device).probs(x)-predictor.probs(x)).max())
         if not gap<=TOLERANCE: raise StoreError(f"What was read from the file differs by {gap:.1g}. It was not written.")

@@ -575,14 +575,14 @@ def augmented_examples(
     "The same images under each policy, as training sees them"
     import torch
     from cinic_fastai.data.augment import image_policy, mixes
-    from cinic_fastai.data.mix import draw_mix, mix_batch, to_device
+    from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     out = []
     for name in policies:
         policy,x = image_policy(name),xb
         if policy is not None: x = policy(x, rows, 0, seed)
         if mixes(name):
-            d = to_device(draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)), x.device)
+            d = draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)).to(x.device)
             x = mix_batch(x.float(), d.perm, d.outside, d.boxes)
         out.append(x.float().clamp(0, 255).round().byte().permute(0,2,3,1).numpy())
     return np.stack(out)
