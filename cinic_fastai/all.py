@@ -1,7 +1,15 @@
 "The public names of every module, for notebooks: `from cinic_fastai.all import *`"
 from cinic_fastai.core import *
-from cinic_fastai.runs import *
+from cinic_fastai.seeds import *
+from cinic_fastai.signals import *
+from cinic_fastai.published import *
+from cinic_fastai.config import *
 from cinic_fastai.space import *
+from cinic_fastai.store import *
+from cinic_fastai.plan import *
+from cinic_fastai.study.expand import *
+from cinic_fastai.study.resolve import *
+from cinic_fastai.study.ablation import *
 from cinic_fastai.data.folder import *
 from cinic_fastai.data.hub import *
 from cinic_fastai.data.pack import *
@@ -19,6 +27,5 @@ from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
-from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
 from cinic_fastai.study.conduct import *

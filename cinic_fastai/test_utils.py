@@ -9,7 +9,8 @@ __all__ = ['tiny_image', 'tiny_name', 'tiny_folder', 'tiny_pack']
 import colorsys, tempfile
 from pathlib import Path
 import numpy as np
-from .core import SPLITS, rng
+from .core import SPLITS
+from .seeds import rng
 from .data.pack import Pack, get_pack
 
 # %% ../nbs/60_test_utils.ipynb #eea571ca

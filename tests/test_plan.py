@@ -5,8 +5,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 from cinic_fastai.core import PlanError
-from cinic_fastai.runs import config_fields
-from cinic_fastai.study.plan import ablation_text, parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, run_config, trainings, with_options
+from cinic_fastai.config import config_fields
+from cinic_fastai.study.ablation import ablation_text
+from cinic_fastai.plan import parse_plan, plan_errors, plan_names, plan_text, read_plan
+from cinic_fastai.study.expand import plan_problems, trainings, with_options
+from cinic_fastai.study.resolve import run_config
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
@@ -45,7 +48,7 @@ def test_demo_with_lines_changed(data):
 WRONG = {'method = "hard"': 'method = "hrad"', 'policy = "gentle"': 'policy = "gentel"', "wd = {log=[1e-5,1e-2]}, mom": "wd = {log=[0,1e-2]}, momm",
     "epochs = 50": "epochs = 0", "seed = 42 ": "seed = 4.2 "}
 SAID = """[study]: seed = 4.2 is float
-[defaults]: epochs = 0 is below 1
+[defaults]: epochs = 0 is not above 0
 [[run]] 8 'gentle': Unknown policy 'gentel' (did you mean 'gentle'?)
 [[search]] 3 'resnet18-sgd': space.wd: log needs lo above 0
 [[search]] 3 'resnet18-sgd': space.momm: Unknown key 'momm' (did you mean 'mom'?)
@@ -63,7 +66,7 @@ def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
     assert len(trainings(plan))==dict(demo=54, fast=4, report=68, thorough=608)[name]
-    assert all(o["epochs"]>=1 for o in trainings(with_options(plan, scale=.001)))
+    assert all(o.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
 
 def test_the_report_teaches_every_field():

@@ -8,8 +8,8 @@ from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of, write_json, write_text
 from cinic_fastai.results.tables import best_table
-from cinic_fastai.runs import fallen
-from cinic_fastai.study.plan import read_plan
+from cinic_fastai.config import pruned_at
+from cinic_fastai.plan import read_plan
 from cinic_fastai.study.search import best_trial, expected_acc, read_journal, search
 
 BS,LR,WD = Integer(5, 9),Real(1e-4, 1e-2, prior="log-uniform"),Real(1e-5, 1e-2, prior="log-uniform")
@@ -60,7 +60,7 @@ SPACE = read_plan("report").searches[3].space
 def by_epochs(number, point, bars=None):
     "A trial of four epochs, which a bar may stop"
     accs = [accuracy(point)*(1-.5**n) for n in (1, 2, 3, 4)]
-    n = fallen(accs, bars or {})
+    n = pruned_at(accs, bars or {})
     return dict(valid_acc=max(accs[:n or 4]), accs=accs[:n or 4], status="stopped" if n else "done")
 
 @pytest.mark.parametrize("kw", [{}, dict(batch=3, rungs=[1, 2], factor=2, start=[dict(bs=64, lr=1e-3, wd=1e-4, beta1=.9, beta2=.9)])])

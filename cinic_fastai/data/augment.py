@@ -19,9 +19,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice, derive_seed, own_policies, policy_names, row_uniform
+from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice
+from ..config import policy_registry
+from ..seeds import derive_seed, row_uniform
+from ..config import policy_names
 from ..files import sha256
-from ..runs import other_policy
+from ..config import other_policy
 
 # %% ../../nbs/12_data.augment.ipynb #7f265cee
 def rotation_matrices(
@@ -233,7 +236,7 @@ def image_policy(
     "The part of a policy that acts on single images"
     check_choice("policy", name, policy_names())
     check_choice("interp", interp, ("bilinear", "nearest"))
-    if name in own_policies: return own_policies[name]
+    if name in policy_registry: return policy_registry[name]
     part = _image_parts.get(name)
     if part=="gentle": return ImagePolicy("gentle", degrees=(0.,180.), flip_p=.2, interp=interp)
     if part=="simple": return ImagePolicy("simple", crop=True, degrees=(0.,180.), flip_p=.2, invert_p=.2, solarize_p=.2, interp=interp)
@@ -452,9 +455,9 @@ def register_policy(
     "Make a transform a policy, from now on and in this process"
     check_choice("per", per, ("image", "batch"))
     if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
-    policy,there = OwnPolicy(name, transform, per, version, spelled(transform)),own_policies.get(name)
+    policy,there = OwnPolicy(name, transform, per, version, spelled(transform)),policy_registry.get(name)
     if there and there.version==version and there.identity!=policy.identity:
         raise ConfigError(other_policy(there.identity, policy.identity, "already"))
     policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)
-    own_policies[name] = policy
+    policy_registry[name] = policy
     return policy

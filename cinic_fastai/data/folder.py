@@ -22,7 +22,9 @@ from functools import partial
 from itertools import chain, takewhile
 from pathlib import Path, PurePosixPath
 import numpy as np
-from ..core import SPLITS, DataError, deaf_processes, nearest, rng
+from ..core import SPLITS, DataError, nearest
+from ..signals import signals_blocked
+from ..seeds import rng
 from ..files import cannot_write, disk_is_full, lock, read_json, sync_folder, write_json
 
 # %% ../../nbs/10_data.folder.ipynb #7418918e
@@ -409,7 +411,7 @@ def map_batches(
     if n==1: return map(fn, todo)
     run = Parallel(n_jobs=n, backend="loky", return_as="generator", batch_size=1, pre_dispatch="4*n_jobs", max_nbytes=None, idle_worker_timeout=10)
     here,ended = len(todo)//8,threading.Event() # the first ones are done in this process while the others start
-    with deaf_processes(): there = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[here:]))
+    with signals_blocked(): there = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[here:]))
     return _drained(chain(map(fn, todo[:here]), there), there, ended)
 
 # %% ../../nbs/10_data.folder.ipynb #9d4444ac

@@ -14,7 +14,8 @@ from functools import partial
 from itertools import chain, count
 from pathlib import Path
 import numpy as np
-from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
+from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice
+from ..seeds import derive_seed
 from ..files import json_sum, read_json, sha256, write_json, write_text
 from .folder import (FolderScan, across_splits, batches, building, channel_hist, channel_stats, checked, fingerprint, folder_lock, left_out, listed,
     map_batches, origin_of, outside_files, read_batch, refuse_full, room_for, scan_folder, tell)

@@ -10,7 +10,7 @@ __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'majority_accuracy', 'balan
 # %% ../../nbs/30_results.metrics.ipynb #0bb80d6c
 import math
 import numpy as np
-from ..core import rng
+from ..seeds import rng
 
 # %% ../../nbs/30_results.metrics.ipynb #2bdfa42c
 def as_preds(

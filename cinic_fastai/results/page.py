@@ -29,7 +29,7 @@ from fastcore.basics import noop
 from matplotlib.figure import Figure
 from ..core import SPLITS
 from ..files import sha256, write_bytes, write_text
-from ..runs import RunConfig, config_fields, scaled
+from ..config import RunConfig, config_fields, scaled
 from ..space import dim_kind
 from .ensemble import needs_valid, tied
 from .metrics import confusion, ece, interval, mean_interval, most_confused, welch

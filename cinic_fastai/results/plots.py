@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
-from ..runs import best_epoch
+from ..config import best_epoch
 from .tables import ALL, TOTAL, history_table
 
 # %% ../../nbs/33_results.plots.ipynb #1be80cf9

@@ -31,7 +31,7 @@ def surrogate(
     if sum(map(_heard, trials))<_least: return None
     from skopt.utils import cook_estimator, create_result, normalize_dimensions
     from threadpoolctl import threadpool_limits
-    space,xs = normalize_dimensions(make_space(spec)),[trial_point(spec, t) for t in trials]
+    space,xs = normalize_dimensions(make_space(spec)),[trial_point(spec, t["point"], t["number"]) for t in trials]
     ys = [1-t.get("told", t["valid_acc"] if _heard(t) else chance) for t in trials] # as the search was told
     model = cook_estimator("GP", space=space, random_state=0, noise="gaussian")
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):

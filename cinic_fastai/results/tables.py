@@ -18,9 +18,12 @@ import os, re
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np, pandas as pd
-from ..core import CINIC_CLASSES, PUBLISHED_POINTS, ConfigError, StoreError, nearest
+from ..core import CINIC_CLASSES, ConfigError, StoreError, nearest
+from ..published import PUBLISHED_POINTS
 from ..files import read_json, read_lines, read_npz, to_json
-from ..runs import RunConfig, RunStore, best_epoch, config_fields, declared, one_training
+from ..config import RunConfig, best_epoch, config_fields, one_training
+from ..store import RunStore
+from ..config import non_defaults
 from ..space import outside
 from .ensemble import check_members, fit_ensemble, leave_one_out, needs_valid, predict_ensemble
 from .metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy, confusion, disagreement, ece,
@@ -73,7 +76,7 @@ def _own_fields(
     cfg:RunConfig # One run
 )->dict: # But for its seed, and for the file if it is torchvision's (which its checksum begins with)
     "What a run declares, as `REPORT_RUNS` has it"
-    fields = {k: v for k,v in declared(cfg).items() if k!="seed"}
+    fields = {k: v for k,v in non_defaults(cfg).items() if k!="seed"}
     if fields.get("weights", "").startswith(("f37072fd", "5c106cde")): del fields["weights"]
     return fields
 
@@ -220,7 +223,7 @@ def _fields_of(
     *others:str # More columns of that kind
 )->set[str]: # Column names
     "Columns that hold values of one type"
-    return {k for k,f in config_fields.items() if f.type is kind}|set(others)
+    return {k for k,f in config_fields.items() if type(f.default) is kind}|set(others)
 
 _whole = _fields_of(int, "best_epoch", "epoch", "params", "number", "place", "images", "trials", "failed", "stopped", "planned", "saved_epochs", "epochs_so_far",
     "n", "count", "only_ensemble", "only_member", "trainings")
