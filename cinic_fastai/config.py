@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['STRICT', 'Fraction', 'Seed', 'Sequence', 'config_fields', 'policy_registry', 'RESULT_VERSION', 'error_lines',
-           'RunConfig', 'policy_names', 'mixes', 'own_policy', 'other_policy', 'field_errors', 'config_errors',
+           'in_our_words', 'RunConfig', 'policy_names', 'mixes', 'own_policy', 'other_policy', 'config_errors',
            'make_config', 'parse_settings', 'parse_config', 'phases', 'scaled', 'best_epoch', 'pruned_at',
            'is_validated', 'seed_name', 'setting_name', 'same_trainings', 'one_training', 'non_defaults', 'identity',
            'run_id', 'with_weights']
 
-# %% ../nbs/02_config.ipynb #40e5992a
+# %% ../nbs/02_config.ipynb #1121abbe
 import dataclasses, os, re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 import numpy as np
-from pydantic import (ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt,
+from pydantic import (ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter,
     ValidationError, model_validator)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
@@ -47,7 +49,7 @@ def _error_line(cls:type, kind:str, name:str, value, details:dict)->str:
     rule = _RULES.get(kind, "{name} = {value!r} can't be used")
     return rule.format(name=name, value=value, **details)
 
-# %% ../nbs/02_config.ipynb #3a1b8a56
+# %% ../nbs/02_config.ipynb #81006a7d
 def error_lines(
     error:ValidationError, # What pydantic found
     cls:type # The pydantic dataclass that was to be made
@@ -55,10 +57,19 @@ def error_lines(
     "What is wrong with the values of a dataclass"
     found = []
     for o in error.errors():
-        name = str(o["loc"][0]) if o["loc"] else ""
+        name = str((*o["loc"], "")[0])
         message = _error_line(cls, o["type"], name, o["input"], o.get("ctx", {}))
         found += [(name, line) for line in message.splitlines()]
     return list(dict.fromkeys(found))
+
+@contextmanager
+def in_our_words(
+    cls:type, # The pydantic dataclass that is made in the block
+    error:type=ConfigError # Error class to raise
+)->Iterator[None]:
+    "Raise one error of ours for what pydantic finds wrong in the block"
+    try: yield
+    except ValidationError as e: raise error("; ".join(line for _,line in error_lines(e, cls))+".") from None
 
 # %% ../nbs/02_config.ipynb #a8c761f5
 @dataclass(frozen=True, config=STRICT)
@@ -145,7 +156,7 @@ def mixes(
     check_choice("policy", policy, policy_names())
     return policy in MIXING
 
-# %% ../nbs/02_config.ipynb #b14b1589
+# %% ../nbs/02_config.ipynb #3d05bdd4
 def own_policy(
     cfg:RunConfig # One run
 )->dict: # `name`, `version`, `per`, `transform`; {} for one of ours, or one that isn't registered here
@@ -159,36 +170,29 @@ def other_policy(
     where:str # For example "already"
 )->str: # For an error
     "What to say where two transforms have one name and version"
-    a,b = (f"{o['transform']}{', drawn for each batch,'*(o['per']=='batch')}" for o in (there, here))
+    said = "{transform}, drawn for each {per}"
     name,version = here["name"],here["version"]
-    return f"Policy '{name}', version {version}, is {a} {where}, and {b} here. " \
-        f"Raise its version: register_policy('{name}', ..., version={version+1})."
+    return (f"Policy '{name}', version {version}, is {said.format(**there)}, {where}, and {said.format(**here)}, here. "
+        f"Raise its version: register_policy('{name}', ..., version={version+1}).")
 
-# %% ../nbs/02_config.ipynb #fa4b558b
+# %% ../nbs/02_config.ipynb #1ca26b86
 def _problems(d:dict)->list[tuple[str,str]]:
     "(field, message) of everything wrong with settings"
-    found = []
+    found,policy = [],d.get("policy", "none")
     try: RunConfig(**d)
     except ConfigError as e: found += e.errors
-    policy = d.get("policy", "none")
     if isinstance(policy, str) and policy not in policy_names():
         line = unknown("policy", policy, policy_names())
         found.append(("policy", f"{line}, and in Python your own after `register_policy`"))
     return found
 
-def field_errors(
-    d:dict # Field values by name
-)->list[str]: # One line each, empty when all is well
-    "What is wrong with settings, each by itself"
-    return [line for field,line in _problems(d) if field]
-
 def config_errors(
-    d:dict # Field values by name; missing ones take their default
+    d:dict, # Field values by name; missing ones take their default
+    alone:bool=False # Only what is wrong with single values?
 )->list[str]: # One line each, empty when all is well
     "Everything wrong with a configuration"
-    return [line for _,line in _problems(d)]
+    return [line for field,line in _problems(d) if field or not alone]
 
-# %% ../nbs/02_config.ipynb #f17ed671
 def make_config(
     d:dict # Field values by name
 )->RunConfig: # Checked, numbers of the fields' types
@@ -196,25 +200,20 @@ def make_config(
     if errors := _problems(d): raise ConfigError.of(errors)
     return RunConfig(**d)
 
-# %% ../nbs/02_config.ipynb #1c948b22
-_BOOLS = dict.fromkeys(("true", "1", "yes"), True)|dict.fromkeys(("false", "0", "no"), False)
-
-def _parse(key:str, value:str):
-    "A typed value, of its field's type where it can be read so"
-    kind = type(config_fields[key].default) if key in config_fields else str
-    if kind is bool: return _BOOLS.get(value.lower(), value)
-    try: return kind(value)
-    except ValueError: return value
-
-# %% ../nbs/02_config.ipynb #98cb34de
+# %% ../nbs/02_config.ipynb #eaa32b82
 def parse_settings(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->dict: # Values by name, not checked yet
     "Settings from `KEY=VALUE` words"
     bad = [o for o in pairs if "=" not in o]
     if bad: raise ConfigError(f"'{bad[0]}' is not KEY=VALUE, for example model=resnet18.")
-    words = [o.split("=", 1) for o in pairs]
-    return {k: _parse(k, v) for k,v in words}
+    return {k: _parse(k, v) for k,_,v in (o.partition("=") for o in pairs)}
+
+def _parse(key:str, value:str):
+    "A typed value, of its field's type where it can be read so"
+    kind = type(config_fields[key].default) if key in config_fields else str
+    try: return TypeAdapter(kind).validate_python(value)
+    except ValidationError: return value
 
 def parse_config(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line

@@ -4,15 +4,14 @@
 
 # %% auto #0
 __all__ = ['SPACE_KINDS', 'STRATEGIES', 'dim_kind', 'dim_error', 'space_errors', 'make_space', 'spec_of', 'to_point', 'outside',
-           'coordinates', 'trial_point', 'dim_ends', 'levels', 'grid_counts', 'SearchBudget', 'start_errors',
-           'budget_errors']
+           'coordinates', 'trial_point', 'dim_ends', 'levels', 'grid_counts', 'SearchBudget', 'start_errors']
 
-# %% ../nbs/03_space.ipynb #a6efc35e
+# %% ../nbs/03_space.ipynb #7afb3350
 import math
 from typing import Annotated, Literal
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
-from .config import STRICT, Seed, Sequence, error_lines
+from .config import STRICT, Seed, Sequence
 from .core import PlanError, StoreError, nearest
 
 # %% ../nbs/03_space.ipynb #f587cec8
@@ -153,7 +152,7 @@ def trial_point(
         raise StoreError(f"Trial {number} lies outside of the space ({', '.join(bad)} of {point})")
     return coordinates(spec, point)
 
-# %% ../nbs/03_space.ipynb #1f99cbd1
+# %% ../nbs/03_space.ipynb #0e225db7
 def dim_ends(
     dim:list|dict # A well-formed dimension
 )->list: # Its lowest and highest value, or all choices
@@ -167,9 +166,8 @@ def levels(
 )->list: # skopt's coordinates in order, both ends included
     "Evenly spread values of one dimension"
     kind,held = dim_kind(dim)
-    at = [.5] if n==1 else [i/(n-1) for i in range(n)]
-    if kind=="choices": return [held[math.floor(u*(len(held)-1)+.5)] for u in at]
-    lo,hi = held
+    if kind=="choices": return [held[i] for i in levels({"int": [0, len(held)-1]}, n)]
+    (lo,hi),at = held,[.5] if n==1 else [i/(n-1) for i in range(n)]
     if kind in ("int", "log2"): return [lo+math.floor(u*(hi-lo)+.5) for u in at]
     if kind=="log": return [{0: lo, 1: hi}.get(u, lo*(hi/lo)**u) for u in at]
     return [float(lo+u*(hi-lo)) for u in at]
@@ -221,7 +219,7 @@ class SearchBudget:
         grid = self.strategy=="grid"
         return len(self.start)+(math.prod(grid_counts(spec, budget).values()) if grid else budget)
 
-# %% ../nbs/03_space.ipynb #33201644
+# %% ../nbs/03_space.ipynb #870ca92f
 def start_errors(
     space:dict, # A dimension by name, well-formed
     start:list # Points to begin with
@@ -229,11 +227,3 @@ def start_errors(
     "Check points against the space"
     bad = {i: outside(space, o) if isinstance(o, dict) else list(space) for i,o in enumerate(start, 1)}
     return [f"start: point {i} lies outside of the space ({', '.join(names)})" for i,names in bad.items() if names]
-
-def budget_errors(
-    **budget # Fields of `SearchBudget`
-)->list[str]: # What is wrong with them
-    "Check how a search is to look for points"
-    try: SearchBudget(**budget)
-    except ValidationError as e: return [line for _,line in error_lines(e, SearchBudget)]
-    return []

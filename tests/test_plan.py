@@ -1,13 +1,15 @@
 "Plans: whatever stands in a file, it is a plan or one `PlanError` that says what is wrong."
-import tomllib
+import json, tomllib
 from contextlib import nullcontext
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
+import cinic_fastai
 from cinic_fastai.core import PlanError
 from cinic_fastai.config import config_fields
 from cinic_fastai.study.ablation import ablation_text
 from cinic_fastai.plan import parse_plan, plan_errors, plan_names, plan_text, read_plan
+from cinic_fastai.schema import plan_schema
 from cinic_fastai.study.expand import plan_problems, trainings, with_options
 from cinic_fastai.study.resolve import run_config
 
@@ -68,6 +70,27 @@ def test_shipped_plans(name):
     assert len(trainings(plan))==dict(demo=54, fast=4, report=68, thorough=608)[name]
     assert all(o.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
+
+SCHEMA = Path(cinic_fastai.__file__).parent/"plans"/"plan.schema.json"
+
+def test_the_schema_in_the_package_is_what_the_types_say():
+    "Where it isn't: cinic plan schema > cinic_fastai/plans/plan.schema.json"
+    assert json.loads(SCHEMA.read_text(encoding="utf-8"))==plan_schema()
+
+def unfit(schema, value):
+    "What a schema for objects, lists and closed tables doesn't allow, as far as keys and choices go"
+    if isinstance(value, list): return [o for v in value for o in unfit(schema.get("items", {}), v)]
+    if not isinstance(value, dict) or "properties" not in schema: return [value] if value not in schema.get("enum", [value]) else []
+    missing = [k for k in schema["required"] if k not in value]
+    return missing+[o for k,v in value.items() for o in (unfit(schema["properties"][k], v) if k in schema["properties"] else [k])]
+
+@pytest.mark.parametrize("name", plan_names())
+def test_a_shipped_plan_names_its_schema_and_fits_it(name):
+    assert plan_text(name).startswith("#:schema plan.schema.json\n")
+    plan = tomllib.loads(plan_text(name))
+    assert unfit(plan_schema(), plan)==[]
+    plan["run"][0] |= dict(polcy="none", opt="adm")
+    assert unfit(plan_schema(), plan)==["polcy", "adm"] or unfit(plan_schema(), plan)==["adm", "polcy"]
 
 def test_the_report_teaches_every_field():
     "The comments of the plan that users start from name all keys"

@@ -16,7 +16,8 @@ import numpy as np
 from ..core import CinicError, PlanError, StoreError, check_choice, diff_dicts
 from ..files import append_line, line_of, read_lines, write_bytes, write_text
 from ..space import coordinates, dim_kind, make_space, space_errors, spec_of, to_point, trial_point
-from ..space import STRATEGIES, budget_errors, grid_counts, start_errors
+from ..config import in_our_words
+from ..space import STRATEGIES, grid_counts, start_errors
 from ..space import SearchBudget
 
 # %% ../../nbs/41_study.search.ipynb #9092bf9e
@@ -107,7 +108,8 @@ def proposals(
 )->Generator[list, list, None]: # Lists of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
     check_choice("strategy", strategy, STRATEGIES, PlanError)
-    if errors := space_errors(spec)+start_errors(spec, start)+budget_errors(random=random, guided=guided, strategy=strategy, batch=batch, start=start): raise PlanError("; ".join(errors)+".")
+    with in_our_words(SearchBudget, PlanError): SearchBudget(random=random, guided=guided, strategy=strategy, batch=batch, start=start)
+    if errors := space_errors(spec)+start_errors(spec, start): raise PlanError("; ".join(errors)+".")
     first = [coordinates(spec, o) for o in start]
     if strategy=="gp": return _gp_points(spec, random, guided, seed, batch, first)
     rest = _grid_points(spec, random+guided) if strategy=="grid" else _random_points(spec, random+guided, seed)
