@@ -7,7 +7,7 @@ __all__ = ['Name', 'KNOWN_NETWORKS', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'P
            'plan_search', 'plan_run', 'training_key', 'counted_twice', 'plan_errors', 'parse_plan', 'plan_names',
            'plan_text', 'read_plan']
 
-# %% ../nbs/04_plan.ipynb #730aa726
+# %% ../nbs/04_plan.ipynb #f6d754c9
 import dataclasses, re, tomllib
 from collections import Counter
 from dataclasses import fields, replace
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
-from cinic_fastai.config import (
+from .config import (
     STRICT, RunConfig, Seed, Sequence, config_errors, config_fields, error_lines, make_config, same_trainings, seed_name,
-    setting_name)
+    setting_name, unknown_keys)
 from .core import TRACKERS, VOTES, PlanError, method_error, nearest, needs_valid, unknown
 from .space import SearchBudget, dim_ends, dim_error, dim_kind, space_errors, start_errors
 
@@ -118,16 +118,11 @@ def _draft(cls:type, values:dict):
         object.__setattr__(made, f.name, values.get(f.name, default))
     return made
 
-# %% ../nbs/04_plan.ipynb #eeb22130
-def _read_table(
-    cls:type, # `Plan`, `PlanRun`, `PlanSearch` or `PlanEnsemble`
-    table:dict, # As parsed
-    **derived # Values of `_DERIVED` fields
-)->tuple: # Object or draft, what is wrong
-    "Make an object of a table"
+# %% ../nbs/04_plan.ipynb #5c97920a
+def _read_table(cls:type, table:dict, **derived)->tuple:
+    "Make an object of a table, or a draft, and tell what is wrong"
     keys = table_keys(cls)
-    known = {**keys, **(config_fields if "settings" in derived else {})}
-    errors = [f"Unknown key '{k}'{nearest(k, known)}" for k in table if k not in known]
+    errors = unknown_keys(table, [*keys, *(config_fields if "settings" in derived else ())])
     own = {k: v for k,v in table.items() if k in keys}
     try: return cls(**own, **derived), errors
     except ValidationError as e: found = error_lines(e, cls)
@@ -179,13 +174,14 @@ def _run_errors(run:PlanRun, table:dict, plan:Plan)->list[str]:
         errors.append(f"from = '{run.source}' is no search of this plan{hint}. Expected 'search:NAME'")
     return errors
 
-# %% ../nbs/04_plan.ipynb #6eaa57fd
+# %% ../nbs/04_plan.ipynb #8f420edc
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
 
 def _field_errors(name:str, dim:list|dict, settings:dict)->list[str]:
     "What is wrong with a well-formed dimension as a field of `RunConfig`"
-    if name not in config_fields: return [f"Unknown key '{name}'{nearest(name, config_fields)}"]
-    if name in _NOT_SEARCHED: return [f"{name} can't be searched: trials are compared at equal {', '.join(_NOT_SEARCHED)}"]
+    if name not in config_fields: return unknown_keys([name], config_fields)
+    if name in _NOT_SEARCHED:
+        return [f"{name} can't be searched: trials are compared at equal {', '.join(_NOT_SEARCHED)}"]
     kind = type(config_fields[name].default)
     if dim_kind(dim)[0] in ("real", "log") and kind is not float:
         return [f"{name} is {kind.__name__}, expected {{int=[lo, hi]}}, {{log2=[lo, hi]}} or {{choices=[...]}}"]
@@ -279,52 +275,53 @@ def with_seeds(
     if not isinstance(d.get("run"), list): return d
     return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
 
-# %% ../nbs/04_plan.ipynb #8af09364
-_KINDS = dict(run=(PlanRun, _run_errors), search=(PlanSearch, _search_errors), ensemble=(PlanEnsemble, _ensemble_errors))
-
-def _read_one(kind:str, table:dict, shared:dict)->tuple:
-    "One of many tables as an object or draft, what is wrong with it"
-    cls,space = _KINDS[kind][0],table.get("space")
-    if kind=="ensemble": return _read_table(cls, table)
+# %% ../nbs/04_plan.ipynb #7351e6ad
+def _read_run(table:dict, shared:dict)->tuple:
+    "A [[run]] as an object or draft, and what is wrong with it"
     if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
-    searched = space if isinstance(space, dict) else {}
-    settings = {k: v for k,v in (shared|_fields(table)).items() if k not in searched}
-    given = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
-    if kind=="search": given = dict(seed=shared["seed"])|given
-    return _read_table(cls, given, settings=settings, own_seed="seed" in table)
+    own = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
+    return _read_table(PlanRun, own, settings=shared|_fields(table), own_seed="seed" in table)
 
-def _table_errors(kind:str, number:int, found:tuple, table:dict, plan:Plan)->list[str]:
-    "Everything wrong with one of many tables, with its place"
-    made,errors = found
-    name = table.get("name")
-    place = f"[[{kind}]] {number}"+(f" '{name}'" if isinstance(name, str) else "")
-    return [f"{place}: {e}" for e in dict.fromkeys(errors+_KINDS[kind][1](made, table, plan))]
+def _read_search(table:dict, shared:dict)->tuple:
+    "A [[search]] as an object or draft, and what is wrong with it"
+    space = table.get("space") if isinstance(table.get("space"), dict) else {}
+    settings = {k: v for k,v in (shared|_fields(table)).items() if k not in space}
+    return _read_table(PlanSearch, dict(seed=shared["seed"])|table, settings=settings, own_seed="seed" in table)
 
-# %% ../nbs/04_plan.ipynb #2417d5d5
+def _read_ensemble(table:dict, shared:dict)->tuple:
+    "An [[ensemble]] as an object or draft, and what is wrong with it"
+    return _read_table(PlanEnsemble, table)
+
+# %% ../nbs/04_plan.ipynb #f1f0968a
 def _study_errors(d:dict, wrong:list[str])->list[str]:
     "What is wrong with [study] and [defaults]"
     defaults = d.get("defaults", {})
     if not isinstance(defaults, dict): defaults = {}
-    errors = [f"Unknown key '{k}'{nearest(k, config_fields)}" for k in defaults if k not in config_fields]
-    errors += _settings_errors(_fields(defaults), {})+(["seed belongs in [study]"] if "seed" in defaults else [])
+    errors = unknown_keys(defaults, config_fields)+_settings_errors(_fields(defaults), {})
+    if "seed" in defaults: errors.append("seed belongs in [study]")
     return [f"[study]: {e}" for e in wrong if "study" in d]+[f"[defaults]: {e}" for e in errors]
 
-def _read(
-    d:dict, # A plan as `tomllib` parses it, seeds written out
-    text:str="" # As it was read
-)->tuple[Plan,list[str]]: # The plan, or a draft of it; what is wrong with it
-    "Read and check all tables"
+def _read(d:dict, text:str="")->tuple[Plan,list[str]]:
+    "Read and check all tables: the plan, or a draft of it, and what is wrong"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in _ONE)
     plan,wrong = _read_table(Plan, study, text=text)
     shared = dict(seed=plan.seed)|_fields(defaults)
-    found = {kind: [_read_one(kind, t, shared) for t in _tables(d, kind)] for kind in _KINDS}
-    parts = zip(("runs", "searches", "ensembles"), found.values())
-    plan = _draft(Plan, vars(plan)|{k: tuple(made for made,_ in v) for k,v in parts})
-    errors = _outline_errors(d)+_study_errors(d, wrong)
-    for kind,tables in found.items():
-        for i,(o,table) in enumerate(zip(tables, _tables(d, kind)), 1): errors += _table_errors(kind, i, o, table, plan)
+    made,errors = dict(title=study.get("title", plan.name)),_outline_errors(d)+_study_errors(d, wrong)
+    found = {kind: [read(t, shared) for t in _tables(d, kind)] for kind,(_,read,_) in _KINDS.items()}
+    for kind,(group,_,_) in _KINDS.items(): made[group] = tuple(o for o,_ in found[kind])
+    plan = _draft(Plan, vars(plan)|made)
+    for kind,(_,_,check) in _KINDS.items():
+        for i,((o,wrong),table) in enumerate(zip(found[kind], _tables(d, kind)), 1):
+            errors += [f"[[{kind}]] {i}{_quoted(table)}: {e}" for e in dict.fromkeys(wrong+check(o, table, plan))]
     errors += _twice(plan)
-    return plan if errors else replace(plan, title=study.get("title", plan.name)), errors
+    return plan if errors else replace(plan), errors
+
+def _quoted(table:dict)->str:
+    "A table's name for its place, where it has one"
+    return f" '{table['name']}'" if isinstance(table.get("name"), str) else ""
+
+_KINDS = dict(run=("runs", _read_run, _run_errors), search=("searches", _read_search, _search_errors),
+    ensemble=("ensembles", _read_ensemble, _ensemble_errors)) # Where they go, how they are read and checked
 
 # %% ../nbs/04_plan.ipynb #6d346348
 def _find(plan:Plan, kind:str, known:dict, name:str):
@@ -346,16 +343,15 @@ def plan_run(
     "Find a run of a plan"
     return _find(plan, "run", {k: runs[-1] for k,runs in _called(plan.runs).items()}, name)
 
-# %% ../nbs/04_plan.ipynb #c9234f1a
+# %% ../nbs/04_plan.ipynb #932db4b9
 def training_key(
     plan:Plan, # A plan
     run:PlanRun # One of its runs
 )->tuple: # Equal for runs that are one training
     "What tells a run's training from others"
-    if not run.source: return "",make_config(run.settings)
-    search = plan_search(plan, run.source)
-    known = {k: f.default for k,f in config_fields.items()}|search.settings|dict.fromkeys(search.space)|run.settings
-    return run.source,tuple(known.items())
+    space = plan_search(plan, run.source).space if run.source else {}
+    open = tuple(k for k in space if k not in run.settings)
+    return run.source,open,make_config(run_settings(plan, run))
 
 def counted_twice(
     plan:Plan # A plan

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['with_options', 'Training', 'middle_bs', 'trainings', 'plan_problems']
 
-# %% ../../nbs/38_study.expand.ipynb #4594c984
+# %% ../../nbs/38_study.expand.ipynb #0958c23a
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
@@ -99,7 +99,7 @@ class Training:
         "How long it takes"
         return self.value("epochs")
 
-# %% ../../nbs/38_study.expand.ipynb #f49ac7b2
+# %% ../../nbs/38_study.expand.ipynb #cdccb7bb
 def middle_bs(
     search:PlanSearch # One search
 )->dict: # `bs`, or nothing where it isn't searched
@@ -108,62 +108,56 @@ def middle_bs(
     exponents = [math.log2(o) for o in dim_ends(search.space["bs"])]
     return dict(bs=2**round(sum(exponents)/len(exponents)))
 
-def _open_training(search:PlanSearch, name:str, group:str, kind:str, own:dict)->Training:
-    "A training at a point that a search decides"
-    settings = {**search.settings, **own}
-    open = tuple(k for k in search.space if k not in own)
-    return Training(name, group, kind, middle_bs(search)|{k: v for k,v in settings.items() if k not in open}, open)
-
-# %% ../../nbs/38_study.expand.ipynb #401aeff9
 def _of_search(search:PlanSearch)->Iterator[Training]:
     "Trials, those of the control that the search doesn't share, and repeats with other seeds"
     n = search.n_trials
     numbers = [(f"{i}", "trial") for i in range(1, n+1)]
     if search.control: numbers += [(f"control {i}", "trial") for i in range(n-search.guided+1, n+1)]
     numbers += [(f"repeat {i}", "repeat") for i in range(1, search.n_repeats+1)]
-    for name,kind in numbers: yield _open_training(search, f"{search.name} {name}", search.name, kind, {})
+    settings = middle_bs(search)|search.settings
+    for number,kind in numbers:
+        yield Training(f"{search.name} {number}", search.name, kind, settings, tuple(search.space))
 
 def _of_run(plan:Plan, run:PlanRun)->Training:
     "A run's training"
     if not run.source: return Training(run.name, run.group, "run", run.settings)
-    return _open_training(plan_search(plan, run.source), run.name, run.group, "final", run.settings)
+    search,known = plan_search(plan, run.source),run_settings(plan, run)
+    open = tuple(k for k in search.space if k not in known)
+    return Training(run.name, run.group, "final", middle_bs(search)|known, open)
 
-# %% ../../nbs/38_study.expand.ipynb #f8f07c18
+# %% ../../nbs/38_study.expand.ipynb #9fdde12f
 def trainings(
     plan:Plan # A plan, options put in
 )->list[Training]: # In the order in which they are done
     "All trainings of a plan, equal ones once"
-    trials = [o for s in plan.searches for o in _of_search(s)]
     runs = {}
-    for run in sorted(plan.runs, key=lambda o: bool(o.source)):
+    for run in plan.runs:
         key,found = training_key(plan, run),_of_run(plan, run)
         first = runs.setdefault(key, found)
         if first is not found: runs[key] = replace(first, also=(*first.also, f"{found.group}/{found.name}"))
-    alone = [o for o in runs.values() if o.kind=="run"]
-    return alone+trials+[o for o in runs.values() if o.kind=="final"]
+    trials = [o for search in plan.searches for o in _of_search(search)]
+    return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #52588db5
+# %% ../../nbs/38_study.expand.ipynb #2de13205
 def plan_problems(
     plan:Plan, # A plan, options put in
     counts:dict[str,int], # Images by split
     size:int=0 # Their side; 0 where it isn't known
 )->list[str]: # One line each with its place, empty when all is well
     "What of a plan doesn't fit the data"
-    found = []
+    found,full = [],asdict(RunConfig())
     for i,run in enumerate(plan.runs, 1):
-        known = run_settings(plan, run)
-        stated = {k: known.get(k, config_fields[k].default) for k in ("shift", "bs") if not run.source or k in run.settings}
-        found += _misfits(f"[[run]] {i} '{run.name}'", known, stated, counts, size)
+        both = run_settings(plan, run).get("train_on")=="train+valid"
+        images = counts["train"]+(counts["valid"] if both else 0)
+        found += _too_large(f"[[run]] {i} '{run.name}'", run.settings if run.source else full|run.settings, images, size)
     for i,search in enumerate(plan.searches, 1):
-        known = {k: search.settings.get(k, config_fields[k].default) for k in ("shift", "bs")}
-        largest = known|{k: max(dim_ends(search.space[k])) for k in known if k in search.space}
-        found += _misfits(f"[[search]] {i} '{search.name}'", search.settings, largest, counts, size)
+        largest = {k: max(dim_ends(dim)) for k,dim in search.space.items() if k in ("bs", "shift")}
+        found += _too_large(f"[[search]] {i} '{search.name}'", full|search.settings|largest, counts["train"], size)
     return found
 
-def _misfits(place:str, settings:dict, largest:dict, counts:dict, size:int)->list[str]:
-    "What is too large of a run or search"
-    images = counts["train"]+(counts["valid"] if settings.get("train_on")=="train+valid" else 0)
-    shift,bs,found = largest.get("shift", 0),largest.get("bs", 0),[]
+def _too_large(place:str, settings:dict, images:int, size:int)->list[str]:
+    "What a run or search asks of the images and they don't have"
+    shift,bs,found = settings.get("shift", 0),settings.get("bs", 0),[]
     if size and shift>=size: found.append(f"{place}: shift reaches {shift} of the images' {size} pixels")
     if bs>images: found.append(f"{place}: bs reaches {bs}, and there are {images} training images")
     return found
