@@ -7,6 +7,7 @@ from cinic_fastai.config import *
 from cinic_fastai.space import *
 from cinic_fastai.store import *
 from cinic_fastai.plan import *
+from cinic_fastai.plan_file import *
 from cinic_fastai.study.expand import *
 from cinic_fastai.study.resolve import *
 from cinic_fastai.study.ablation import *

@@ -255,7 +255,7 @@ def data_pack(
 @plan_app.command("list", epilog=_examples("cinic plan list"))
 def plan_list(as_json:AsJson=False):
     "The plans that come with the package."
-    from cinic_fastai.plan import plan_names, read_plan
+    from cinic_fastai.plan_file import plan_names, read_plan
     from cinic_fastai.study.expand import trainings
     rows = []
     for name in plan_names():
@@ -267,13 +267,13 @@ def plan_list(as_json:AsJson=False):
 @plan_app.command("show", epilog=_examples("cinic plan show report > mine.toml"))
 def plan_show(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
     "Print a plan, to read or to change."
-    from cinic_fastai.plan import plan_text
+    from cinic_fastai.plan_file import plan_text
     print(plan_text(plan), end="")
 
 @plan_app.command("check", epilog=_examples("cinic plan check mine.toml"))
 def plan_check(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
     "Name everything wrong with a plan, before any work."
-    from cinic_fastai.plan import read_plan
+    from cinic_fastai.plan_file import read_plan
     from cinic_fastai.study.expand import trainings
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
@@ -289,7 +289,7 @@ def plan_ablate(
     "Write a plan that switches each ingredient of a recipe off and on."
     from cinic_fastai.config import parse_settings
     from cinic_fastai.study.ablation import ablation_text
-    from cinic_fastai.plan import read_plan
+    from cinic_fastai.plan_file import read_plan
     words = shlex.join(["cinic", "plan", "ablate", plan, run, *(settings or []), "--seeds", str(seeds), *["--no-alone"]*(not alone)])
     print(f"# {words}\n\n{ablation_text(read_plan(plan), run, parse_settings(settings or []), seeds, alone)}", end="")
 
@@ -351,7 +351,7 @@ def study(
     as_json:AsJson=False
 ):
     "Carry out a plan and write its page. Running it again does only what is missing."
-    from cinic_fastai.plan import read_plan
+    from cinic_fastai.plan_file import read_plan
     from cinic_fastai.study.expand import with_options
     from cinic_fastai.study.track import check_track
     from cinic_fastai.study.work import check_backend

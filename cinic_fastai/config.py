@@ -33,12 +33,16 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)] # scikit-optimize takes no larger ones
 Sequence = Field(strict=False) # A TOML list may stand for a tuple
 
-# %% ../nbs/02_config.ipynb #76c6010e
+# %% ../nbs/02_config.ipynb #296bc522
 _EXPECTED = dict(string_type="text in quotes", int_type="a whole number", float_type="a number",
     bool_type="true or false", dict_type="a table", tuple_type="a list")
-_RULES = dict(greater_than="{name} = {value!r} is not above {gt:.10g}", less_than="{name} = {value!r} is not below {lt:.10g}",
-    greater_than_equal="{name} = {value!r} is below {ge:.10g}", finite_number="{name} = {value!r} is not a finite number",
-    string_too_short="{name} is empty", missing_argument="{name} is missing")
+_RULES = dict(
+    greater_than="{name} = {value!r} is not above {gt:.10g}",
+    greater_than_equal="{name} = {value!r} is below {ge:.10g}",
+    less_than="{name} = {value!r} is not below {lt:.10g}",
+    finite_number="{name} = {value!r} is not a finite number",
+    string_too_short="{name} is empty",
+    missing_argument="{name} is missing")
 
 def unknown_keys(
     found:Iterable[str], # Keys of a table

@@ -50,7 +50,7 @@ def _choices_error(values:list)->str|None:
         return f"choices takes numbers, strings or booleans, of one kind, found {values!r}"
     if len(set(values))<len(values): return f"choices holds a value twice: {values!r}"
 
-# %% ../nbs/03_space.ipynb #9aa5121f
+# %% ../nbs/03_space.ipynb #c65fb1be
 def dim_error(
     dim # What stands where a dimension should
 )->str|None: # What is wrong, None if nothing
@@ -59,8 +59,8 @@ def dim_error(
     if not alone and not isinstance(dim, (list, tuple)): return f"{dim!r} is not a dimension, expected {_FORMS}"
     kind,held = dim_kind(dim)
     if kind=="choices": return _choices_error(held)
-    if kind not in ("real", *SPACE_KINDS): return f"Unknown kind '{kind}'{nearest(kind, SPACE_KINDS)}. Expected {_FORMS}"
-    return _range_error(kind, held)
+    if kind in ("real", *SPACE_KINDS): return _range_error(kind, held)
+    return f"Unknown kind '{kind}'{nearest(kind, SPACE_KINDS)}. Expected {_FORMS}"
 
 def space_errors(
     spec:dict # A dimension by name

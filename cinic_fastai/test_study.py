@@ -322,7 +322,7 @@ def as_the_report(
     out:Path # From `example_study`
 )->Path: # The same
     "Make the example claim that it carried out the plan `report` on all of CINIC-10"
-    from cinic_fastai.plan import read_plan
+    from cinic_fastai.plan_file import read_plan
     from cinic_fastai.study.resolve import run_config, trial_config
     from cinic_fastai.study.expand import with_options
     study, plan = read_json(out/"study.json"), with_options(read_plan("report"), published=True)

@@ -294,7 +294,7 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
     from cinic_fastai.core import NetworkError
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.conduct import conduct
-    from cinic_fastai.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.work import NetworkTimer
     def tried(self, cfg, **kw):
         if cfg.bs==32: self.ended[(*self._network(cfg), 32)] = "it wants more memory than there is"

@@ -7,7 +7,7 @@ package = Path(__file__).resolve().parents[1]/"cinic_fastai"
 
 # module, in order of dependence -> may it import torch when it is imported?
 LAYERS = {
-    "core": False, "seeds": False, "signals": False, "files": False, "published": False, "config": False, "space": False, "store": False, "plan": False, "schema": False,
+    "core": False, "seeds": False, "signals": False, "files": False, "published": False, "config": False, "space": False, "store": False, "plan": False, "plan_file": False, "schema": False,
     "data.folder": False, "data.hub": False, "data.pack": False, "data.augment": True, "data.loaders": True, "data.mix": True,
     "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
     "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.surrogate": False, "results.page": False, "results.predict": True,

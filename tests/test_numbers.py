@@ -8,7 +8,7 @@ from cinic_fastai.results.page import rendered, write_page
 from cinic_fastai.results.tables import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS, beside_published, ensembles_table, predictions, read_study,
     report_run, report_search, runs_table, study_store)
 from cinic_fastai.config import non_defaults
-from cinic_fastai.plan import parse_plan, read_plan
+from cinic_fastai.plan_file import parse_plan, read_plan
 from cinic_fastai.study.resolve import run_config, trial_config
 from cinic_fastai.study.expand import with_options
 from cinic_fastai.test_study import as_the_report, example_study

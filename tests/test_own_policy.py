@@ -10,7 +10,7 @@ from cinic_fastai.data.augment import register_policy
 from cinic_fastai.config import RunConfig, make_config, run_id
 from cinic_fastai.store import RunStore
 from cinic_fastai.study.conduct import conduct
-from cinic_fastai.plan import parse_plan
+from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import fit_run
 

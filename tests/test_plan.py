@@ -8,7 +8,7 @@ import cinic_fastai
 from cinic_fastai.core import PlanError
 from cinic_fastai.config import config_fields
 from cinic_fastai.study.ablation import ablation_text
-from cinic_fastai.plan import parse_plan, plan_errors, plan_names, plan_text, read_plan
+from cinic_fastai.plan_file import parse_plan, plan_errors, plan_names, plan_text, read_plan
 from cinic_fastai.schema import plan_schema
 from cinic_fastai.study.expand import plan_problems, trainings, with_options
 from cinic_fastai.study.resolve import run_config

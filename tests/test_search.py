@@ -9,7 +9,7 @@ from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of, write_json, write_text
 from cinic_fastai.results.tables import best_table
 from cinic_fastai.config import pruned_at
-from cinic_fastai.plan import read_plan
+from cinic_fastai.plan_file import read_plan
 from cinic_fastai.study.search import best_trial, expected_acc, read_journal, search
 
 BS,LR,WD = Integer(5, 9),Real(1e-4, 1e-2, prior="log-uniform"),Real(1e-5, 1e-2, prior="log-uniform")

@@ -12,9 +12,11 @@ from ..config import RunConfig, make_config, setting_name
 from ..core import PlanError
 from ..plan import Plan, PlanRun, plan_run
 
-# %% ../../nbs/38b_study.ablation.ipynb #18d057df
-PLAIN = dict(whiten=False, dirac=False, stem="imagenet", pretrained=False, policy="none", flip="none", shift=0, tta="none",
-    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.)
+# %% ../../nbs/38b_study.ablation.ipynb #d2f8dc5b
+PLAIN = dict(
+    whiten=False, dirac=False, stem="imagenet", pretrained=False, # network
+    policy="none", flip="none", shift=0, tta="none", # images
+    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.) # training
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0)) # Settings that go with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
@@ -36,7 +38,7 @@ def _variants(found:dict[str,dict], recipe:dict, alone:bool)->dict[str,dict]:
         out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
     return out
 
-# %% ../../nbs/38b_study.ablation.ipynb #49c12b75
+# %% ../../nbs/38b_study.ablation.ipynb #a35742de
 def _recipe_run(plan:Plan, name:str)->PlanRun:
     "The run of that name, or the first of that setting"
     exact = any(name in (o.name, f"{o.group}/{o.name}") for o in plan.runs)
@@ -45,11 +47,21 @@ def _recipe_run(plan:Plan, name:str)->PlanRun:
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
+def _recipe(plan:Plan, name:str, changes:dict)->dict:
+    "Settings of the recipe, without those that an ablation decides"
+    settings = _recipe_run(plan, name).settings
+    if refused := [k for k in changes if k in ("seed", "train_on")]:
+        raise PlanError(f"{refused[0]} can't be set here: "
+            "an ablation takes its own seeds, and compares on valid images.")
+    left_out = ["seed", "train_on"]
+    if settings.get("train_on")=="train+valid": left_out.append("select")
+    return {k: v for k,v in settings.items() if k not in left_out}|changes
+
 def _toml(heading:str, values:dict)->str:
     "A table in TOML, which writes plain values as JSON does"
     return "".join([f"{heading}\n", *(f"{k} = {json.dumps(v)}\n" for k,v in values.items())])
 
-# %% ../../nbs/38b_study.ablation.ipynb #e4d84513
+# %% ../../nbs/38b_study.ablation.ipynb #6e47e844
 def ablation_text(
     plan:Plan, # A plan
     name:str, # Of one of its runs, or what the names of a run's seeds share
@@ -59,14 +71,12 @@ def ablation_text(
 )->str: # A plan as TOML
     "A plan that switches each ingredient of a recipe off and on"
     if seeds<1: raise PlanError(f"seeds = {seeds} is below 1.")
-    settings = _recipe_run(plan, name).settings
-    if refused := [k for k in changes if k in ("seed", "train_on")]:
-        raise PlanError(f"{refused[0]} can't be set here: an ablation takes its own seeds, and compares on valid images.")
-    left_out = ("seed", "train_on", "select") if settings.get("train_on")=="train+valid" else ("seed", "train_on")
-    recipe = {k: v for k,v in settings.items() if k not in left_out}|changes
+    recipe = _recipe(plan, name, changes)
     cfg = make_config(recipe)
     found = ingredients(cfg)
     if not found: raise PlanError(f"Run '{name}' has no ingredient to leave out. Known: {', '.join(PLAIN)}.")
     study = dict(name=f"ablation-{name.rsplit('/', 1)[-1]}", title=f"What each ingredient of {name} brings", seed=1)
-    runs = {k: dict(group="ablation", name=k, seeds=[*range(1, seeds+1)])|v for k,v in _variants(found, asdict(cfg), alone).items()}
-    return "\n".join([_toml("[study]", study), _toml("[defaults]", recipe), *(_toml("[[run]]", o) for o in runs.values())])
+    tables = [_toml("[study]", study), _toml("[defaults]", recipe)]
+    for variant,off in _variants(found, asdict(cfg), alone).items():
+        tables.append(_toml("[[run]]", dict(group="ablation", name=variant, seeds=[*range(1, seeds+1)])|off))
+    return "\n".join(tables)

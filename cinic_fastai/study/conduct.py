@@ -35,7 +35,8 @@ from ..store import RunStore
 from ..config import non_defaults, pruned_at, is_validated
 from ..space import dim_kind
 from ..plan import Plan
-from ..plan import PlanRun, PlanSearch, plan_search, with_seeds
+from ..plan import PlanRun, PlanSearch, plan_search
+from ..plan_file import with_seeds
 from .resolve import final_config, run_config, trial_config
 from .expand import middle_bs, plan_problems
 from .search import best_first, best_trial, read_journal, search, wanting

@@ -138,7 +138,7 @@ def trainings(
     trials = [o for search in plan.searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #2de13205
+# %% ../../nbs/38_study.expand.ipynb #d7991e58
 def plan_problems(
     plan:Plan, # A plan, options put in
     counts:dict[str,int], # Images by split
@@ -149,7 +149,8 @@ def plan_problems(
     for i,run in enumerate(plan.runs, 1):
         both = run_settings(plan, run).get("train_on")=="train+valid"
         images = counts["train"]+(counts["valid"] if both else 0)
-        found += _too_large(f"[[run]] {i} '{run.name}'", run.settings if run.source else full|run.settings, images, size)
+        stated = run.settings if run.source else full|run.settings
+        found += _too_large(f"[[run]] {i} '{run.name}'", stated, images, size)
     for i,search in enumerate(plan.searches, 1):
         largest = {k: max(dim_ends(dim)) for k,dim in search.space.items() if k in ("bs", "shift")}
         found += _too_large(f"[[search]] {i} '{search.name}'", full|search.settings|largest, counts["train"], size)
