@@ -33,16 +33,14 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)] # scikit-optimize takes no larger ones
 Sequence = Field(strict=False) # A TOML list may stand for a tuple
 
-# %% ../nbs/02_config.ipynb #296bc522
-_EXPECTED = dict(string_type="text in quotes", int_type="a whole number", float_type="a number",
-    bool_type="true or false", dict_type="a table", tuple_type="a list")
-_RULES = dict(
-    greater_than="{name} = {value!r} is not above {gt:.10g}",
-    greater_than_equal="{name} = {value!r} is below {ge:.10g}",
-    less_than="{name} = {value!r} is not below {lt:.10g}",
-    finite_number="{name} = {value!r} is not a finite number",
-    string_too_short="{name} is empty",
-    missing_argument="{name} is missing")
+# %% ../nbs/02_config.ipynb #7ae91526
+_WRONG_TYPE = "{name} = {value!r} is {kind}, expected "
+_LINES = dict(
+    string_type=_WRONG_TYPE+"text in quotes", int_type=_WRONG_TYPE+"a whole number", float_type=_WRONG_TYPE+"a number",
+    bool_type=_WRONG_TYPE+"true or false", dict_type=_WRONG_TYPE+"a table", tuple_type=_WRONG_TYPE+"a list",
+    greater_than="{name} = {value!r} is not above {gt:.10g}", less_than="{name} = {value!r} is not below {lt:.10g}",
+    greater_than_equal="{name} = {value!r} is below {ge:.10g}", missing_argument="{name} is missing",
+    finite_number="{name} = {value!r} is not a finite number", string_too_short="{name} is empty", value_error="{error}")
 
 def unknown_keys(
     found:Iterable[str], # Keys of a table
@@ -52,14 +50,12 @@ def unknown_keys(
     known = list(known)
     return [f"Unknown key '{k}'{nearest(k, known)}" for k in found if k not in known]
 
-def _error_line(cls:type, kind:str, name:str, value, details:dict)->str:
+def _error_line(cls, rule, name, value, details):
     "One of pydantic's errors in our words"
-    if kind=="value_error": return str(details["error"])
-    if kind=="unexpected_keyword_argument": return unknown_keys([name], cls.__dataclass_fields__)[0]
-    if kind=="literal_error": return unknown(name, value, get_args(cls.__dataclass_fields__[name].type))
-    if kind in _EXPECTED: return f"{name} = {value!r} is {type(value).__name__}, expected {_EXPECTED[kind]}"
-    rule = _RULES.get(kind, "{name} = {value!r} can't be used")
-    return rule.format(name=name, value=value, **details)
+    if rule=="unexpected_keyword_argument": return unknown_keys([name], cls.__dataclass_fields__)[0]
+    if rule=="literal_error": return unknown(name, value, get_args(cls.__dataclass_fields__[name].type))
+    line = _LINES.get(rule, "{name} = {value!r} can't be used")
+    return line.format(name=name, value=value, kind=type(value).__name__, **details)
 
 # %% ../nbs/02_config.ipynb #81006a7d
 def error_lines(
@@ -139,8 +135,8 @@ class RunConfig:
         try: return handler(ArgsKwargs(given.args, values))
         except ValidationError as e: raise ConfigError.of(error_lines(e, cls)) from None
 
-# %% ../nbs/02_config.ipynb #a49871e6
-def _conflicts(cfg:RunConfig)->list[str]:
+# %% ../nbs/02_config.ipynb #edc179e3
+def _conflicts(cfg):
     "Fields that don't go together"
     rules = {
         f"frozen_epochs = {cfg.frozen_epochs} exceeds epochs = {cfg.epochs}": cfg.frozen_epochs>cfg.epochs,
@@ -187,8 +183,8 @@ def other_policy(
     return (f"Policy '{name}', version {version}, is {said.format(**there)}, {where}, and {said.format(**here)}, here. "
         f"Raise its version: register_policy('{name}', ..., version={version+1}).")
 
-# %% ../nbs/02_config.ipynb #1ca26b86
-def _problems(d:dict)->list[tuple[str,str]]:
+# %% ../nbs/02_config.ipynb #0af5e2a3
+def _problems(d):
     "(field, message) of everything wrong with settings"
     found,policy = [],d.get("policy", "none")
     try: RunConfig(**d)
@@ -212,7 +208,7 @@ def make_config(
     if errors := _problems(d): raise ConfigError.of(errors)
     return RunConfig(**d)
 
-# %% ../nbs/02_config.ipynb #eaa32b82
+# %% ../nbs/02_config.ipynb #35f1a7c1
 def parse_settings(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->dict: # Values by name, not checked yet
@@ -221,7 +217,7 @@ def parse_settings(
     if bad: raise ConfigError(f"'{bad[0]}' is not KEY=VALUE, for example model=resnet18.")
     return {k: _parse(k, v) for k,_,v in (o.partition("=") for o in pairs)}
 
-def _parse(key:str, value:str):
+def _parse(key, value):
     "A typed value, of its field's type where it can be read so"
     kind = type(config_fields[key].default) if key in config_fields else str
     try: return TypeAdapter(kind).validate_python(value)

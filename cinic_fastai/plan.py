@@ -15,10 +15,10 @@ from .config import STRICT, Seed, Sequence, make_config, same_trainings, setting
 from .core import TRACKERS, VOTES, PlanError, method_error, nearest
 from .space import SearchBudget
 
-# %% ../nbs/04_plan.ipynb #a1487637
+# %% ../nbs/04_plan.ipynb #0863cf67
 _NAME = r"\w([\w.+ -]*[\w+-])?"
 
-def _file_name(name:str)->str:
+def _file_name(name):
     "Letters, digits, and . + - _ and spaces inside"
     if len(name)<=80 and re.fullmatch(_NAME, name): return name
     raise ValueError(f"name = {name!r} can't be a file name: "
@@ -62,8 +62,8 @@ class PlanSearch(SearchBudget):
         "Trainings with new seeds, where the points to repeat are different ones"
         return self.repeats*(min(2, self.n_trials)+self.control)
 
-# %% ../nbs/04_plan.ipynb #04cc081c
-def _different(members:tuple)->tuple:
+# %% ../nbs/04_plan.ipynb #10db2adb
+def _different(members):
     "Two members or more"
     if len(members)>1 and len(set(members))==len(members): return members
     raise ValueError("members: expected two different runs or more")
@@ -114,8 +114,8 @@ def runs_by_name(
         for name in (r.name, f"{r.group}/{r.name}"): found.setdefault(name, []).append(r)
     return found
 
-# %% ../nbs/04_plan.ipynb #e3b694e9
-def _find(plan:Plan, kind:str, known:dict, name:str):
+# %% ../nbs/04_plan.ipynb #7ec18c82
+def _find(plan, kind, known, name):
     "One of a plan's parts by its name"
     if name in known: return known[name]
     raise PlanError(f"Plan '{plan.name}' has no {kind} '{name}'{nearest(name, known)}.")

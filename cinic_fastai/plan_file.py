@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['KNOWN_NETWORKS', 'with_seeds', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan']
 
-# %% ../nbs/04a_plan_file.ipynb #303102b7
-import dataclasses, tomllib
+# %% ../nbs/04a_plan_file.ipynb #deb96223
+import tomllib
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields
 from pathlib import Path
+from types import SimpleNamespace
 from pydantic import ValidationError
 from .config import RunConfig, config_errors, config_fields, error_lines, seed_name, unknown_keys
 from .core import PlanError, nearest, needs_valid, unknown
@@ -17,67 +18,59 @@ from .plan import (
     Plan, PlanEnsemble, PlanRun, PlanSearch, counted_twice, run_settings, runs_by_name, table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
-# %% ../nbs/04a_plan_file.ipynb #bb2e958a
-def _draft(cls:type, values:dict):
-    "An object of unchecked values, None where one is missing"
-    made = object.__new__(cls)
-    for f in fields(cls):
-        default = None if f.default is dataclasses.MISSING else f.default
-        object.__setattr__(made, f.name, values.get(f.name, default))
-    return made
-
-# %% ../nbs/04a_plan_file.ipynb #b98e55bf
-def _read_table(cls:type, table:dict, **derived)->tuple:
+# %% ../nbs/04a_plan_file.ipynb #aa2e34eb
+def _read_table(cls, table, **derived):
     "Make an object of a table, or a draft, and tell what is wrong"
     keys = table_keys(cls)
     errors = unknown_keys(table, [*keys, *(config_fields if "settings" in derived else ())])
     own = {k: v for k,v in table.items() if k in keys}
     try: return cls(**own, **derived), errors
     except ValidationError as e: found = error_lines(e, cls)
-    bad = [field for field,_ in found]
-    sound = {keys[k]: v for k,v in own.items() if k not in bad}
-    return _draft(cls, sound|derived), errors+[line for _,line in found]
+    sound = {keys[k]: v for k,v in own.items() if k not in dict(found)}
+    missing = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
+    return SimpleNamespace(**missing|sound|derived), errors+[line for _,line in found]
 
-# %% ../nbs/04a_plan_file.ipynb #e999253c
-def _fields(table:dict)->dict:
+# %% ../nbs/04a_plan_file.ipynb #1caed951
+def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
     return {k:v for k,v in table.items() if k in config_fields}
 
-# %% ../nbs/04a_plan_file.ipynb #2d7d7a0d
+# %% ../nbs/04a_plan_file.ipynb #965a5b92
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
 
-def _timm_names(name:str)->list[str]:
+def _timm_names(name):
     "Names to compare a network's with, perhaps with the tag of its weights"
     import timm
     return [*KNOWN_NETWORKS, *(timm.list_pretrained() if "." in name else timm.list_models())]
 
-def _network_errors(models:list)->list[str]:
+def _network_errors(models):
     "Unknown networks; what is no text is left to other checks"
-    names = {o: _timm_names(o) for o in models if isinstance(o, str) and o and o not in KNOWN_NETWORKS}
-    return [f"Unknown network '{o}'{nearest(o, known)}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
-        for o,known in names.items() if o not in known]
+    for model in models:
+        if model in KNOWN_NETWORKS or not model or not isinstance(model, str): continue
+        known = _timm_names(model)
+        if model in known: continue
+        hint = nearest(model, known)
+        yield f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
 
-def _settings_errors(own:dict, together:dict)->list[str]:
+def _settings_errors(own, together):
     "What is wrong with a table's settings by themselves, or with all that it comes to"
-    alone = config_errors(own, alone=True)+_network_errors([own.get("model")])
+    alone = [*config_errors(own, alone=True), *_network_errors([own.get("model")])]
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
-# %% ../nbs/04a_plan_file.ipynb #2a80789c
-def _run_errors(run:PlanRun, table:dict, plan:Plan)->list[str]:
+# %% ../nbs/04a_plan_file.ipynb #4c3b1ab2
+def _run_errors(run, table, plan):
     "What is wrong with a run beside the others"
-    errors = _settings_errors(_fields(table), run_settings(plan, run))
-    seeds,known = table.get("seeds"),[f"search:{s.name}" for s in plan.searches]
-    if seeds is not None and "seed" in table: errors.append("seed and seeds are both given: take one of them")
-    elif seeds is not None: errors.append(f"seeds = {seeds!r}: expected a list of whole numbers, one or more")
-    if run.source and run.source not in known:
-        hint = nearest(run.source, known)
-        errors.append(f"from = '{run.source}' is no search of this plan{hint}. Expected 'search:NAME'")
-    return errors
+    yield from _settings_errors(_fields(table), run_settings(plan, run))
+    if "seeds" in table and "seed" in table: yield "seed and seeds are both given: take one of them"
+    elif "seeds" in table: yield f"seeds = {table['seeds']!r}: expected a list of whole numbers, one or more"
+    known = [f"search:{s.name}" for s in plan.searches]
+    if not run.source or run.source in known: return
+    yield f"from = '{run.source}' is no search of this plan{nearest(run.source, known)}. Expected 'search:NAME'"
 
-# %% ../nbs/04a_plan_file.ipynb #11c1634c
+# %% ../nbs/04a_plan_file.ipynb #285482e4
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
 
-def _field_errors(name:str, dim:list|dict, settings:dict)->list[str]:
+def _field_errors(name, dim, settings):
     "What is wrong with a well-formed dimension as a field of `RunConfig`"
     if name not in config_fields: return unknown_keys([name], config_fields)
     if name in _NOT_SEARCHED:
@@ -89,71 +82,72 @@ def _field_errors(name:str, dim:list|dict, settings:dict)->list[str]:
     errors = [e for v in dim_ends(dim) for e in config_errors({**settings, name: v})]
     return list(dict.fromkeys(e for e in errors if e not in known))
 
-# %% ../nbs/04a_plan_file.ipynb #039321aa
-def _space_errors(space:dict, own:dict, settings:dict)->list[str]:
+# %% ../nbs/04a_plan_file.ipynb #c31a1b08
+def _space_errors(space, own, settings):
     "What is wrong with what a search looks through"
-    errors = space_errors(space)+[f"space.{k}: {k} = {own[k]!r} is fixed in the same table" for k in space if k in own]
+    yield from space_errors(space)
     for name,dim in space.items():
+        if name in own: yield f"space.{name}: {name} = {own[name]!r} is fixed in the same table"
         if dim_error(dim): continue
-        wrong = _field_errors(name, dim, settings)+(_network_errors(dim_ends(dim)) if name=="model" else [])
-        errors += [f"space.{name}: {e}" for e in wrong]
-    return errors
+        models = dim_ends(dim) if name=="model" else []
+        for e in (*_field_errors(name, dim, settings), *_network_errors(models)): yield f"space.{name}: {e}"
 
-def _search_errors(search:PlanSearch, table:dict, plan:Plan)->list[str]:
+# %% ../nbs/04a_plan_file.ipynb #295c6148
+def _search_errors(search, table, plan):
     "What is wrong with a search beside the others"
     own,settings,space = _fields(table),search.settings,search.space or {}
-    errors = _settings_errors(own, settings)+_space_errors(space, own, settings)
+    yield from _settings_errors(own, settings)
+    yield from _space_errors(space, own, settings)
+    if not space_errors(space): yield from start_errors(space, search.start)
     if settings.get("train_on")=="train+valid":
-        errors.append("train_on = 'train+valid': a search chooses by valid images. "
-            "Take train_on = 'train' here, 'train+valid' in a run that starts from it")
+        yield "train_on = 'train+valid': a search chooses by valid images. " \
+            "Take train_on = 'train' here, 'train+valid' in a run that starts from it"
     epochs,rungs = settings.get("epochs", RunConfig.epochs),list(search.rungs)
     if isinstance(epochs, int) and (rungs!=sorted(set(rungs)) or max(rungs, default=0)>=epochs):
-        errors.append(f"rungs = {rungs}: expected rising whole numbers of epochs, from 1 to {epochs-1}")
-    return errors if space_errors(space) else errors+start_errors(space, search.start)
+        yield f"rungs = {rungs}: expected rising whole numbers of epochs, from 1 to {epochs-1}"
 
-# %% ../nbs/04a_plan_file.ipynb #76190639
-def _ensemble_errors(ensemble:PlanEnsemble, table:dict, plan:Plan)->list[str]:
+# %% ../nbs/04a_plan_file.ipynb #f7a21342
+def _ensemble_errors(ensemble, table, plan):
     "What is wrong with an ensemble beside the others"
     options = ensemble.method,ensemble.temperature,ensemble.member_temperature
-    chooses,errors = ensemble.method=="hard" or needs_valid(*options),[]
-    known = runs_by_name(plan.runs)
+    chooses,known = ensemble.method=="hard" or needs_valid(*options),runs_by_name(plan.runs)
     for m in ensemble.members or ():
         runs = known.get(m, [])
-        if not runs: errors.append(f"members: no run is called {m!r}{nearest(m, known)}")
-        elif len(runs)>1: errors.append(f"members: {len(runs)} runs are called '{m}', write 'GROUP/{m}'")
+        if not runs: yield f"members: no run is called {m!r}{nearest(m, known)}"
+        if len(runs)>1: yield f"members: {len(runs)} runs are called '{m}', write 'GROUP/{m}'"
         if chooses and any(run_settings(plan, r).get("train_on")=="train+valid" for r in runs):
-            errors.append(f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures")
-    return errors
+            yield f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures"
 
-# %% ../nbs/04a_plan_file.ipynb #92bf5aa9
+# %% ../nbs/04a_plan_file.ipynb #f554ff20
 _ONE,_MANY = ("study", "defaults"),("run", "search", "ensemble")
 
-def _outline_errors(d:dict)->list[str]:
-    "What is wrong with which tables a plan has"
-    errors = [unknown("table", k, _ONE+_MANY) for k in d if k not in _ONE+_MANY]
-    errors += [f"{k} is not a table, expected [{k}]" for k in _ONE if not isinstance(d.get(k, {}), dict)]
-    errors += [f"{k} is not a list of tables, expected [[{k}]]" for k in _MANY if d.get(k, [])!=_tables(d, k)]
-    if "study" not in d: errors.append("[study] is missing; it holds the study's name")
-    if not d.get("run") and not d.get("search"): errors.append("There is nothing to do: no [[run]] and no [[search]]")
-    return errors
-
-def _tables(d:dict, kind:str)->list[dict]:
+def _tables(d, kind):
     "The tables of one kind, of a parsed plan"
-    found = d.get(kind, [])
+    found = d.get(kind)
     return [o for o in found if isinstance(o, dict)] if isinstance(found, list) else []
 
-# %% ../nbs/04a_plan_file.ipynb #60fedd1b
-def _twice(plan:Plan)->list[str]:
+def _outline_errors(d):
+    "What is wrong with which tables a plan has"
+    for k,v in d.items():
+        if k not in _ONE+_MANY: yield unknown("table", k, _ONE+_MANY)
+        if k in _ONE and not isinstance(v, dict): yield f"{k} is not a table, expected [{k}]"
+        if k in _MANY and v!=_tables(d, k): yield f"{k} is not a list of tables, expected [[{k}]]"
+    if "study" not in d: yield "[study] is missing; it holds the study's name"
+    if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
+
+# %% ../nbs/04a_plan_file.ipynb #f73665b7
+def _twice(plan):
     "Names that two tables share"
-    runs = [r.name for r in plan.runs]
     names = dict(run=[f"{r.group}/{r.name}" for r in plan.runs if r.name],
         search=[s.name.lower() for s in plan.searches if s.name], ensemble=[e.name for e in plan.ensembles if e.name])
-    errors = [f"[[{kind}]]: {n} are called '{k}'" for kind,all in names.items() for k,n in Counter(all).items() if n>1]
-    shared = set(runs)&set(names["ensemble"])
-    return errors+[f"[[ensemble]]: '{k}' is a run's name, too; give the ensemble another one" for k in sorted(shared)]
+    for kind,found in names.items():
+        for name,n in Counter(found).items():
+            if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
+    for name in {r.name: 0 for r in plan.runs if r.name in names["ensemble"]}:
+        yield f"[[ensemble]]: '{name}' is a run's name, too; give the ensemble another one"
 
-# %% ../nbs/04a_plan_file.ipynb #c1cd2dbb
-def _each_seed(table:dict)->list[dict]:
+# %% ../nbs/04a_plan_file.ipynb #c9e5dd1a
+def _each_seed(table):
     "One table a seed; what isn't sound is left to the checks"
     seeds = table.get("seeds")
     listed = isinstance(seeds, list) and seeds and all(type(o) is int for o in seeds)
@@ -168,53 +162,54 @@ def with_seeds(
     if not isinstance(d.get("run"), list): return d
     return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
 
-# %% ../nbs/04a_plan_file.ipynb #62ec6ca6
-def _read_run(table:dict, shared:dict)->tuple:
+# %% ../nbs/04a_plan_file.ipynb #b55d503a
+def _read_run(table, shared):
     "A [[run]] as an object or draft, and what is wrong with it"
     if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
     own = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
     return _read_table(PlanRun, own, settings=shared|_fields(table), own_seed="seed" in table)
 
-def _read_search(table:dict, shared:dict)->tuple:
+def _read_search(table, shared):
     "A [[search]] as an object or draft, and what is wrong with it"
     space = table.get("space") if isinstance(table.get("space"), dict) else {}
     settings = {k: v for k,v in (shared|_fields(table)).items() if k not in space}
     return _read_table(PlanSearch, dict(seed=shared["seed"])|table, settings=settings, own_seed="seed" in table)
 
-def _read_ensemble(table:dict, shared:dict)->tuple:
+def _read_ensemble(table, shared):
     "An [[ensemble]] as an object or draft, and what is wrong with it"
     return _read_table(PlanEnsemble, table)
 
-# %% ../nbs/04a_plan_file.ipynb #8e13bfac
-def _study_errors(d:dict, wrong:list[str])->list[str]:
-    "What is wrong with [study] and [defaults]"
-    defaults = d.get("defaults", {})
-    if not isinstance(defaults, dict): defaults = {}
-    errors = unknown_keys(defaults, config_fields)+_settings_errors(_fields(defaults), {})
-    if "seed" in defaults: errors.append("seed belongs in [study]")
-    return [f"[study]: {e}" for e in wrong if "study" in d]+[f"[defaults]: {e}" for e in errors]
+# %% ../nbs/04a_plan_file.ipynb #bb0b0ba0
+_KINDS = dict(run=("runs", _read_run, _run_errors), search=("searches", _read_search, _search_errors),
+    ensemble=("ensembles", _read_ensemble, _ensemble_errors)) # Where they go, how they are read and checked
 
-def _read(d:dict, text:str="")->tuple[Plan,list[str]]:
-    "Read and check all tables: the plan, or a draft of it, and what is wrong"
+def _defaults_errors(defaults):
+    "What is wrong with [defaults]"
+    yield from unknown_keys(defaults, config_fields)
+    yield from _settings_errors(_fields(defaults), {})
+    if "seed" in defaults: yield "seed belongs in [study]"
+
+def _table_errors(d, kind, found, plan):
+    "What is wrong with the tables of one kind, with their places"
+    for i,((made,wrong),table) in enumerate(zip(found, _tables(d, kind)), 1):
+        name = table.get("name")
+        place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
+        for e in dict.fromkeys([*wrong, *_KINDS[kind][2](made, table, plan)]): yield f"{place}: {e}"
+
+# %% ../nbs/04a_plan_file.ipynb #dfbf3908
+def _read(d, text=""):
+    "Read and check all tables: the plan, or what is wrong with it"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in _ONE)
     plan,wrong = _read_table(Plan, study, text=text)
     shared = dict(seed=plan.seed)|_fields(defaults)
-    made,errors = dict(title=study.get("title", plan.name)),_outline_errors(d)+_study_errors(d, wrong)
     found = {kind: [read(t, shared) for t in _tables(d, kind)] for kind,(_,read,_) in _KINDS.items()}
-    for kind,(group,_,_) in _KINDS.items(): made[group] = tuple(o for o,_ in found[kind])
-    plan = _draft(Plan, vars(plan)|made)
-    for kind,(_,_,check) in _KINDS.items():
-        for i,((o,wrong),table) in enumerate(zip(found[kind], _tables(d, kind)), 1):
-            errors += [f"[[{kind}]] {i}{_quoted(table)}: {e}" for e in dict.fromkeys(wrong+check(o, table, plan))]
-    errors += _twice(plan)
-    return plan if errors else replace(plan), errors
-
-def _quoted(table:dict)->str:
-    "A table's name for its place, where it has one"
-    return f" '{table['name']}'" if isinstance(table.get("name"), str) else ""
-
-_KINDS = dict(run=("runs", _read_run, _run_errors), search=("searches", _read_search, _search_errors),
-    ensemble=("ensembles", _read_ensemble, _ensemble_errors)) # Where they go, how they are read and checked
+    parts = {_KINDS[kind][0]: tuple(made for made,_ in tables) for kind,tables in found.items()}
+    draft = SimpleNamespace(**vars(plan)|parts|dict(title=study.get("title", plan.name)))
+    errors = [*_outline_errors(d), *(f"[study]: {e}" for e in wrong if "study" in d)]
+    errors += [f"[defaults]: {e}" for e in _defaults_errors(defaults)]
+    for kind,tables in found.items(): errors += _table_errors(d, kind, tables, draft)
+    errors += _twice(draft)
+    return None if errors else Plan(**vars(draft)), errors
 
 # %% ../nbs/04a_plan_file.ipynb #bee620db
 def plan_errors(
@@ -235,8 +230,8 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return plan
 
-# %% ../nbs/04a_plan_file.ipynb #64ce133f
-def _shipped()->dict[str,Path]:
+# %% ../nbs/04a_plan_file.ipynb #6f52e752
+def _shipped():
     "Path by name of the plans inside the package"
     from importlib.resources import files as resources
     found = [Path(o) for o in (resources("cinic_fastai")/"plans").iterdir()]
@@ -246,7 +241,7 @@ def plan_names()->list[str]: # Sorted
     "Names of the plans that come with the package"
     return list(_shipped())
 
-def _decode(data:bytes, name:str)->str:
+def _decode(data, name):
     "Text of a file, with newlines as Python has them"
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try: return data.decode(encoding).replace("\r\n", "\n")

@@ -11,8 +11,8 @@ from .config import RunConfig
 from .core import POLICIES
 from .plan import Plan, PlanEnsemble, PlanRun, PlanSearch, table_keys
 
-# %% ../nbs/04b_schema.ipynb #332c7762
-def _properties(cls:type)->dict[str,dict]:
+# %% ../nbs/04b_schema.ipynb #307c087d
+def _properties(cls):
     "Schema of each key of a table"
     from fastcore.docments import docments
     notes = {}
@@ -22,16 +22,16 @@ def _properties(cls:type)->dict[str,dict]:
     for key,name in names.items(): found[key]["description"] = notes.get(name or key, "")
     return {k: {n: v for n,v in found[k].items() if n!="title"} for k in names}
 
-def _many(item:dict)->dict:
+def _many(item):
     "Schema of a list"
     return dict(type="array", items=item)
 
-def _table(properties:dict, required:tuple=())->dict:
+def _table(properties, required=()):
     "Schema of a table"
     return dict(type="object", additionalProperties=False, properties=properties, required=list(required))
 
-# %% ../nbs/04b_schema.ipynb #efef1b37
-def _dimension()->dict:
+# %% ../nbs/04b_schema.ipynb #4481891d
+def _dimension():
     "Schema of a space's dimension"
     ends = dict(minItems=2, maxItems=2)
     real,whole = (_many(dict(type=kind))|ends for kind in ("number", "integer"))

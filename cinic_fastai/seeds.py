@@ -23,8 +23,8 @@ def rng(
     "NumPy's generator for the stream named by `parts`"
     return np.random.default_rng(derive_seed(*parts))
 
-# %% ../nbs/00a_seeds.ipynb #62405521
-def _mix64(z:np.ndarray)->np.ndarray:
+# %% ../nbs/00a_seeds.ipynb #aa94d6b4
+def _mix64(z):
     "SplitMix64's finaliser, on uint64"
     z = (z^(z>>np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
     z = (z^(z>>np.uint64(27)))*np.uint64(0x94D049BB133111EB)

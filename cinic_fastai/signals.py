@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from .core import Interrupted
 
-# %% ../nbs/00b_signals.ipynb #65d957f4
-def _say(text:str):
+# %% ../nbs/00b_signals.ipynb #4ca7e13b
+def _say(text):
     "Print a line to stderr from a signal handler"
     if sys.stderr is not sys.__stderr__: # a notebook's
         print(text, file=sys.stderr)

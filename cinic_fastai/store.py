@@ -77,22 +77,29 @@ def finish(self:RunStore,
     files = {p.name: sha256(p) for p in sorted(self.folder(rid).iterdir()) if p.name in RUN_FILES}
     write_json(self.folder(rid)/"done.json", {**summary, "files": files})
 
-# %% ../nbs/03a_store.ipynb #e9797110
-def _flaw(f:Path, digest:str)->str:
-    "What is wrong with a file of a finished run"
-    if not f.exists(): return "" if f.name==WEIGHTS_FILE else f"{f} is missing."
+# %% ../nbs/03a_store.ipynb #3f758b7e
+@patch
+def _checksums(self:RunStore, rid):
+    "What `done.json` vouches for: checksums by file name"
+    done = self.folder(rid)/"done.json"
+    return read_json(done).get("files", {}) if done.exists() else {}
+
+@patch
+def _flaw(self:RunStore, rid, name, digest):
+    "What is wrong with one of a run's files, an empty text where nothing is"
+    f = self.folder(rid)/name
+    if not f.exists(): return "" if name==WEIGHTS_FILE else f"{f} is missing."
     return "" if sha256(f)==digest else f"{f} is damaged (its checksum is wrong)."
 
+# %% ../nbs/03a_store.ipynb #651e77ed
 @patch
 def corrupt_files(self:RunStore,
     rid:str # Of a run that was finished
 )->dict[str,str]: # What is wrong, by file name; empty when all is well
     "Which of a run's files are not what was written; weights may be gone"
-    folder = self.folder(rid)
-    try: known = read_json(folder/"done.json").get("files", {})
-    except FileNotFoundError: return {}
-    except StoreError: return {"done.json": f"{folder/'done.json'} is damaged."}
-    found = {name: _flaw(folder/name, digest) for name,digest in known.items()}
+    try: known = self._checksums(rid)
+    except StoreError: return {"done.json": f"{self.folder(rid)/'done.json'} is damaged."}
+    found = {name: self._flaw(rid, name, digest) for name,digest in known.items()}
     return {name: flaw for name,flaw in found.items() if flaw}
 
 @patch
@@ -103,15 +110,14 @@ def is_sound(self:RunStore,
     "Is the run finished, and are its files what was written?"
     return self.is_done(rid, full) and not self.corrupt_files(rid)
 
-# %% ../nbs/03a_store.ipynb #19dd27ba
+# %% ../nbs/03a_store.ipynb #8ac6b547
 @patch
-def _checked(self:RunStore, rid:str, name:str)->Path:
+def _checked(self:RunStore, rid, name):
     "One of a run's files, once its checksum is seen to be right"
-    f,done = self.folder(rid)/name,self.folder(rid)/"done.json"
-    known = read_json(done).get("files", {}) if done.exists() else {}
-    if name in known and sha256(f)!=known[name]:
-        raise StoreError(f"{f} is damaged (its checksum is wrong). Run its study again, which makes it again.")
-    return f
+    known = self._checksums(rid)
+    flaw = self._flaw(rid, name, known[name]) if name in known else ""
+    if flaw: raise StoreError(f"{flaw} Run its study again, which makes it again.")
+    return self.folder(rid)/name
 
 @patch
 def write_history(self:RunStore,

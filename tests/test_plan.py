@@ -52,7 +52,7 @@ WRONG = {'method = "hard"': 'method = "hrad"', 'policy = "gentle"': 'policy = "g
 SAID = """[study]: seed = 4.2 is float
 [defaults]: epochs = 0 is not above 0
 [[run]] 8 'gentle': Unknown policy 'gentel' (did you mean 'gentle'?)
-[[search]] 3 'resnet18-sgd': space.wd: log needs lo above 0
+[[search]] 3 'resnet18-sgd': space.wd: log = [0, 0.01], expected [lo, hi], finite numbers with lo above 0
 [[search]] 3 'resnet18-sgd': space.momm: Unknown key 'momm' (did you mean 'mom'?)
 [[ensemble]] 2 'hard': Unknown method 'hrad' (did you mean 'hard'?)"""
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['PLAIN', 'ingredients', 'ablation_text']
 
-# %% ../../nbs/38b_study.ablation.ipynb #1e150c7b
+# %% ../../nbs/38b_study.ablation.ipynb #c11451d2
 import json
 from dataclasses import asdict
 from ..config import RunConfig, make_config, setting_name
 from ..core import PlanError
-from ..plan import Plan, PlanRun, plan_run
+from ..plan import Plan, plan_run
 
 # %% ../../nbs/38b_study.ablation.ipynb #d2f8dc5b
 PLAIN = dict(
@@ -27,8 +27,8 @@ def ingredients(
     taken = [k for k,v in PLAIN.items() if getattr(cfg, k)!=v and cfg.model.startswith(_ONLY_IN.get(k, ""))]
     return {k: {k: PLAIN[k], **_ALONG.get(k, {})} for k in taken}
 
-# %% ../../nbs/38b_study.ablation.ipynb #3b00bc63
-def _variants(found:dict[str,dict], recipe:dict, alone:bool)->dict[str,dict]:
+# %% ../../nbs/38b_study.ablation.ipynb #fff24abd
+def _variants(found, recipe, alone):
     "The recipe, what it is without each ingredient and without any, and each alone: changes by variant"
     out = {"recipe": {}, **{f"without {k}": off for k,off in found.items()}}
     plain = {k: v for off in found.values() for k,v in off.items()}
@@ -38,8 +38,8 @@ def _variants(found:dict[str,dict], recipe:dict, alone:bool)->dict[str,dict]:
         out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
     return out
 
-# %% ../../nbs/38b_study.ablation.ipynb #a35742de
-def _recipe_run(plan:Plan, name:str)->PlanRun:
+# %% ../../nbs/38b_study.ablation.ipynb #e03a9aa2
+def _recipe_run(plan, name):
     "The run of that name, or the first of that setting"
     exact = any(name in (o.name, f"{o.group}/{o.name}") for o in plan.runs)
     of_setting = [o for o in plan.runs if not exact and setting_name(o.name)==name]
@@ -47,7 +47,7 @@ def _recipe_run(plan:Plan, name:str)->PlanRun:
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
-def _recipe(plan:Plan, name:str, changes:dict)->dict:
+def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings
     if refused := [k for k in changes if k in ("seed", "train_on")]:
@@ -57,7 +57,7 @@ def _recipe(plan:Plan, name:str, changes:dict)->dict:
     if settings.get("train_on")=="train+valid": left_out.append("select")
     return {k: v for k,v in settings.items() if k not in left_out}|changes
 
-def _toml(heading:str, values:dict)->str:
+def _toml(heading, values):
     "A table in TOML, which writes plain values as JSON does"
     return "".join([f"{heading}\n", *(f"{k} = {json.dumps(v)}\n" for k,v in values.items())])
 

@@ -5,21 +5,20 @@
 # %% auto #0
 __all__ = ['with_options', 'Training', 'middle_bs', 'trainings', 'plan_problems']
 
-# %% ../../nbs/38_study.expand.ipynb #0958c23a
+# %% ../../nbs/38_study.expand.ipynb #aa457c71
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Annotated
 from pydantic import PositiveFloat
 from pydantic.dataclasses import dataclass
 from ..config import STRICT, RunConfig, Seed, Sequence, config_fields, in_our_words, make_config, scaled
 from ..core import PlanError
-from ..plan import Plan, PlanRun, PlanSearch, counted_twice, plan_search, run_settings, training_key
+from ..plan import Plan, PlanSearch, counted_twice, plan_search, run_settings, training_key
 from ..published import PUBLISHED_POINTS
 from ..space import SearchBudget, dim_ends
 
-# %% ../../nbs/38_study.expand.ipynb #f5077df1
-def _reseeded(plan:Plan, seed:int)->Plan:
+# %% ../../nbs/38_study.expand.ipynb #7e462b3e
+def _reseeded(plan, seed):
     "Another `[study] seed`"
     def new(o):
         keeps = o.own_seed or "seed" not in o.settings
@@ -27,8 +26,8 @@ def _reseeded(plan:Plan, seed:int)->Plan:
     searches = [o if o.own_seed else replace(new(o), seed=seed) for o in plan.searches]
     return replace(plan, seed=seed, runs=tuple(map(new, plan.runs)), searches=tuple(searches))
 
-# %% ../../nbs/38_study.expand.ipynb #9ed0b96a
-def _published(plan:Plan)->Plan:
+# %% ../../nbs/38_study.expand.ipynb #5f8e98df
+def _published(plan):
     "Give final runs the report's points"
     def settled(run):
         if not run.source: return run
@@ -39,8 +38,8 @@ def _published(plan:Plan)->Plan:
         raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {', '.join(PUBLISHED_POINTS)}.")
     return replace(plan, runs=tuple(map(settled, plan.runs)), searches=())
 
-# %% ../../nbs/38_study.expand.ipynb #f881dbdc
-def _scaled(plan:Plan, scale:float)->Plan:
+# %% ../../nbs/38_study.expand.ipynb #e2744748
+def _scaled(plan, scale):
     "Shorten or lengthen everything"
     def short(own, known):
         cfg = scaled(make_config(known), scale)
@@ -99,7 +98,7 @@ class Training:
         "How long it takes"
         return self.value("epochs")
 
-# %% ../../nbs/38_study.expand.ipynb #cdccb7bb
+# %% ../../nbs/38_study.expand.ipynb #994fec92
 def middle_bs(
     search:PlanSearch # One search
 )->dict: # `bs`, or nothing where it isn't searched
@@ -108,7 +107,7 @@ def middle_bs(
     exponents = [math.log2(o) for o in dim_ends(search.space["bs"])]
     return dict(bs=2**round(sum(exponents)/len(exponents)))
 
-def _of_search(search:PlanSearch)->Iterator[Training]:
+def _of_search(search):
     "Trials, those of the control that the search doesn't share, and repeats with other seeds"
     n = search.n_trials
     numbers = [(f"{i}", "trial") for i in range(1, n+1)]
@@ -118,7 +117,7 @@ def _of_search(search:PlanSearch)->Iterator[Training]:
     for number,kind in numbers:
         yield Training(f"{search.name} {number}", search.name, kind, settings, tuple(search.space))
 
-def _of_run(plan:Plan, run:PlanRun)->Training:
+def _of_run(plan, run):
     "A run's training"
     if not run.source: return Training(run.name, run.group, "run", run.settings)
     search,known = plan_search(plan, run.source),run_settings(plan, run)
@@ -138,7 +137,7 @@ def trainings(
     trials = [o for search in plan.searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #d7991e58
+# %% ../../nbs/38_study.expand.ipynb #873a8385
 def plan_problems(
     plan:Plan, # A plan, options put in
     counts:dict[str,int], # Images by split
@@ -156,7 +155,7 @@ def plan_problems(
         found += _too_large(f"[[search]] {i} '{search.name}'", full|search.settings|largest, counts["train"], size)
     return found
 
-def _too_large(place:str, settings:dict, images:int, size:int)->list[str]:
+def _too_large(place, settings, images, size):
     "What a run or search asks of the images and they don't have"
     shift,bs,found = settings.get("shift", 0),settings.get("bs", 0),[]
     if size and shift>=size: found.append(f"{place}: shift reaches {shift} of the images' {size} pixels")
