@@ -33,13 +33,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)] # scikit-optimize takes no larger ones
 Sequence = Field(strict=False) # A TOML list may stand for a tuple
 
-# %% ../nbs/02_config.ipynb #7ae91526
+# %% ../nbs/02_config.ipynb #9eab261c
 _WRONG_TYPE = "{name} = {value!r} is {kind}, expected "
 _LINES = dict(
     string_type=_WRONG_TYPE+"text in quotes", int_type=_WRONG_TYPE+"a whole number", float_type=_WRONG_TYPE+"a number",
     bool_type=_WRONG_TYPE+"true or false", dict_type=_WRONG_TYPE+"a table", tuple_type=_WRONG_TYPE+"a list",
     greater_than="{name} = {value!r} is not above {gt:.10g}", less_than="{name} = {value!r} is not below {lt:.10g}",
-    greater_than_equal="{name} = {value!r} is below {ge:.10g}", missing_argument="{name} is missing",
+    greater_than_equal="{name} = {value!r} is below {ge:.10g}", missing="{name} is missing",
     finite_number="{name} = {value!r} is not a finite number", string_too_short="{name} is empty", value_error="{error}")
 
 def unknown_keys(

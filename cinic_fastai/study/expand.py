@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['with_options', 'Training', 'middle_bs', 'trainings', 'plan_problems']
 
-# %% ../../nbs/38_study.expand.ipynb #aa457c71
+# %% ../../nbs/38_study.expand.ipynb #b6a6f179
 import math
 from dataclasses import asdict, replace
 from typing import Annotated
-from pydantic import PositiveFloat
+from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 from ..config import STRICT, RunConfig, Seed, Sequence, config_fields, in_our_words, make_config, scaled
 from ..core import PlanError
@@ -50,12 +50,12 @@ def _scaled(plan, scale):
     runs = [replace(o, settings=short(o.settings, run_settings(plan, o))) for o in plan.runs]
     return replace(plan, runs=tuple(runs), searches=tuple(map(search, plan.searches)))
 
-# %% ../../nbs/38_study.expand.ipynb #463d9192
+# %% ../../nbs/38_study.expand.ipynb #d8b0ac2e
 @dataclass(frozen=True, config=STRICT)
 class _Options:
     "Rules of what `with_options` takes"
     scale:PositiveFloat
-    trials:Annotated[tuple[int,int], Sequence]|None
+    trials:Annotated[tuple[int, ...], Sequence, Field(min_length=2, max_length=2)]|None
     seed:Seed|None
 
 def with_options(
@@ -66,7 +66,7 @@ def with_options(
     published:bool=False # Final runs take the report's points, nothing is searched?
 )->Plan: # The plan to carry out
     "A plan with options put in"
-    with in_our_words(_Options, PlanError): options = _Options(scale, trials, seed)
+    with in_our_words(_Options, PlanError): options = _Options(scale=scale, trials=trials, seed=seed)
     if seed is not None: plan = _reseeded(plan, seed)
     if published: plan = _published(plan)
     if options.trials:
