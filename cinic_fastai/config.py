@@ -150,7 +150,7 @@ def _conflicts(cfg):
 
 config_fields = {f.name: f for f in fields(RunConfig)}
 
-# %% ../nbs/02_config.ipynb #f8eda5b6
+# %% ../nbs/02_config.ipynb #b6087c4e
 policy_registry = {} # What users registered, by name
 
 def policy_names()->tuple[str,...]: # Ours, then the user's
@@ -160,7 +160,7 @@ def policy_names()->tuple[str,...]: # Ours, then the user's
 def mixes(
     policy:str # Any policy's name
 )->bool: # True for `advanced`, `combined` and `combined-gentle`
-    "Does the policy mix pairs of images?"
+    "Whether the policy mixes pairs of images"
     check_choice("policy", policy, policy_names())
     return policy in MIXING
 
@@ -245,7 +245,7 @@ def scaled(
     n = {frozen: max(1, round(n*scale)) for frozen,n,_ in phases(cfg)}
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
 
-# %% ../nbs/02_config.ipynb #f6a81fe4
+# %% ../nbs/02_config.ipynb #35dec5ce
 def best_epoch(
     accs:list[float], # Valid accuracy by epoch
     losses:list[float] # Valid loss by epoch
@@ -264,7 +264,7 @@ def is_validated(
     cfg:RunConfig, # `train_on` and `epochs`
     epoch:int # From 0
 )->bool: # Always where valid images are held back
-    "Is an epoch followed by a look at the valid images?"
+    "Whether an epoch is followed by a look at the valid images"
     return cfg.train_on=="train" or epoch==cfg.epochs-1
 
 # %% ../nbs/02_config.ipynb #f922fa8c

@@ -97,13 +97,13 @@ def check_choice(
     known = list(known)
     if name not in known: raise error(f"{unknown(what, name, known)}.")
 
-# %% ../nbs/00_core.ipynb #7380bb74
+# %% ../nbs/00_core.ipynb #cc6c2a94
 def needs_valid(
     method:str, # One of `VOTES`
     temperature:bool=False, # Has the average a temperature?
     member_temperature:bool=False # Has each member one?
 )->bool: # Is anything chosen?
-    "Does a vote need valid images that no member was trained on?"
+    "Whether a vote needs valid images that no member was trained on"
     return method in ("greedy", "weighted") or temperature or member_temperature
 
 def method_error(

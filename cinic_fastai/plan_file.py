@@ -57,15 +57,15 @@ def _settings_errors(own, together):
     alone = [*config_errors(own, alone=True), *_network_errors([own.get("model")])]
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
-# %% ../nbs/04a_plan_file.ipynb #4c3b1ab2
+# %% ../nbs/04a_plan_file.ipynb #1df99cd8
 def _run_errors(run, table, plan):
     "What is wrong with a run beside the others"
     yield from _settings_errors(_fields(table), run_settings(plan, run))
     if "seeds" in table and "seed" in table: yield "seed and seeds are both given: take one of them"
     elif "seeds" in table: yield f"seeds = {table['seeds']!r}: expected a list of whole numbers, one or more"
-    known = [f"search:{s.name}" for s in plan.searches]
-    if not run.source or run.source in known: return
-    yield f"from = '{run.source}' is no search of this plan{nearest(run.source, known)}. Expected 'search:NAME'"
+    source,known = table.get("from"),[f"search:{s.name}" for s in plan.searches]
+    if not isinstance(source, str) or source in known: return
+    yield f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"
 
 # %% ../nbs/04a_plan_file.ipynb #285482e4
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
@@ -106,11 +106,12 @@ def _search_errors(search, table, plan):
     if isinstance(epochs, int) and (rungs!=sorted(set(rungs)) or max(rungs, default=0)>=epochs):
         yield f"rungs = {rungs}: expected rising whole numbers of epochs, from 1 to {epochs-1}"
 
-# %% ../nbs/04a_plan_file.ipynb #f7a21342
+# %% ../nbs/04a_plan_file.ipynb #552ff3af
 def _ensemble_errors(ensemble, table, plan):
     "What is wrong with an ensemble beside the others"
-    options = ensemble.method,ensemble.temperature,ensemble.member_temperature
-    chooses,known = ensemble.method=="hard" or needs_valid(*options),runs_by_name(plan.runs)
+    fitted = needs_valid(ensemble.method, ensemble.temperature, ensemble.member_temperature)
+    chooses = fitted or ensemble.method=="hard"
+    known = runs_by_name(plan.runs)
     for m in ensemble.members or ():
         runs = known.get(m, [])
         if not runs: yield f"members: no run is called {m!r}{nearest(m, known)}"
@@ -135,11 +136,13 @@ def _outline_errors(d):
     if "study" not in d: yield "[study] is missing; it holds the study's name"
     if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
 
-# %% ../nbs/04a_plan_file.ipynb #f73665b7
+# %% ../nbs/04a_plan_file.ipynb #3e8a5b64
 def _twice(plan):
     "Names that two tables share"
-    names = dict(run=[f"{r.group}/{r.name}" for r in plan.runs if r.name],
-        search=[s.name.lower() for s in plan.searches if s.name], ensemble=[e.name for e in plan.ensembles if e.name])
+    names = dict(
+        run=[f"{r.group}/{r.name}" for r in plan.runs if r.name],
+        search=[s.name.lower() for s in plan.searches if s.name],
+        ensemble=[e.name for e in plan.ensembles if e.name])
     for kind,found in names.items():
         for name,n in Counter(found).items():
             if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
@@ -162,7 +165,7 @@ def with_seeds(
     if not isinstance(d.get("run"), list): return d
     return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
 
-# %% ../nbs/04a_plan_file.ipynb #b55d503a
+# %% ../nbs/04a_plan_file.ipynb #49e15c35
 def _read_run(table, shared):
     "A [[run]] as an object or draft, and what is wrong with it"
     if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
@@ -171,7 +174,8 @@ def _read_run(table, shared):
 
 def _read_search(table, shared):
     "A [[search]] as an object or draft, and what is wrong with it"
-    space = table.get("space") if isinstance(table.get("space"), dict) else {}
+    space = table.get("space")
+    if not isinstance(space, dict): space = {}
     settings = {k: v for k,v in (shared|_fields(table)).items() if k not in space}
     return _read_table(PlanSearch, dict(seed=shared["seed"])|table, settings=settings, own_seed="seed" in table)
 
@@ -179,9 +183,11 @@ def _read_ensemble(table, shared):
     "An [[ensemble]] as an object or draft, and what is wrong with it"
     return _read_table(PlanEnsemble, table)
 
-# %% ../nbs/04a_plan_file.ipynb #bb0b0ba0
-_KINDS = dict(run=("runs", _read_run, _run_errors), search=("searches", _read_search, _search_errors),
-    ensemble=("ensembles", _read_ensemble, _ensemble_errors)) # Where they go, how they are read and checked
+# %% ../nbs/04a_plan_file.ipynb #66ebb184
+_KINDS = dict( # Where tables of a kind go, how they are read, how they are checked
+    run=("runs", _read_run, _run_errors),
+    search=("searches", _read_search, _search_errors),
+    ensemble=("ensembles", _read_ensemble, _ensemble_errors))
 
 def _defaults_errors(defaults):
     "What is wrong with [defaults]"

@@ -31,7 +31,7 @@ def dim_ends(
     kind,held = dim_kind(dim)
     return [2**o for o in held] if kind=="log2" else list(held)
 
-# %% ../nbs/03_space.ipynb #a294a4c8
+# %% ../nbs/03_space.ipynb #52b6ae6e
 _EXPECTED = dict(
     real="[lo, hi], finite numbers with lo below hi",
     log="[lo, hi], finite numbers with lo above 0 and below hi",
@@ -45,7 +45,7 @@ def _kind_of(value):
     return "number" if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 def _fits(kind, held):
-    "Does a dimension of that kind hold what it should?"
+    "Whether a dimension of that kind holds what it should"
     if not isinstance(held, (list, tuple)) or len(held)<2: return False
     kinds = set(map(_kind_of, held))
     if kind=="choices": return kinds in ({"number"}, {"str"}, {"bool"}) and len(set(held))==len(held)
@@ -118,9 +118,9 @@ def to_point(
     "Coordinates as a point"
     return {name: _plain(dim, o) for (name,dim),o in zip(spec.items(), x, strict=True)}
 
-# %% ../nbs/03_space.ipynb #b1a69e4b
+# %% ../nbs/03_space.ipynb #6ddbe20e
 def _inside(dim, value):
-    "Does a value lie on its dimension?"
+    "Whether a value lies on its dimension"
     kind,held = dim_kind(dim)
     if kind=="choices": return value in held
     if type(value) is not int and (type(value) is not float or kind in ("int", "log2")): return False

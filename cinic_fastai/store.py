@@ -31,7 +31,7 @@ def prob_error(
     if not np.isfinite(probs).all() or probs.min(initial=0)<0: return "probabilities that are negative or not finite"
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
-# %% ../nbs/03a_store.ipynb #1d6ba3fb
+# %% ../nbs/03a_store.ipynb #5e1a5b3c
 class RunStore:
     "A folder of runs"
     def __init__(self,
@@ -53,7 +53,7 @@ class RunStore:
         rid:str, # Run id
         full:bool=False # Must weights and test probabilities be there, which a trial doesn't keep?
     )->bool: # Finished, with what is wanted
-        "Is the run finished?"
+        "Whether the run is finished"
         try: done = read_json(self.folder(rid)/"done.json")
         except (FileNotFoundError, StoreError): return False
         return not full or done["full"]
@@ -91,7 +91,7 @@ def _flaw(self:RunStore, rid, name, digest):
     if not f.exists(): return "" if name==WEIGHTS_FILE else f"{f} is missing."
     return "" if sha256(f)==digest else f"{f} is damaged (its checksum is wrong)."
 
-# %% ../nbs/03a_store.ipynb #651e77ed
+# %% ../nbs/03a_store.ipynb #9e38a40f
 @patch
 def corrupt_files(self:RunStore,
     rid:str # Of a run that was finished
@@ -107,7 +107,7 @@ def is_sound(self:RunStore,
     rid:str, # Run id
     full:bool=False # As for `is_done`
 )->bool: # Finished, and nothing wrong with it
-    "Is the run finished, and are its files what was written?"
+    "Whether the run is finished and its files are what was written"
     return self.is_done(rid, full) and not self.corrupt_files(rid)
 
 # %% ../nbs/03a_store.ipynb #8ac6b547

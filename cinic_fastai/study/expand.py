@@ -38,19 +38,21 @@ def _published(plan):
         raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {', '.join(PUBLISHED_POINTS)}.")
     return replace(plan, runs=tuple(map(settled, plan.runs)), searches=())
 
-# %% ../../nbs/38_study.expand.ipynb #e2744748
+# %% ../../nbs/38_study.expand.ipynb #b0ee0eb4
 def _scaled(plan, scale):
     "Shorten or lengthen everything"
     def short(own, known):
         cfg = scaled(make_config(known), scale)
-        return {**own, "epochs": cfg.epochs}|({"frozen_epochs": cfg.frozen_epochs} if "frozen_epochs" in own else {})
+        frozen = {"frozen_epochs": cfg.frozen_epochs} if "frozen_epochs" in own else {}
+        return {**own, "epochs": cfg.epochs, **frozen}
     def search(o):
-        settings,rungs = short(o.settings, o.settings),{max(1, round(n*scale)) for n in o.rungs}
+        settings = short(o.settings, o.settings)
+        rungs = {max(1, round(n*scale)) for n in o.rungs}
         return replace(o, settings=settings, rungs=tuple(sorted(n for n in rungs if n<settings["epochs"])))
     runs = [replace(o, settings=short(o.settings, run_settings(plan, o))) for o in plan.runs]
     return replace(plan, runs=tuple(runs), searches=tuple(map(search, plan.searches)))
 
-# %% ../../nbs/38_study.expand.ipynb #d8b0ac2e
+# %% ../../nbs/38_study.expand.ipynb #33a58ad9
 @dataclass(frozen=True, config=STRICT)
 class _Options:
     "Rules of what `with_options` takes"
@@ -67,12 +69,12 @@ def with_options(
 )->Plan: # The plan to carry out
     "A plan with options put in"
     with in_our_words(_Options, PlanError): options = _Options(scale=scale, trials=trials, seed=seed)
-    if seed is not None: plan = _reseeded(plan, seed)
-    if published: plan = _published(plan)
     if options.trials:
         budget = dict(zip(("random", "guided"), options.trials))
         with in_our_words(SearchBudget, PlanError): searches = tuple(replace(o, **budget) for o in plan.searches)
         plan = replace(plan, searches=searches)
+    if seed is not None: plan = _reseeded(plan, seed)
+    if published: plan = _published(plan)
     if errors := counted_twice(plan): raise PlanError("; ".join(errors)+".")
     return plan if scale==1 else _scaled(plan, scale)
 
