@@ -33,15 +33,17 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)] # scikit-optimize takes no larger ones
 Sequence = Field(strict=False) # A TOML list may stand for a tuple
 
-# %% ../nbs/02_config.ipynb #9eab261c
+# %% ../nbs/02_config.ipynb #8db06381
 _WRONG_TYPE = "{name} = {value!r} is {kind}, expected "
 _LINES = dict(
     string_type=_WRONG_TYPE+"text in quotes", int_type=_WRONG_TYPE+"a whole number", float_type=_WRONG_TYPE+"a number",
     bool_type=_WRONG_TYPE+"true or false", dict_type=_WRONG_TYPE+"a table", tuple_type=_WRONG_TYPE+"a list",
     greater_than="{name} = {value!r} is not above {gt:.10g}", less_than="{name} = {value!r} is not below {lt:.10g}",
     greater_than_equal="{name} = {value!r} is below {ge:.10g}", missing="{name} is missing",
-    finite_number="{name} = {value!r} is not a finite number", string_too_short="{name} is empty", value_error="{error}")
+    finite_number="{name} = {value!r} is not a finite number",
+    string_too_short="{name} is empty", value_error="{error}")
 
+# %% ../nbs/02_config.ipynb #29fdbc40
 def unknown_keys(
     found:Iterable[str], # Keys of a table
     known:Iterable[str] # Those that it may have
@@ -50,6 +52,7 @@ def unknown_keys(
     known = list(known)
     return [f"Unknown key '{k}'{nearest(k, known)}" for k in found if k not in known]
 
+# %% ../nbs/02_config.ipynb #cf4184ec
 def _error_line(cls, rule, name, value, details):
     "One of pydantic's errors in our words"
     if rule=="unexpected_keyword_argument": return unknown_keys([name], cls.__dataclass_fields__)[0]
@@ -57,7 +60,7 @@ def _error_line(cls, rule, name, value, details):
     line = _LINES.get(rule, "{name} = {value!r} can't be used")
     return line.format(name=name, value=value, kind=type(value).__name__, **details)
 
-# %% ../nbs/02_config.ipynb #81006a7d
+# %% ../nbs/02_config.ipynb #1cfb3540
 def error_lines(
     error:ValidationError, # What pydantic found
     cls:type # The pydantic dataclass that was to be made
@@ -70,6 +73,7 @@ def error_lines(
         found += [(name, line) for line in message.splitlines()]
     return list(dict.fromkeys(found))
 
+# %% ../nbs/02_config.ipynb #193c8791
 @contextmanager
 def in_our_words(
     cls:type, # The pydantic dataclass that is made in the block
@@ -150,13 +154,14 @@ def _conflicts(cfg):
 
 config_fields = {f.name: f for f in fields(RunConfig)}
 
-# %% ../nbs/02_config.ipynb #b6087c4e
+# %% ../nbs/02_config.ipynb #d9539d5c
 policy_registry = {} # What users registered, by name
 
 def policy_names()->tuple[str,...]: # Ours, then the user's
     "Every policy that can be asked for"
     return (*POLICIES, *policy_registry)
 
+# %% ../nbs/02_config.ipynb #9ef90491
 def mixes(
     policy:str # Any policy's name
 )->bool: # True for `advanced`, `combined` and `combined-gentle`
@@ -164,7 +169,7 @@ def mixes(
     check_choice("policy", policy, policy_names())
     return policy in MIXING
 
-# %% ../nbs/02_config.ipynb #3d05bdd4
+# %% ../nbs/02_config.ipynb #fd7a5493
 def own_policy(
     cfg:RunConfig # One run
 )->dict: # `name`, `version`, `per`, `transform`; {} for one of ours, or one that isn't registered here
@@ -172,6 +177,7 @@ def own_policy(
     own = policy_registry.get(cfg.policy)
     return own.identity if own else {}
 
+# %% ../nbs/02_config.ipynb #f9bbd3e6
 def other_policy(
     there:dict, # As from `own_policy`
     here:dict, # Another one of the same name and version
@@ -183,7 +189,7 @@ def other_policy(
     return (f"Policy '{name}', version {version}, is {said.format(**there)}, {where}, and {said.format(**here)}, here. "
         f"Raise its version: register_policy('{name}', ..., version={version+1}).")
 
-# %% ../nbs/02_config.ipynb #0af5e2a3
+# %% ../nbs/02_config.ipynb #82881b16
 def _problems(d):
     "(field, message) of everything wrong with settings"
     found,policy = [],d.get("policy", "none")
@@ -194,6 +200,7 @@ def _problems(d):
         found.append(("policy", f"{line}, and in Python your own after `register_policy`"))
     return found
 
+# %% ../nbs/02_config.ipynb #5a759a9f
 def config_errors(
     d:dict, # Field values by name; missing ones take their default
     alone:bool=False # Only what is wrong with single values?
@@ -208,7 +215,7 @@ def make_config(
     if errors := _problems(d): raise ConfigError.of(errors)
     return RunConfig(**d)
 
-# %% ../nbs/02_config.ipynb #35f1a7c1
+# %% ../nbs/02_config.ipynb #a5e36ce1
 def parse_settings(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->dict: # Values by name, not checked yet
@@ -223,13 +230,14 @@ def _parse(key, value):
     try: return TypeAdapter(kind).validate_python(value)
     except ValidationError: return value
 
+# %% ../nbs/02_config.ipynb #96e10d5d
 def parse_config(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->RunConfig: # Checked
     "A `RunConfig` from `KEY=VALUE` words"
     return make_config(parse_settings(pairs))
 
-# %% ../nbs/02_config.ipynb #e0c0a9d7
+# %% ../nbs/02_config.ipynb #a40635e8
 def phases(
     cfg:RunConfig # One run
 )->list[tuple[bool,int,float]]: # (frozen?, epochs, rate) in order
@@ -237,6 +245,7 @@ def phases(
     both = [(True, cfg.frozen_epochs, cfg.frozen_lr), (False, cfg.epochs-cfg.frozen_epochs, cfg.lr)]
     return [p for p in both if p[1]]
 
+# %% ../nbs/02_config.ipynb #6859d431
 def scaled(
     cfg:RunConfig, # One run
     scale:float # Factor on the epochs, above 0
@@ -245,7 +254,7 @@ def scaled(
     n = {frozen: max(1, round(n*scale)) for frozen,n,_ in phases(cfg)}
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
 
-# %% ../nbs/02_config.ipynb #35dec5ce
+# %% ../nbs/02_config.ipynb #a31aecb0
 def best_epoch(
     accs:list[float], # Valid accuracy by epoch
     losses:list[float] # Valid loss by epoch
@@ -253,6 +262,7 @@ def best_epoch(
     "The epoch of the highest accuracy; of several the one with the lowest loss, then the earliest"
     return int(np.lexsort((losses, -np.asarray(accs)))[0])
 
+# %% ../nbs/02_config.ipynb #f2416de6
 def pruned_at(
     accs:list[float], # Valid accuracy by epoch
     min_accs:dict[int,float] # Least accuracy after so many epochs
@@ -260,6 +270,7 @@ def pruned_at(
     "Where a training should have ended"
     return next((n for n in sorted(min_accs) if n<=len(accs) and max(accs[:n])<min_accs[n]), 0)
 
+# %% ../nbs/02_config.ipynb #680e015f
 def is_validated(
     cfg:RunConfig, # `train_on` and `epochs`
     epoch:int # From 0
@@ -267,7 +278,7 @@ def is_validated(
     "Whether an epoch is followed by a look at the valid images"
     return cfg.train_on=="train" or epoch==cfg.epochs-1
 
-# %% ../nbs/02_config.ipynb #f922fa8c
+# %% ../nbs/02_config.ipynb #e2d4ff87
 def seed_name(
     setting:str, # For example `net`
     seed:int # One of its seeds
@@ -275,6 +286,7 @@ def seed_name(
     "What a setting's run with one seed is called"
     return f"{setting}-{seed}"
 
+# %% ../nbs/02_config.ipynb #e740ea95
 def setting_name(
     *names:str # Of runs that differ in their seed, for example `net-1` and `net-2`
 )->str: # For example `net`
@@ -283,7 +295,7 @@ def setting_name(
     if len(short)==1: return short.pop()
     return os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
 
-# %% ../nbs/02_config.ipynb #854a7d2a
+# %% ../nbs/02_config.ipynb #bd87c340
 def same_trainings(
     members:dict # What tells a training from others, for example its run id, by name
 )->list[tuple[str,str]]: # (name, later name) of each that is there already
@@ -291,6 +303,7 @@ def same_trainings(
     first = {}
     return [(first[key], name) for name,key in members.items() if first.setdefault(key, name)!=name]
 
+# %% ../nbs/02_config.ipynb #c62297f3
 def one_training(
     members:dict[str,str] # Run ids by name
 )->str: # Which two, "" where all differ
@@ -298,7 +311,7 @@ def one_training(
     pairs = same_trainings(members)
     return f"{pairs[0][0]} and {pairs[0][1]} are one training, which would count twice" if pairs else ""
 
-# %% ../nbs/02_config.ipynb #53659a25
+# %% ../nbs/02_config.ipynb #3a528a45
 RESULT_VERSION = 3
 
 def non_defaults(
@@ -307,6 +320,7 @@ def non_defaults(
     "What a config says beyond the defaults"
     return {k:v for k,v in asdict(cfg).items() if v!=config_fields[k].default}
 
+# %% ../nbs/02_config.ipynb #b9825b22
 def identity(
     cfg:RunConfig # One run
 )->dict: # As from `non_defaults`, a user's policy with all that tells it from others
@@ -314,6 +328,7 @@ def identity(
     own = own_policy(cfg)
     return non_defaults(cfg)|({"policy": own} if own else {})
 
+# %% ../nbs/02_config.ipynb #1fb0bb9d
 def run_id(
     cfg:RunConfig, # One run
     data:str # Digest of the images and rows used

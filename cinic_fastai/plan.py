@@ -114,12 +114,13 @@ def runs_by_name(
         for name in (r.name, f"{r.group}/{r.name}"): found.setdefault(name, []).append(r)
     return found
 
-# %% ../nbs/04_plan.ipynb #7ec18c82
+# %% ../nbs/04_plan.ipynb #b9228b05
 def _find(plan, kind, known, name):
     "One of a plan's parts by its name"
     if name in known: return known[name]
     raise PlanError(f"Plan '{plan.name}' has no {kind} '{name}'{nearest(name, known)}.")
 
+# %% ../nbs/04_plan.ipynb #92cad404
 def plan_search(
     plan:Plan, # A plan
     name:str # Of a search, with or without `search:`
@@ -143,7 +144,7 @@ def run_settings(
     found = [s for s in plan.searches if run.source and run.source==f"search:{s.name}"]
     return {**found[0].settings, **run.settings} if found else run.settings
 
-# %% ../nbs/04_plan.ipynb #932db4b9
+# %% ../nbs/04_plan.ipynb #bbb8b851
 def training_key(
     plan:Plan, # A plan
     run:PlanRun # One of its runs
@@ -153,6 +154,7 @@ def training_key(
     open = tuple(k for k in space if k not in run.settings)
     return run.source,open,make_config(run_settings(plan, run))
 
+# %% ../nbs/04_plan.ipynb #8e292b0e
 def counted_twice(
     plan:Plan # A plan
 )->list[str]: # One line each with its place

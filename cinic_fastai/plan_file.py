@@ -35,7 +35,7 @@ def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
     return {k:v for k,v in table.items() if k in config_fields}
 
-# %% ../nbs/04a_plan_file.ipynb #965a5b92
+# %% ../nbs/04a_plan_file.ipynb #cc7c40b5
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
 
 def _timm_names(name):
@@ -52,6 +52,7 @@ def _network_errors(models):
         hint = nearest(model, known)
         yield f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
 
+# %% ../nbs/04a_plan_file.ipynb #35782745
 def _settings_errors(own, together):
     "What is wrong with a table's settings by themselves, or with all that it comes to"
     alone = [*config_errors(own, alone=True), *_network_errors([own.get("model")])]
@@ -119,7 +120,7 @@ def _ensemble_errors(ensemble, table, plan):
         if chooses and any(run_settings(plan, r).get("train_on")=="train+valid" for r in runs):
             yield f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures"
 
-# %% ../nbs/04a_plan_file.ipynb #f554ff20
+# %% ../nbs/04a_plan_file.ipynb #eb47880f
 _ONE,_MANY = ("study", "defaults"),("run", "search", "ensemble")
 
 def _tables(d, kind):
@@ -127,6 +128,7 @@ def _tables(d, kind):
     found = d.get(kind)
     return [o for o in found if isinstance(o, dict)] if isinstance(found, list) else []
 
+# %% ../nbs/04a_plan_file.ipynb #5fee1f9e
 def _outline_errors(d):
     "What is wrong with which tables a plan has"
     for k,v in d.items():
@@ -149,7 +151,7 @@ def _twice(plan):
     for name in {r.name: 0 for r in plan.runs if r.name in names["ensemble"]}:
         yield f"[[ensemble]]: '{name}' is a run's name, too; give the ensemble another one"
 
-# %% ../nbs/04a_plan_file.ipynb #c9e5dd1a
+# %% ../nbs/04a_plan_file.ipynb #87daf553
 def _each_seed(table):
     "One table a seed; what isn't sound is left to the checks"
     seeds = table.get("seeds")
@@ -158,6 +160,7 @@ def _each_seed(table):
     rest = {k: v for k,v in table.items() if k!="seeds"}
     return [{**rest, "name": seed_name(table["name"], o), "seed": o} for o in seeds]
 
+# %% ../nbs/04a_plan_file.ipynb #a57c41af
 def with_seeds(
     d:dict # A plan as `tomllib` parses it
 )->dict: # Each run with `seeds` as several runs, NAME-SEED
@@ -165,13 +168,14 @@ def with_seeds(
     if not isinstance(d.get("run"), list): return d
     return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
 
-# %% ../nbs/04a_plan_file.ipynb #49e15c35
+# %% ../nbs/04a_plan_file.ipynb #5c02e3c8
 def _read_run(table, shared):
     "A [[run]] as an object or draft, and what is wrong with it"
     if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
     own = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
     return _read_table(PlanRun, own, settings=shared|_fields(table), own_seed="seed" in table)
 
+# %% ../nbs/04a_plan_file.ipynb #ea70ff7f
 def _read_search(table, shared):
     "A [[search]] as an object or draft, and what is wrong with it"
     space = table.get("space")
@@ -217,13 +221,14 @@ def _read(d, text=""):
     errors += _twice(draft)
     return None if errors else Plan(**vars(draft)), errors
 
-# %% ../nbs/04a_plan_file.ipynb #bee620db
+# %% ../nbs/04a_plan_file.ipynb #aca61369
 def plan_errors(
     d:dict # A plan as `tomllib` parses it
 )->list[str]: # One line each with its place, empty when all is well
     "Everything wrong with a plan"
     return _read(d)[1]
 
+# %% ../nbs/04a_plan_file.ipynb #91c84e37
 def parse_plan(
     text:str, # TOML
     where:str="plan" # What the text is called in messages
@@ -236,7 +241,7 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return plan
 
-# %% ../nbs/04a_plan_file.ipynb #6f52e752
+# %% ../nbs/04a_plan_file.ipynb #a2a8bcda
 def _shipped():
     "Path by name of the plans inside the package"
     from importlib.resources import files as resources
@@ -247,6 +252,7 @@ def plan_names()->list[str]: # Sorted
     "Names of the plans that come with the package"
     return list(_shipped())
 
+# %% ../nbs/04a_plan_file.ipynb #339b41fd
 def _decode(data, name):
     "Text of a file, with newlines as Python has them"
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -254,7 +260,7 @@ def _decode(data, name):
     except UnicodeDecodeError as e:
         raise PlanError(f"{name} is not UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
 
-# %% ../nbs/04a_plan_file.ipynb #626e69cf
+# %% ../nbs/04a_plan_file.ipynb #0c853d37
 def plan_text(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->str: # As it stands in the file
@@ -267,6 +273,7 @@ def plan_text(
     except (OSError, ValueError) as e:
         raise PlanError(f"{name} can't be read ({getattr(e, 'strerror', None) or e}). {known}") from None
 
+# %% ../nbs/04a_plan_file.ipynb #9af899a1
 def read_plan(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->Plan: # Checked

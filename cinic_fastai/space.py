@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from .config import STRICT, Seed, Sequence
 from .core import PlanError, StoreError, nearest
 
-# %% ../nbs/03_space.ipynb #ca9a5508
+# %% ../nbs/03_space.ipynb #f587cec8
 SPACE_KINDS = ("log", "int", "log2", "choices")
 _FORMS = "[lo, hi], {log=[lo, hi]}, {int=[lo, hi]}, {log2=[lo, hi]} or {choices=[...]}"
 
@@ -24,6 +24,7 @@ def dim_kind(
     "The kind of a dimension, and its ends or choices"
     return ("real", dim) if isinstance(dim, (list, tuple)) else next(iter(dim.items()))
 
+# %% ../nbs/03_space.ipynb #7d2a35c5
 def dim_ends(
     dim:list|dict # A well-formed dimension
 )->list: # Its lowest and highest value, or all choices
@@ -53,7 +54,7 @@ def _fits(kind, held):
     whole = all(isinstance(o, int) for o in held)
     return dict(real=True, log=held[0]>0, int=whole, log2=whole and held[0]>=0 and held[1]<63)[kind]
 
-# %% ../nbs/03_space.ipynb #476478c2
+# %% ../nbs/03_space.ipynb #66592768
 def dim_error(
     dim # What stands where a dimension should
 )->str|None: # What is wrong, None if nothing
@@ -64,6 +65,7 @@ def dim_error(
     if kind not in _EXPECTED: return f"Unknown kind '{kind}'{nearest(kind, SPACE_KINDS)}. Expected {_FORMS}"
     if not _fits(kind, held): return f"{kind} = {held!r}, expected {_EXPECTED[kind]}"
 
+# %% ../nbs/03_space.ipynb #f958df12
 def space_errors(
     spec:dict # A dimension by name
 )->list[str]: # One line each, empty when all is well
@@ -85,7 +87,7 @@ def make_space(
         return Real(*held, prior="log-uniform" if kind=="log" else "uniform", name=name)
     return [dimension(name, *dim_kind(dim)) for name,dim in spec.items()]
 
-# %% ../nbs/03_space.ipynb #3c997d4c
+# %% ../nbs/03_space.ipynb #aed37b9d
 def _written(dim):
     "One of skopt's dimensions as a plan writes it"
     kind = type(dim).__name__
@@ -97,6 +99,7 @@ def _written(dim):
     raise PlanError(f"{dim.name}: {dim} can't be written in a plan. "
         "Expected Real (uniform or log-uniform), Integer (uniform) or Categorical.")
 
+# %% ../nbs/03_space.ipynb #d2c56f69
 def spec_of(
     space # A dimension by name as in a plan, or a list of skopt's dimensions with names
 )->dict: # A dimension by name
@@ -118,7 +121,7 @@ def to_point(
     "Coordinates as a point"
     return {name: _plain(dim, o) for (name,dim),o in zip(spec.items(), x, strict=True)}
 
-# %% ../nbs/03_space.ipynb #6ddbe20e
+# %% ../nbs/03_space.ipynb #683f5fbd
 def _inside(dim, value):
     "Whether a value lies on its dimension"
     kind,held = dim_kind(dim)
@@ -127,6 +130,7 @@ def _inside(dim, value):
     lo,hi = dim_ends(dim)
     return lo<=value<=hi and (kind!="log2" or value.bit_count()==1)
 
+# %% ../nbs/03_space.ipynb #0ae21932
 def outside(
     spec:dict, # A dimension by name
     point:dict # Values by name
@@ -135,7 +139,7 @@ def outside(
     off = [k for k,dim in spec.items() if k not in point or not _inside(dim, point[k])]
     return off+[k for k in point if k not in spec]
 
-# %% ../nbs/03_space.ipynb #3e18ce4d
+# %% ../nbs/03_space.ipynb #6540a474
 def coordinates(
     spec:dict, # A dimension by name
     point:dict # Values by name, inside the space
@@ -143,6 +147,7 @@ def coordinates(
     "A point as coordinates"
     return [point[k].bit_length()-1 if dim_kind(dim)[0]=="log2" else point[k] for k,dim in spec.items()]
 
+# %% ../nbs/03_space.ipynb #57aedb69
 def trial_point(
     spec:dict, # A dimension by name
     point:dict, # Values by name, as a journal has them
@@ -166,13 +171,14 @@ def levels(
     if kind=="log": return [{0: lo, 1: hi}.get(u, lo*(hi/lo)**u) for u in at]
     return [float(lo+u*(hi-lo)) for u in at]
 
-# %% ../nbs/03_space.ipynb #e3a06eb8
+# %% ../nbs/03_space.ipynb #b4e2e03c
 def _most(dim):
     "The number of values of a dimension, infinite for a continuous one"
     kind,held = dim_kind(dim)
     if kind in ("real", "log"): return math.inf
     return len(held) if kind=="choices" else held[1]-held[0]+1
 
+# %% ../nbs/03_space.ipynb #63fe114c
 def grid_counts(
     spec:dict, # A dimension by name
     budget:int # Most trials

@@ -58,7 +58,7 @@ class RunStore:
         except (FileNotFoundError, StoreError): return False
         return not full or done["full"]
 
-# %% ../nbs/03a_store.ipynb #25de9355
+# %% ../nbs/03a_store.ipynb #a4f6b3c2
 @patch
 def done(self:RunStore,
     rid:str # Run id
@@ -68,6 +68,7 @@ def done(self:RunStore,
         raise StoreError(f"Run {rid} is not finished in {self.path}. Run its study or `cinic train` again.")
     return {k: v for k,v in read_json(self.folder(rid)/"done.json").items() if k!="files"}
 
+# %% ../nbs/03a_store.ipynb #f524e37e
 @patch
 def finish(self:RunStore,
     rid:str, # Run id
@@ -77,13 +78,14 @@ def finish(self:RunStore,
     files = {p.name: sha256(p) for p in sorted(self.folder(rid).iterdir()) if p.name in RUN_FILES}
     write_json(self.folder(rid)/"done.json", {**summary, "files": files})
 
-# %% ../nbs/03a_store.ipynb #3f758b7e
+# %% ../nbs/03a_store.ipynb #23bff898
 @patch
 def _checksums(self:RunStore, rid):
     "What `done.json` vouches for: checksums by file name"
     done = self.folder(rid)/"done.json"
     return read_json(done).get("files", {}) if done.exists() else {}
 
+# %% ../nbs/03a_store.ipynb #0011df0a
 @patch
 def _flaw(self:RunStore, rid, name, digest):
     "What is wrong with one of a run's files, an empty text where nothing is"
@@ -91,7 +93,7 @@ def _flaw(self:RunStore, rid, name, digest):
     if not f.exists(): return "" if name==WEIGHTS_FILE else f"{f} is missing."
     return "" if sha256(f)==digest else f"{f} is damaged (its checksum is wrong)."
 
-# %% ../nbs/03a_store.ipynb #9e38a40f
+# %% ../nbs/03a_store.ipynb #104d582e
 @patch
 def corrupt_files(self:RunStore,
     rid:str # Of a run that was finished
@@ -102,6 +104,7 @@ def corrupt_files(self:RunStore,
     found = {name: self._flaw(rid, name, digest) for name,digest in known.items()}
     return {name: flaw for name,flaw in found.items() if flaw}
 
+# %% ../nbs/03a_store.ipynb #b4496176
 @patch
 def is_sound(self:RunStore,
     rid:str, # Run id
@@ -110,7 +113,7 @@ def is_sound(self:RunStore,
     "Whether the run is finished and its files are what was written"
     return self.is_done(rid, full) and not self.corrupt_files(rid)
 
-# %% ../nbs/03a_store.ipynb #8ac6b547
+# %% ../nbs/03a_store.ipynb #f94c13f6
 @patch
 def _checked(self:RunStore, rid, name):
     "One of a run's files, once its checksum is seen to be right"
@@ -119,6 +122,7 @@ def _checked(self:RunStore, rid, name):
     if flaw: raise StoreError(f"{flaw} Run its study again, which makes it again.")
     return self.folder(rid)/name
 
+# %% ../nbs/03a_store.ipynb #cd22e7cd
 @patch
 def write_history(self:RunStore,
     rid:str, # Run id
@@ -128,7 +132,7 @@ def write_history(self:RunStore,
     import pandas as pd
     write_text(self.folder(rid)/"history.csv", pd.DataFrame(rows, columns=HISTORY).to_csv(index=False))
 
-# %% ../nbs/03a_store.ipynb #53f75078
+# %% ../nbs/03a_store.ipynb #45416cce
 @patch
 def history(self:RunStore,
     rid:str # Run id
@@ -137,6 +141,7 @@ def history(self:RunStore,
     import pandas as pd
     return pd.read_csv(self._checked(rid, "history.csv"), float_precision="round_trip")
 
+# %% ../nbs/03a_store.ipynb #427a0db5
 @patch
 def probs(self:RunStore,
     rid:str, # Run id
@@ -149,7 +154,7 @@ def probs(self:RunStore,
     if why := prob_error(**stored): raise StoreError(f"{f}: {why}. Delete the run's folder to have it made again.")
     return stored
 
-# %% ../nbs/03a_store.ipynb #a0c814e3
+# %% ../nbs/03a_store.ipynb #fecf6388
 @patch
 def write_config(self:RunStore,
     rid:str, # Run id
@@ -159,6 +164,7 @@ def write_config(self:RunStore,
     own = own_policy(cfg)
     write_json(self.folder(rid)/"config.json", asdict(cfg)|({"own_policy": own} if own else {}))
 
+# %% ../nbs/03a_store.ipynb #3522b182
 @patch
 def config(self:RunStore,
     rid:str # Run id

@@ -12,7 +12,7 @@ from ..config import RunConfig, make_config, setting_name
 from ..core import PlanError
 from ..plan import Plan, plan_run
 
-# %% ../../nbs/38b_study.ablation.ipynb #d2f8dc5b
+# %% ../../nbs/38b_study.ablation.ipynb #4f1b2553
 PLAIN = dict(
     whiten=False, dirac=False, stem="imagenet", pretrained=False, # network
     policy="none", flip="none", shift=0, tta="none", # images
@@ -20,6 +20,7 @@ PLAIN = dict(
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0)) # Settings that go with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
+# %% ../../nbs/38b_study.ablation.ipynb #36ee4963
 def ingredients(
     cfg:RunConfig # A recipe
 )->dict[str,dict]: # By ingredient, the settings of a training without it
@@ -38,7 +39,7 @@ def _variants(found, recipe, alone):
         out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
     return out
 
-# %% ../../nbs/38b_study.ablation.ipynb #e03a9aa2
+# %% ../../nbs/38b_study.ablation.ipynb #86852ef2
 def _recipe_run(plan, name):
     "The run of that name, or the first of that setting"
     exact = any(name in (o.name, f"{o.group}/{o.name}") for o in plan.runs)
@@ -47,6 +48,7 @@ def _recipe_run(plan, name):
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
+# %% ../../nbs/38b_study.ablation.ipynb #f19b23b1
 def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings

@@ -52,7 +52,7 @@ def _scaled(plan, scale):
     runs = [replace(o, settings=short(o.settings, run_settings(plan, o))) for o in plan.runs]
     return replace(plan, runs=tuple(runs), searches=tuple(map(search, plan.searches)))
 
-# %% ../../nbs/38_study.expand.ipynb #33a58ad9
+# %% ../../nbs/38_study.expand.ipynb #f77ce62e
 @dataclass(frozen=True, config=STRICT)
 class _Options:
     "Rules of what `with_options` takes"
@@ -60,6 +60,7 @@ class _Options:
     trials:Annotated[tuple[int, ...], Sequence, Field(min_length=2, max_length=2)]|None
     seed:Seed|None
 
+# %% ../../nbs/38_study.expand.ipynb #2fa20b4d
 def with_options(
     plan:Plan, # A plan
     scale:float=1., # Factor on epochs: `max(1, round(n*scale))` in each phase of each run and trial
@@ -100,7 +101,7 @@ class Training:
         "How long it takes"
         return self.value("epochs")
 
-# %% ../../nbs/38_study.expand.ipynb #994fec92
+# %% ../../nbs/38_study.expand.ipynb #cd3a46c5
 def middle_bs(
     search:PlanSearch # One search
 )->dict: # `bs`, or nothing where it isn't searched
@@ -119,6 +120,7 @@ def _of_search(search):
     for number,kind in numbers:
         yield Training(f"{search.name} {number}", search.name, kind, settings, tuple(search.space))
 
+# %% ../../nbs/38_study.expand.ipynb #b8c394d7
 def _of_run(plan, run):
     "A run's training"
     if not run.source: return Training(run.name, run.group, "run", run.settings)
@@ -139,7 +141,7 @@ def trainings(
     trials = [o for search in plan.searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #873a8385
+# %% ../../nbs/38_study.expand.ipynb #64ae7ab8
 def plan_problems(
     plan:Plan, # A plan, options put in
     counts:dict[str,int], # Images by split
@@ -157,6 +159,7 @@ def plan_problems(
         found += _too_large(f"[[search]] {i} '{search.name}'", full|search.settings|largest, counts["train"], size)
     return found
 
+# %% ../../nbs/38_study.expand.ipynb #e139f1a1
 def _too_large(place, settings, images, size):
     "What a run or search asks of the images and they don't have"
     shift,bs,found = settings.get("shift", 0),settings.get("bs", 0),[]

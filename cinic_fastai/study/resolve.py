@@ -10,7 +10,7 @@ from ..config import RunConfig, make_config
 from ..core import PlanError
 from ..plan import Plan, PlanRun, PlanSearch, plan_search
 
-# %% ../../nbs/38a_study.resolve.ipynb #7039128d
+# %% ../../nbs/38a_study.resolve.ipynb #f1e8edb6
 def trial_config(
     search:PlanSearch, # A search
     point:dict # Field values at the point
@@ -18,6 +18,7 @@ def trial_config(
     "Configuration of a trial"
     return make_config({**search.settings, **point})
 
+# %% ../../nbs/38a_study.resolve.ipynb #c56f39f1
 def final_config(
     plan:Plan, # The plan
     run:PlanRun, # A run with a source
@@ -26,6 +27,7 @@ def final_config(
     "Configuration of a run that starts from a search's best point"
     return make_config({**plan_search(plan, run.source).settings, **point, **run.settings})
 
+# %% ../../nbs/38a_study.resolve.ipynb #a455e497
 def run_config(
     plan:Plan, # The plan
     run:PlanRun, # One of its runs
