@@ -177,8 +177,8 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     "The study is run again: the trial is counted as left, trained, and may win"
     from cinic_fastai.results import page
     from cinic_fastai.study.conduct import Conductor, conduct, planned
-    from cinic_fastai.study.plan import parse_plan
-    from cinic_fastai.runs import RunStore
+    from cinic_fastai.plan_file import parse_plan
+    from cinic_fastai.store import RunStore
     from cinic_fastai.test_utils import tiny_pack
     from cinic_fastai.train import fit
     plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "random"\nrandom = 2\nguided = 1\n'
@@ -228,7 +228,7 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
     "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
     from cinic_fastai.results import page
     from cinic_fastai.study.conduct import conduct
-    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.train import fit
     root = tiny_folder(tmp_path/"images", n=12)
@@ -245,7 +245,7 @@ def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     "Its failure is recorded, the study goes on to its page"
     from cinic_fastai.results import page
     from cinic_fastai.study.conduct import conduct
-    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.test_utils import tiny_pack
     drawn = []
     monkeypatch.setattr(page, "write_page", lambda *args: drawn.append(1))

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, groupby, patch
-from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
+from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice
+from ..seeds import derive_seed
 from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_disk, read_json, require_empty,
     sha256, write_json, write_text)
 from .decode import channel_hist, channel_stats, decode_files, map_batches

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import groupby
 from PIL import Image
-from ..core import SPLITS, DataError, rng
+from ..core import SPLITS, DataError
+from ..seeds import rng
 from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full_disk, read_json,
     require_empty, with_progress, write_json)
 from .decode import why_bad
