@@ -1512,8 +1512,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'cinic_fastai/results/tables/runs.py'),
                                                   'cinic_fastai.results.tables.runs._settings': ( 'results.tables.runs.html#_settings',
                                                                                                   'cinic_fastai/results/tables/runs.py'),
-                                                  'cinic_fastai.results.tables.runs._shared_name': ( 'results.tables.runs.html#_shared_name',
-                                                                                                     'cinic_fastai/results/tables/runs.py'),
                                                   'cinic_fastai.results.tables.runs.ablation_of': ( 'results.tables.runs.html#ablation_of',
                                                                                                     'cinic_fastai/results/tables/runs.py'),
                                                   'cinic_fastai.results.tables.runs.ablation_table': ( 'results.tables.runs.html#ablation_table',
