@@ -6,10 +6,10 @@
 __all__ = ['soft_vote', 'hard_vote', 'tied', 'apply_temperature', 'fit_temperature', 'greedy_weights', 'likely_weights',
            'FittedEnsemble', 'predict_ensemble', 'fit_ensemble', 'leave_one_out', 'Stored', 'check_members']
 
-# %% ../../nbs/31_results.ensemble.ipynb #a1266b7f
+# %% ../../nbs/31_results.ensemble.ipynb #ade6ac8f
 from dataclasses import dataclass, replace
 import numpy as np
-from ..core import VOTES, StoreError, method_error, needs_valid
+from ..core import StoreError, method_error, needs_valid
 from .metrics import accuracy, nll
 from ..store import prob_error
 
