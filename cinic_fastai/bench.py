@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['REPOSITORY', 'load_benchmarks']
 
-# %% ../nbs/45_bench.ipynb #eab0e6a8
-import importlib, sys
+# %% ../nbs/45_bench.ipynb #60294eb8
+import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
+import cinic_fastai
 from .core import ConfigError
 
-# %% ../nbs/45_bench.ipynb #5d0c82ad
+# %% ../nbs/45_bench.ipynb #a72acffd
 REPOSITORY = "https://github.com/cinic-fastai/cinic_fastai"
 
 def load_benchmarks(
     root:Path|None=None # Folder that holds `benchmarks`; None for the one that holds this package
 )->ModuleType: # `benchmarks.catalog`, with `bench`, `machine` and `BENCHES`
     "Import the benchmarks of a checkout; `ConfigError` where there are none"
-    root = Path(root or Path(__file__).resolve().parents[1])
+    root = Path(root or Path(cinic_fastai.__file__).resolve().parents[1])
     if not (root/"benchmarks"/"catalog.py").is_file():
         raise ConfigError(f"There are no benchmarks in {root}: they are not installed with the package. "
             f"Clone {REPOSITORY}, run `pip install -e .` there, and then `cinic bench` again.")
