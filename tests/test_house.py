@@ -56,6 +56,7 @@ SIGNS = {
     "exported cell, 90 %": Sign(40, 43, ONE_IDEA),
     "exported cells over 50 lines": Sign(5, 22, SPLIT),
     "exported cells with more than 3 definitions": Sign(10, 48, SPLIT),
+    "lines over 120 characters in cells that are not exported": Sign(0, 335, "Break the lines."),
     "demonstrating cells with a stored result, %": Sign(30, 20, STORE, more=True),
     "prose words an exported line, poorest notebook": Sign(1.5, 0.29, "Say why, with shapes and examples.", more=True),
     "reads of study.json for a page": Sign(1, 56, ONCE),
@@ -226,10 +227,14 @@ def cell_signs():
     sizes = [c.lines for c in defining]
     long = collections.Counter(c.notebook for c in defining if c.lines>50)
     crowded = collections.Counter(c.notebook for c in defining if len(DEFINITION.findall(c.text))>3)
+    wide = collections.Counter()
+    for c in cells():
+        if c.kind=="code" and not c.exported: wide[c.notebook] += sum(len(l)>120 for l in c.text.splitlines())
     return {"exported cell, median lines": Found(share(sizes, .5)),
         "exported cell, 90 %": Found(share(sizes, .9)),
         "exported cells over 50 lines": Found(sum(long.values()), most(long)),
-        "exported cells with more than 3 definitions": Found(sum(crowded.values()), most(crowded))}
+        "exported cells with more than 3 definitions": Found(sum(crowded.values()), most(crowded)),
+        "lines over 120 characters in cells that are not exported": Found(sum(wide.values()), most(wide))}
 
 def prose():
     "Words an exported line, by notebook, of those that export more than 40 lines"
@@ -321,6 +326,11 @@ def tightened(sign, value):
     scale = 1 if abs(value)>=20 else 100
     if sign.more: return min(sign.goal, max(sign.bound, math.floor(value*scale)/scale))
     return max(sign.goal, min(sign.bound, math.ceil(value*scale)/scale))
+
+def test_bounds_follow_what_is_reached():
+    less, more = Sign(10, 50, ""), Sign(30, 20, "", more=True)
+    assert [tightened(less, v) for v in (60, 41.2, 8)]==[50, 42, 10]
+    assert [tightened(more, v) for v in (10, 25.7, 80)]==[20, 25, 30]
 
 def tighten(found):
     "Write what is reached as bounds into this file"
