@@ -62,7 +62,7 @@ SIGNS = {
     "reads of study.json for a page": Sign(1, 56, ONCE),
     "reads of done.json for a page, a run": Sign(1, 143, ONCE),
     "reads of history.csv for a page, a run": Sign(1, 39, ONCE),
-    "findings of ruff": Sign(0, 1220, "Mend what `ruff check` shows."),
+    "findings of ruff": Sign(0, 1184, "Mend what `ruff check` shows."),
 }
 
 @dataclass(frozen=True)
