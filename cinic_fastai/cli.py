@@ -590,15 +590,13 @@ def bench(
     as_json:AsJson=False
 ):
     "Our figures beside those of fastai, torchvision and bare PyTorch, from one run."
-    from cinic_fastai.bench import bench as measure, machine
+    from cinic_fastai.bench import load_benchmarks
+    benchmarks = load_benchmarks()
     with tempfile.TemporaryDirectory() as tmp, Screen() as screen:
-        rows = measure(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen, device)
-    if as_json: return print_json(rows)
-    print_table([{"name": r["name"], "peer": r["peer"], "ours": _figure(r["ours"]), "theirs": _figure(r["theirs"]), "unit": r["unit"], "ratio": f"{r['ratio']:.2f}",
-        "spread": f"{r['spread'][0]:.2f} to {r['spread'][1]:.2f}", "note": r["note"]} for r in rows], machine())
+        rows = benchmarks.bench(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen, device)
+    if as_json: return print_json([r.asdict() for r in rows])
+    print_table([r.shown() for r in rows], benchmarks.machine())
     print("\nMedians of repetitions by turns; a ratio above 1 means that ours is better.")
-
-def _figure(x): return f"{x:,.0f}" if x>=1000 else f"{x:.3g}"
 
 # %% ../nbs/50_cli.ipynb #89f197d1
 if __name__=="__main__": main()
