@@ -14,7 +14,11 @@ from cinic_fastai.train.fit import *
 from cinic_fastai.results.metrics import *
 from cinic_fastai.results.ensemble import *
 from cinic_fastai.results.tables import *
-from cinic_fastai.results.plots import *
+from cinic_fastai.results.plots.style import *
+from cinic_fastai.results.plots.curves import *
+from cinic_fastai.results.plots.photos import *
+from cinic_fastai.results.plots.search import *
+from cinic_fastai.results.plots.predictors import *
 from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *

@@ -10,7 +10,7 @@ LAYERS = {
     "core": False, "files": False, "runs": False, "space": False,
     "data.folder": False, "data.hub": False, "data.pack": False, "data.augment": True, "data.loaders": True, "data.mix": True,
     "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
-    "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.surrogate": False, "results.page": False, "results.predict": True,
+    "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots.style": False, "results.plots.curves": False, "results.plots.photos": False, "results.plots.search": False, "results.plots.predictors": False, "results.surrogate": False, "results.page": False, "results.predict": True,
     "study.track": False, "study.plan": False, "study.search": False, "study.work": False, "study.conduct": False,
     "bench": True, "cli": False,
 }
