@@ -22,6 +22,7 @@ from cinic_fastai.results.plots.predictors import *
 from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *
+from cinic_fastai.results.export import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
