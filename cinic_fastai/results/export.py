@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'EnsembleModule', 'in_float32', 'probe_images', 'export_onnx', 'export_safetensors',
-           'import_safetensors', 'CardMember', 'card_facts', 'model_card', 'export_predictor']
+           'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
 
 # %% ../../nbs/36a_results.export.ipynb #772d3225
 import contextlib, dataclasses, logging, os, re, warnings
@@ -140,38 +140,25 @@ def import_safetensors(
     fitted = {k: tuple(v) if isinstance(v, list) else v for k,v in about["fitted"].items()}
     return Predictor(about["name"], classes, size, members, FittedEnsemble(**fitted)).to(device)
 
-# %% ../../nbs/36a_results.export.ipynb #2dc1a0bf
-@dataclasses.dataclass(frozen=True)
-class CardMember:
-    "A network on a model card"
-    name:str
-    params:int # Number of parameters
-    settings:dict # Fields of its run that aren't defaults
-    weight:float # In the vote
-    temperature:float # Of its probabilities
-
-def _card_members(predictor):
-    "The networks of a predictor as the card lists them"
-    parts = zip(predictor.members.items(), predictor.fitted.weights, predictor.fitted.member_temperatures)
-    for (name,m),weight,temperature in parts:
-        settings = dict(model=m.cfg.model)|declared(m.cfg)
-        yield CardMember(name, sum(p.numel() for p in m.parameters()), settings, weight, temperature)
+# %% ../../nbs/36a_results.export.ipynb #ebd4f2ea
+def _member_facts(name, m): return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|declared(m.cfg)
 
 def card_facts(
     out:Path, # A study's folder
     predictor:Predictor # From `load_predictor`
 )->dict: # For the template
     "What a model card tells"
-    preds, of = predictions(out, everyone=True), predictor.name
-    table, origins, classes = (make(out, preds) for make in (predictors_table, class_origin_table, class_table))
-    by_origin = origins.query("predictor==@of and `class`==@TOTAL and origin!=@ALL").to_dict("records")
-    members, configs = [*_card_members(predictor)], [m.cfg for m in predictor.members.values()]
-    temperatures = [predictor.fitted.temperature, *(m.temperature for m in members)]
-    return dict(study=read_study(out), predictor=predictor, members=members, method=choose_predictor(preds, of)["kind"],
-        scores=table[table.predictor==of].iloc[0].dropna().to_dict(),
-        by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),
-        by_origin=by_origin if len(by_origin)>1 else [], saw_valid=any(c.train_on!="train" for c in configs),
-        pretrained=any(c.pretrained for c in configs), calibrated=any(t!=1 for t in temperatures))
+    p = choose_predictor(predictions(out, everyone=True), predictor.name)
+    configs = [m.cfg for m in predictor.members.values()]
+    origins = class_origin_table(out, [p]).query("`class`==@TOTAL and origin!=@ALL").to_dict("records")
+    temperatures = {predictor.fitted.temperature, *predictor.fitted.member_temperatures}
+    return dict(study=read_study(out), predictor=predictor, fitted=predictor.fitted, method=p["kind"],
+        members=[_member_facts(*o) for o in predictor.members.items()],
+        scores=predictors_table(out, [p]).iloc[0].dropna().to_dict(),
+        by_class=class_table(out, [p]).query("`class`!=@TOTAL").to_dict("records"),
+        by_origin=origins if len(origins)>1 else [],
+        saw_valid=any(c.train_on!="train" for c in configs),
+        pretrained=any(c.pretrained for c in configs), calibrated=temperatures!={1})
 
 # %% ../../nbs/36a_results.export.ipynb #0c6a03c9
 def _in_markdown(text):

@@ -51,7 +51,7 @@ def _plot_curve(ax, d, measure, part, **look):
     if band[0] in d: ax.fill_between(d.epoch, *d[band].to_numpy().T, color=look["color"], alpha=.18, linewidth=0)
     return line
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #95497014
+# %% ../../../nbs/33a_results.plots.curves.ipynb #9e5dbc5a
 @in_style
 def plot_curves(
     df:pd.DataFrame, # From `curves_table` or `over_seeds`
@@ -60,7 +60,9 @@ def plot_curves(
     colours:dict=None # Colour by name, `palette`'s when None
 )->Axes: # Drawn on
     "Accuracy or loss by epoch: valid solid, train dashed, names at the lines' ends"
-    ax, colours, parts, lines = given_axes(ax), colours or palette(df.name), df.part.unique(), {}
+    ax = given_axes(ax)
+    colours = colours or palette(df.name)
+    parts, lines = df.part.unique(), {}
     for (name,part),d in df.groupby(["name", "part"], sort=False):
         lines[name,part] = _plot_curve(ax, d, measure, part, color=colours[name], label=pretty(name))
     clean_axes(ax, percent=measure=="accuracy")
@@ -90,7 +92,7 @@ def _dumbbell(ax, y, valid, train, colour):
     beside = dict(xytext=(7,0), textcoords="offset points", va="center")
     ax.annotate(points, (max(valid, train), y), fontsize=8, color="#444444", **beside)
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #8dad054a
+# %% ../../../nbs/33a_results.plots.curves.ipynb #7e92715c
 @in_style
 def plot_gap(
     df:pd.DataFrame, # From `gap_table`
@@ -98,7 +100,9 @@ def plot_gap(
     colours:dict=None # Colour by run, `palette`'s when None
 )->Axes: # Drawn on
     "Accuracy at the last epoch: valid (dot) and train (ring), their difference beside them"
-    ax, colours, y, ticks = given_axes(ax, 5.6, 1+.26*len(df)), colours or palette(df.name), 0., {}
+    ax = given_axes(ax, 5.6, 1+.26*len(df))
+    colours = colours or palette(df.name)
+    y, ticks = 0, {}
     for group,part in df.groupby("group", sort=False):
         ax.text(0, y-.05, group, transform=ax.get_yaxis_transform(), fontweight="bold", fontsize=8.5, va="center")
         for d in part.itertuples():
@@ -116,12 +120,13 @@ def plot_gap(
     ax.figure.legend(handles=key, frameon=False, loc="outside upper right", ncols=2, handletextpad=.2)
     return ax
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #82944af4
+# %% ../../../nbs/33a_results.plots.curves.ipynb #c7c3fa66
 def _plot_ingredients(ax, df, order, title):
     "Differences by ingredient, coloured where they are sure"
     ax.axvline(0, color="#BBBBBB", linewidth=1)
     for d in df.itertuples():
-        y, colour = order.index(d.Index), "#0072B2" if d.difference>0 else "#D55E00"
+        y = order.index(d.Index)
+        colour = "#0072B2" if d.difference>0 else "#D55E00"
         if not (d.low>0 or d.high<0): colour = "#888888"
         draw_interval(ax, y, 100*d.low, 100*d.high, colour)
         ax.plot(100*d.difference, y, "o", color=colour, markersize=5.5)

@@ -6,18 +6,17 @@
 __all__ = ['VOTE_MARKERS', 'MANY_CLASSES', 'plot_predictors', 'plot_classes', 'plot_reliability', 'plot_class_origin',
            'plot_confusion', 'plot_disagreement']
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #6acd318f
-import textwrap
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #8d0aff28
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .style import (clean_axes, draw_interval, given_axes, in_style, key_line, label_edges,
-    legend_above, palette, percent_axis, pretty, short, small_multiples)
+    legend_above, palette, percent_axis, pretty, short, small_multiples, wrap)
 from ..tables import ALL, TOTAL
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #f87c242d
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #15d3e235
 VOTE_MARKERS = {"soft": "D", "hard": "s", "greedy": "^", "weighted": "v"} # Runs have an "o"
 _PUBLISHED = dict(marker="|", color="#333333", markersize=11, markeredgewidth=1.4, linestyle="")
 
@@ -30,7 +29,8 @@ def plot_predictors(
 )->Axes: # Drawn on
     "Test accuracy with its interval, best first"
     df = df[df.test_acc.notna()]
-    ax, colours = given_axes(ax, 5.6, .9+.3*len(df)), colours or palette(df.predictor)
+    ax = given_axes(ax, 5.6, .9+.3*len(df))
+    colours = colours or palette(df.predictor)
     for i,d in enumerate(df.itertuples()):
         draw_interval(ax, i, d.low, d.high, colours[d.predictor])
         ax.plot(d.test_acc, i, VOTE_MARKERS.get(d.predictor, "o"), color=colours[d.predictor], markersize=6)
@@ -46,7 +46,7 @@ def plot_predictors(
         legend_above(ax.figure, [here, key_line("published", **_PUBLISHED)])
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #6f308c51
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #2bf5bdb1
 def _class_names(classes): return ["total" if c==TOTAL else short(c, 18) for c in classes]
 
 @in_style
@@ -56,11 +56,13 @@ def plot_classes(
     colours:dict=None # Colour by predictor, `palette`'s when None
 )->Axes: # Drawn on
     "Test accuracy of each predictor by class, and in total"
-    names, classes = df.predictor.unique(), df["class"].unique()
-    ax, colours = given_axes(ax, 5.6, 1.2+.34*len(classes)), colours or palette(names)
+    names = df.predictor.unique()
+    classes = df["class"].unique()
+    ax = given_axes(ax, 5.6, 1.2+.34*len(classes))
+    colours = colours or palette(names)
     wide = df.pivot(index="class", columns="predictor", values="accuracy").loc[classes]
     y = np.arange(len(classes))+.5*(classes==TOTAL)
-    for place,acc in zip(y, wide.to_numpy()): ax.plot([acc.min(), acc.max()], [place]*2, color="#D0D0D0", linewidth=2.5, zorder=1)
+    ax.plot([wide.min(axis=1), wide.max(axis=1)], [y, y], color="#D0D0D0", linewidth=2.5, zorder=1)
     for i,name in enumerate(names):
         shift = (i-(len(names)-1)/2)*min(.13, .6/len(names))
         mark = dict(marker=VOTE_MARKERS.get(name, "o"), markersize=5.5, markeredgecolor="white", markeredgewidth=.6)
@@ -96,14 +98,15 @@ def _plot_calibration(ax, df, colour):
     percent_axis(ax.xaxis)
     ax.set(xlim=(0, 1.03), ylim=(-.02, 1.05), xticks=[0, .5, 1], yticks=[0, .5, 1])
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #680afbe4
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #6e2068e3
 @in_style
 def plot_reliability(
     df:pd.DataFrame, # From `calibration_table`
     colours:dict=None # Colour by predictor, `palette`'s when None
 )->Figure: # A panel a predictor
     "Accuracy by confidence, before and after the temperature"
-    names, full = df.predictor.unique(), df[df["count"]>0]
+    names = df.predictor.unique()
+    full = df[df["count"]>0]
     colours = colours or palette(names)
     def draw(ax, name):
         _plot_calibration(ax, full[full.predictor==name], colours[name])
@@ -117,7 +120,7 @@ def plot_reliability(
     legend_above(fig, [before, *key] if "after" in set(df.stage) else key)
     return fig
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #a265ee90
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #0237dbb1
 MANY_CLASSES = 20 # A confusion map of more has no numbers, no edges, and names some of them only
 
 def _heat(ax, wide, texts, colour, ends, step=1, **columns):
@@ -129,7 +132,8 @@ def _heat(ax, wide, texts, colour, ends, step=1, **columns):
     rows, cols = map(np.arange, wide.shape)
     ax.pcolormesh(cols, rows, wide, cmap=shades, vmin=lo, vmax=hi, shading="nearest", **look)
     ax.invert_yaxis()
-    is_dark, size = (wide.to_numpy()-lo)/(hi-lo)>.62, 6.8 if max(wide.shape)>8 else 8.5
+    is_dark = (wide.to_numpy()-lo)/(hi-lo)>.62
+    size = 6.8 if max(wide.shape)>8 else 8.5
     for (i,j),text in np.ndenumerate(texts):
         colour = "white" if is_dark[i,j] else "#333333"
         if text: ax.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
@@ -140,13 +144,11 @@ def _heat(ax, wide, texts, colour, ends, step=1, **columns):
 
 _TURNED = dict(rotation=40, ha="left", rotation_mode="anchor")
 
-def _wrap(name, width): return textwrap.fill(name, width, break_long_words=False)
-
 def _percents(wide, form="%.0f"):
     "Shares as whole percents, nothing for NaN"
     return np.where(np.isnan(wide), "", np.char.mod(form, 100*wide))
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #0d8b654e
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #c1c2161e
 _ORIGIN_NAMES = {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
 
 @in_style
@@ -155,7 +157,8 @@ def plot_class_origin(
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Accuracy in percent by class and origin, and the gap between the origins"
-    classes, origins = [*df["class"].unique()], df.origin.unique()
+    classes = [*df["class"].unique()]
+    origins = df.origin.unique()
     ax = given_axes(ax, 1.4+.62*(len(origins)+1), .8+.27*len(classes))
     if df.empty: return ax
     wide = df.pivot(index="class", columns="origin", values="accuracy").loc[classes, origins]
@@ -164,7 +167,7 @@ def plot_class_origin(
         gaps = np.char.replace(_percents(wide.cifar-wide.imagenet, "%+.0f"), "-", "−")
         texts = np.column_stack([texts, gaps])
         wide["gap"] = np.nan
-    names = [_wrap(_ORIGIN_NAMES.get(o, o), 8) for o in wide]
+    names = [wrap(_ORIGIN_NAMES.get(o, o), 8) for o in wide]
     wide = wide.set_axis(_class_names(classes)).set_axis(names, axis=1)
     _heat(ax, wide, texts, "#1B6E8A", (wide.min(axis=None), wide.max(axis=None)))
     if TOTAL in classes: ax.axhline(classes.index(TOTAL)-.5, color="white", linewidth=4)
@@ -192,7 +195,7 @@ def plot_confusion(
     ax.set_title("predicted class", loc="center", fontsize=9, fontweight="normal")
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #2e63d5ec
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #806b93f9
 @in_style
 def plot_disagreement(
     df:pd.DataFrame, # From `disagreement_table`
@@ -200,11 +203,13 @@ def plot_disagreement(
 )->Axes: # Drawn on
     "Pairs of members that differ much are dark"
     names = df.a.unique()
-    n, ax = len(names), given_axes(ax, 2+.6*len(names), .8+.4*len(names))
+    n = len(names)
+    ax = given_axes(ax, 2+.6*n, .8+.4*n)
     if n<2: return ax
-    wide = df.pivot(index="a", columns="b", values="share").loc[names, names]
-    wide = wide.where(np.tri(n, k=-1, dtype=bool)).rename(lambda o: _wrap(pretty(o), 14))
-    wide = wide.rename(columns=pretty if n>6 else lambda o: _wrap(pretty(o), 14)).iloc[1:,:-1]
+    labels = [wrap(pretty(o), 14) for o in names]
+    wide = df.pivot(index="a", columns="b", values="share").loc[names, names].set_axis(labels)
+    wide = wide.set_axis([*map(pretty, names)] if n>6 else labels, axis=1)
+    wide = wide.where(np.tri(n, k=-1, dtype=bool)).iloc[1:,:-1]
     columns = _TURNED if n>6 else {}
     _heat(ax, wide, _percents(wide), "#5E4FA2", (0, 1.5*wide.max(axis=None)), **columns)
     return ax

@@ -49,7 +49,7 @@ def _plot_marks(ax, x, trials, colour):
         if mark=="failed": ax.plot(df.x, [.03]*len(df), transform=ax.get_xaxis_transform(), **look)
         else: ax.plot(df.x, df.valid_acc, **look)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #b3757f8c
+# %% ../../../nbs/33c_results.plots.search.ipynb #95fb373c
 @in_style
 def plot_trials(
     df:pd.DataFrame, # One search's rows of `trials_table`
@@ -58,7 +58,8 @@ def plot_trials(
     colours:dict=None # Colour by search, `palette`'s when None
 )->Axes: # Drawn on
     "Valid accuracy by trial, and the best so far"
-    ax, colour = given_axes(ax), _colour_of(_name_of(df), colours)
+    ax = given_axes(ax)
+    colour = _colour_of(_name_of(df), colours)
     ax.step(df.number+1, df.best_so_far, where="post", color=colour, linewidth=1.2, alpha=.7)
     if published: ax.axhline(published, color=GREY, linestyle=":", linewidth=1.1)
     clean_axes(ax, percent=True)
@@ -96,7 +97,7 @@ def _plot_best(ax, which, d, colour):
     if which=="control": look = dict(color=_CONTROL_COLOUR, linestyle="--", linewidth=1.4, label="random control")
     ax.step([*x, x[-1]+.3], [*best, best[-1]], where="post", **look)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #58b4fd4a
+# %% ../../../nbs/33c_results.plots.search.ipynb #83ef499f
 def _plot_repeat(ax, x, width, accs, colour):
     "A dot a training, with a bar for their mean ± standard deviation beside them"
     ax.plot([x]*len(accs), accs, "o", color=colour, markersize=4.5, alpha=.55, markeredgewidth=0)
@@ -108,15 +109,17 @@ def _plot_repeat(ax, x, width, accs, colour):
 def _plot_repeats(ax, df, repeats, n, colour):
     "A column for each point that was trained again, right of `n` trials"
     width = max(n, 4)/4.8
-    accs = {o: repeats.valid_acc[repeats.of==o] for o in _REPEAT_NAMES if o in set(repeats.of)}
+    accs = {o: repeats.valid_acc[repeats.of==o] for o in _REPEAT_NAMES if (repeats.of==o).any()}
     places = n+width*(np.arange(len(accs))+.9)
     best = df.dropna(subset="best_so_far").groupby("which").best_so_far.last()
     ax.axvline(n+.3*width, color="#BBBBBB", linewidth=.7)
     for of,x in zip(accs, places):
         which, c = ("control", _CONTROL_COLOUR) if of=="control" else ("search", colour)
-        if which in best and of!="runner-up": ax.plot([n, x], [best[which]]*2, color=c, linewidth=.7, linestyle=(0, (1,2)))
+        dotted = dict(color=c, linewidth=.7, linestyle=(0, (1,2)))
+        if which in best and of!="runner-up": ax.plot([n, x], [best[which]]*2, **dotted)
         _plot_repeat(ax, x, width, accs[of], c)
-    _name_columns(ax, {x: _REPEAT_NAMES[o] for o,x in zip(accs, places)}, n, n+width*(len(accs)+.45))
+    names = {x: _REPEAT_NAMES[o] for o,x in zip(accs, places)}
+    _name_columns(ax, names, n, n+width*(len(accs)+.45))
     ax.text(n+.4*width, 1.01, f"{repeats.seed.nunique()} new seeds", transform=ax.get_xaxis_transform(),
         fontsize=8, color=GREY, va="bottom")
 
@@ -136,7 +139,7 @@ def _at_least(ax, span):
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if hi-lo<.05: percent_axis(ax.yaxis, 1)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #d84beb14
+# %% ../../../nbs/33c_results.plots.search.ipynb #b60b2f33
 @in_style
 def plot_convergence(
     df:pd.DataFrame, # One search's rows of `convergence_table`
@@ -145,13 +148,15 @@ def plot_convergence(
     colours:dict=None # Colour by search, `palette`'s when None
 )->Axes: # Drawn on
     "The best accuracy so far of a search and of its control, and what the best points are worth with other seeds"
-    ax, colour = given_axes(ax), _colour_of(_name_of(df), colours)
+    ax = given_axes(ax)
+    colour = _colour_of(_name_of(df), colours)
     for which,d in df.groupby("which", sort=False): _plot_best(ax, which, d, colour)
     n = df.number.max()+1 if len(df) else 1
     ticks = MaxNLocator(integer=True, nbins=6, min_n_ticks=1).tick_values(1, n)
     clean_axes(ax, percent=True)
     ax.margins(y=.1)
-    ax.set(xlabel="trial", ylabel="best valid accuracy so far", xticks=sorted({1, *ticks[(ticks>=1)&(ticks<=n)]}))
+    ax.set(xlabel="trial", ylabel="best valid accuracy so far")
+    ax.set_xticks(sorted({1, *ticks[(ticks>=1)&(ticks<=n)]}))
     if repeats is not None:
         repeats = repeats.dropna(subset="valid_acc")
         if len(repeats): _plot_repeats(ax, df, repeats, n, colour)
@@ -182,7 +187,7 @@ def _scale_axis(ax, scale, values):
         ax.set_xticks(*_decades(values[0], values[-1]) if scale=="log" else (powers, powers))
         ax.xaxis.set_minor_locator(NullLocator())
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #85f41b7f
+# %% ../../../nbs/33c_results.plots.search.ipynb #32b7ece4
 _BEST = dict(marker="o", markersize=9, markerfacecolor="none", markeredgecolor="#222222", markeredgewidth=1, linestyle="")
 
 def _ring_best(ax, xs, trials):
@@ -194,8 +199,9 @@ def _ring_best(ax, xs, trials):
 
 def _plot_dimension(ax, df, trials, colour):
     "Trials along one dimension, and what the surrogate expects there"
-    name, scale, values = df.dimension.iloc[0], df.scale.iloc[0], [*df.value]
-    at, xs, look = df.value, trials.get(name, pd.Series(np.nan, trials.index)), {}
+    name, scale = df.iloc[0][["dimension", "scale"]]
+    values = at = [*df.value]
+    xs, look = trials.get(name, pd.Series(np.nan, trials.index)), {}
     if scale=="choices":
         at, xs = range(len(values)), xs.astype(str).map({str(v): i for i,v in enumerate(values)})
         look = dict(marker="_", markersize=18, markeredgewidth=2.4, linestyle="")
@@ -207,7 +213,7 @@ def _plot_dimension(ax, df, trials, colour):
     _scale_axis(ax, scale, values)
     ax.set_title(DIMENSIONS.get(name, name))
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #e8a9a08e
+# %% ../../../nbs/33c_results.plots.search.ipynb #3a6802e7
 @in_style
 def plot_dependence(
     df:pd.DataFrame, # One search's rows of `dependence_table`
@@ -215,7 +221,8 @@ def plot_dependence(
     colours:dict=None # Colour by search, `palette`'s when None
 )->Figure: # A panel a dimension
     "Accuracy along each dimension: trials, and what the surrogate makes of them"
-    colour, key = _colour_of(_name_of(df), colours), _mark_key(trials)
+    colour = _colour_of(_name_of(df), colours)
+    key = _mark_key(trials)
     def draw(ax, name): _plot_dimension(ax, df[df.dimension==name], trials, colour)
     fig = small_multiples(draw, df.dimension.unique(), 4.6, 1.45, sharey=True)
     label_edges(fig, y="valid accuracy")

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAME_PARTS', 'VOTE_LABELS', 'DIMENSIONS', 'COLOURS', 'SPARE', 'MORE_FONTS', 'STYLE', 'in_style', 'GREY', 'pretty',
-           'short', 'lighter', 'palette', 'installed_fonts', 'new_axes', 'given_axes', 'percent_axis', 'clean_axes',
-           'draw_interval', 'spread_labels', 'label_ends', 'unknown_words', 'number_words', 'small_multiples',
-           'label_edges', 'key_line', 'legend_above']
+           'wrap', 'short', 'lighter', 'palette', 'installed_fonts', 'new_axes', 'given_axes', 'percent_axis',
+           'clean_axes', 'draw_interval', 'spread_labels', 'label_ends', 'unknown_words', 'number_words',
+           'small_multiples', 'label_edges', 'key_line', 'legend_above']
 
 # %% ../../../nbs/33_results.plots.style.ipynb #caa0546e
 import functools, itertools, re, textwrap
@@ -34,7 +34,14 @@ def pretty(
     parts = name.split("-")
     return " ".join(map(NAME_PARTS.get, parts)) if NAME_PARTS.keys()>=set(parts) else name
 
-# %% ../../../nbs/33_results.plots.style.ipynb #043eda43
+# %% ../../../nbs/33_results.plots.style.ipynb #7c16c622
+def wrap(
+    name:str, # Of a class, run or search
+    width:int # Letters a line
+)->str: # On one line or several
+    "Break a name between its words, never within one"
+    return textwrap.fill(name, width, break_long_words=False)
+
 def short(
     name:str, # Of a class
     most:int # Letters there is room for
@@ -59,13 +66,14 @@ def lighter(
     rgb = np.array(to_rgb(colour))
     return to_hex(rgb+(1-rgb)*share).upper()
 
-# %% ../../../nbs/33_results.plots.style.ipynb #afb8b213
+# %% ../../../nbs/33_results.plots.style.ipynb #66aa3365
 def palette(
     names, # Names in the order of the plan
     settings:dict=None # Name of its setting by run, of runs that differ only in their seed
 )->dict[str,str]: # Colour by name
     "A colour for each name: its own or the next spare one; seeds of one setting are shades of one colour"
-    base = {n: n if n in COLOURS else (settings or {}).get(n, n) for n in names}
+    settings = settings or {}
+    base = {n: n if n in COLOURS else settings.get(n, n) for n in names}
     others = [b for b in dict.fromkeys(base.values()) if b not in COLOURS]
     colours = COLOURS|dict(zip(others, itertools.cycle(SPARE)))
     for b in base.values():
@@ -176,24 +184,25 @@ def spread_labels(
     y[:1] = np.maximum(y[:1], h[:1]/2)
     return _push_up(y, h)[np.argsort(order)]
 
-# %% ../../../nbs/33_results.plots.style.ipynb #d9d99821
+# %% ../../../nbs/33_results.plots.style.ipynb #3c0336fc
 def label_ends(
     ax:Axes, # With its final limits
     lines:list[Line2D] # Each with its label; one that ends in NaN gets none
 ):
     "Write each line's label right of the axes, at the height of its end"
-    ends = {line: line.get_xydata()[-1] for line in lines}
-    ends = {line: (x,y) for line,(x,y) in ends.items() if np.isfinite(y)}
-    labels = [textwrap.fill(line.get_label(), 16, break_long_words=False) for line in ends]
-    lo,hi = ax.get_ylim()
-    inches = ax.figure.get_size_inches()[1]/ax.get_subplotspec().get_gridspec().nrows*.8
+    lines = [line for line in lines if np.isfinite(line.get_xydata()[-1,1])]
+    ends = np.array([line.get_xydata()[-1] for line in lines]).reshape(-1, 2)
+    labels = [wrap(line.get_label(), 16) for line in lines]
+    lo, hi = ax.get_ylim()
+    inches = ax.figure.get_size_inches()[1]/ax.get_gridspec().nrows*.8
     heights = [(.02+.135*(o.count("\n")+1))/inches for o in labels]
-    places = spread_labels([(y-lo)/(hi-lo) for _,y in ends.values()], heights)
-    for line,label,place in zip(ends, labels, places):
+    places = spread_labels((ends[:,1]-lo)/(hi-lo), heights)
+    for line,end,label,place in zip(lines, ends, labels, places):
         colour = line.get_color()
         thread = dict(arrowstyle="-", color=colour, linewidth=.6, alpha=.6, relpos=(0,.5), shrinkA=1, shrinkB=3)
-        ax.annotate(label, ends[line], xytext=(1.04,place), textcoords="axes fraction", annotation_clip=False,
-            va="center", color=.72*np.array(to_rgb(colour)), fontsize=8.5, linespacing=.95, arrowprops=thread)
+        text = dict(va="center", color=.72*np.array(to_rgb(colour)), fontsize=8.5, linespacing=.95)
+        ax.annotate(label, end, xytext=(1.04,place), textcoords="axes fraction", annotation_clip=False,
+            arrowprops=thread, **text)
 
 # %% ../../../nbs/33_results.plots.style.ipynb #15f1ce20
 @functools.cache
@@ -225,7 +234,7 @@ def number_words(
     for o in texts: o.set_text(numbered(o.get_text()))
     return words
 
-# %% ../../../nbs/33_results.plots.style.ipynb #86f73e89
+# %% ../../../nbs/33_results.plots.style.ipynb #151ddbcc
 @in_style
 def small_multiples(
     draw:Callable, # Called with the axes and the name of each panel
@@ -236,14 +245,16 @@ def small_multiples(
     **kw # For `Figure.subplots`, for example `sharey=True`
 )->Figure: # A panel a name, one left empty without names
     "A figure with one panel for each name, in one column or two"
-    n, cols = len(names) or 1, 2 if len(names)>1 else 1
+    n = len(names) or 1
+    cols = min(2, n)
     rows = -(-n//cols)
     if cols==1: height *= 1.5
     axs = new_axes(width, height*rows+extra, rows, cols, **kw)
-    axs[0].figure.get_layout_engine().set(wspace=.05, hspace=.05)
+    fig = axs[0].figure
+    fig.get_layout_engine().set(wspace=.05, hspace=.05)
     for ax in axs[n:]: ax.remove()
     for ax,name in zip(axs, names): draw(ax, name)
-    return axs[0].figure
+    return fig
 
 # %% ../../../nbs/33_results.plots.style.ipynb #2a00128f
 def label_edges(
