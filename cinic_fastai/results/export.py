@@ -22,11 +22,12 @@ from .predict import Member, Predictor, TrainedOn, load_predictor
 from .tables import (ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions,
     predictors_table, read_study)
 
-# %% ../../nbs/36a_results.export.ipynb #5e8a139c
+# %% ../../nbs/36a_results.export.ipynb #2e1df820
 def _apply_temperature(probs, t):
     "`apply_temperature`, in PyTorch"
     return probs if t==1 else (probs.clamp_min(torch.finfo(torch.float32).tiny).log()/t).softmax(1)
 
+# %% ../../nbs/36a_results.export.ipynb #e8b82476
 class EnsembleModule(nn.Module):
     "A predictor as one module; hard votes have no probabilities"
     def __init__(self,
@@ -54,7 +55,7 @@ def in_float32(
     for m in predictor.members.values(): m.precision = "float32"
     return predictor
 
-# %% ../../nbs/36a_results.export.ipynb #d0400c0c
+# %% ../../nbs/36a_results.export.ipynb #7a175538
 TOLERANCE = 1e-4 # Largest difference of a probability between an exported file and PyTorch
 
 def probe_images(
@@ -67,6 +68,7 @@ def probe_images(
     resized = [nn.functional.interpolate(o, (size,size), mode="bilinear") for o in parts]
     return torch.cat(resized).mul(255).round()
 
+# %% ../../nbs/36a_results.export.ipynb #70b0d8fd
 def _check_gap(found, expected):
     "The largest difference; `StoreError` if it is too large for a file to be written"
     gap = float(np.abs(found-expected).max())
@@ -74,7 +76,7 @@ def _check_gap(found, expected):
     if not gap<=TOLERANCE: raise StoreError(f"{words} It was not written.")
     return gap
 
-# %% ../../nbs/36a_results.export.ipynb #1517deea
+# %% ../../nbs/36a_results.export.ipynb #614dfbe8
 def _onnx_runtime():
     "The module `onnxruntime`; `ConfigError` says how to get what an ONNX export needs"
     try: import onnx, onnxruntime, onnxscript
@@ -83,6 +85,7 @@ def _onnx_runtime():
         raise ConfigError(f"ONNX export needs {e.name}, which is not installed. {cure}") from None
     return onnxruntime
 
+# %% ../../nbs/36a_results.export.ipynb #9282057a
 @contextlib.contextmanager
 def _quiet():
     "Keep the exporter's notes from the screen"
@@ -108,7 +111,7 @@ def export_onnx(
         found, = session.run(None, {"images": x.cpu().numpy()})
         return _check_gap(found, module(x).cpu().numpy())
 
-# %% ../../nbs/36a_results.export.ipynb #e914b9f5
+# %% ../../nbs/36a_results.export.ipynb #88bbce39
 def export_safetensors(
     predictor:Predictor, # To export
     path:Path # File to write
@@ -126,6 +129,7 @@ def export_safetensors(
         save_tensors(part, tensors, about)
         return _check_gap(import_safetensors(part, predictor.device).probs(x), predictor.probs(x))
 
+# %% ../../nbs/36a_results.export.ipynb #7ccaef79
 def import_safetensors(
     path:Path, # From `export_safetensors`
     device=None # As for `pick_device`
@@ -140,9 +144,10 @@ def import_safetensors(
     fitted = {k: tuple(v) if isinstance(v, list) else v for k,v in about["fitted"].items()}
     return Predictor(about["name"], classes, size, members, FittedEnsemble(**fitted)).to(device)
 
-# %% ../../nbs/36a_results.export.ipynb #ebd4f2ea
+# %% ../../nbs/36a_results.export.ipynb #81b067bd
 def _member_facts(name, m): return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|declared(m.cfg)
 
+# %% ../../nbs/36a_results.export.ipynb #34bd4028
 def card_facts(
     out:Path, # A study's folder
     predictor:Predictor # From `load_predictor`
@@ -160,11 +165,12 @@ def card_facts(
         saw_valid=any(c.train_on!="train" for c in configs),
         pretrained=any(c.pretrained for c in configs), calibrated=temperatures!={1})
 
-# %% ../../nbs/36a_results.export.ipynb #0c6a03c9
+# %% ../../nbs/36a_results.export.ipynb #b90032ea
 def _in_markdown(text):
     "Words that mean themselves in Markdown, on one line"
     return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(str(text).split()))
 
+# %% ../../nbs/36a_results.export.ipynb #3b3a7510
 def model_card(
     out:Path, # A study's folder
     predictor:Predictor, # From `load_predictor`

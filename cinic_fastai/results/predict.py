@@ -82,7 +82,7 @@ def _vote_probs(fitted, members):
     shares = np.mean([votes[m.argmax(1)] for m in members], axis=0)+1e-6*votes[found]
     return shares/shares.sum(1, keepdims=True)
 
-# %% ../../nbs/36_results.predict.ipynb #e805c8ce
+# %% ../../nbs/36_results.predict.ipynb #2ea373bf
 @dataclass
 class Predictor:
     "A run or an ensemble, ready for images"
@@ -97,10 +97,8 @@ class Predictor:
         "The device it works on"
         return next(next(iter(self.members.values())).parameters()).device
 
-    def to(self,
-        device # As for `pick_device`
-    )->"Predictor": # The same, its networks moved
-        "Take its networks to a device"
+    def to(self, device)->"Predictor": # The same, its networks moved
+        "Take its networks to a device, as for `pick_device`"
         device = pick_device(device)
         set_up(device)
         for m in self.members.values(): m.to(device)

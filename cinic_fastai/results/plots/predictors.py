@@ -46,9 +46,10 @@ def plot_predictors(
         legend_above(ax.figure, [here, key_line("published", **_PUBLISHED)])
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #2bf5bdb1
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #3bc47038
 def _class_names(classes): return ["total" if c==TOTAL else short(c, 18) for c in classes]
 
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #ac27a2b8
 @in_style
 def plot_classes(
     df:pd.DataFrame, # From `class_table`
@@ -75,11 +76,12 @@ def plot_classes(
     if len(names): ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", **layout)
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #6963dff2
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #5b22dad9
 def _bins_ece(df):
     "Expected calibration error from the bins of one predictor at one stage"
     return ((df.accuracy-df.confidence).abs()*df["count"]).sum()/df["count"].sum()
 
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #63419304
 def _plot_stage(ax, df, colour, is_used):
     "Full bins of one predictor before or after its temperature"
     line = dict(linewidth=1.4) if is_used else dict(linewidth=1, linestyle="--", alpha=.6)
@@ -87,6 +89,7 @@ def _plot_stage(ax, df, colour, is_used):
     dots = dict(s=8+130*(df["count"]/df["count"].sum()), facecolor=colour if is_used else "white")
     ax.scatter(df.confidence, df.accuracy, edgecolor=colour, linewidth=.9, zorder=3, **dots)
 
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #fe2d1e91
 def _plot_calibration(ax, df, colour):
     "Accuracy by confidence of one predictor"
     ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1.2, zorder=1)
@@ -120,7 +123,7 @@ def plot_reliability(
     legend_above(fig, [before, *key] if "after" in set(df.stage) else key)
     return fig
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #0237dbb1
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #51f91621
 MANY_CLASSES = 20 # A confusion map of more has no numbers, no edges, and names some of them only
 
 def _heat(ax, wide, texts, colour, ends, step=1, **columns):
@@ -142,6 +145,7 @@ def _heat(ax, wide, texts, colour, ends, step=1, **columns):
     ax.set_yticks(rows[::step], wide.index[::step])
     ax.set_xticks(cols[::step], wide.columns[::step], **columns)
 
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #8a997fa9
 _TURNED = dict(rotation=40, ha="left", rotation_mode="anchor")
 
 def _percents(wide, form="%.0f"):

@@ -15,7 +15,7 @@ from .style import (DIMENSIONS, GREY, clean_axes, given_axes, in_style, key_line
     legend_above, palette, percent_axis, pretty, short, small_multiples)
 from ...runs import best_epoch
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #2455c059
+# %% ../../../nbs/33c_results.plots.search.ipynb #97ac01a7
 MARKS = dict(guided=dict(marker="o", markersize=5, label="guided"),
     random=dict(marker="o", markersize=5, markerfacecolor="white", label="random"),
     start=dict(marker="s", markersize=4.5, markerfacecolor="white", label="from the plan"),
@@ -27,15 +27,18 @@ def _mark_of(trials):
     kind = trials.kind.where(trials.kind.isin(MARKS), "guided")
     return trials.status.where(trials.status.isin(["stopped", "failed"]), kind)
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #955420a6
 def _mark_key(trials):
     "What the marks of trials mean, those that occur"
     marks = set(_mark_of(trials))
     return [key_line(**{"linestyle": "", **look}) for m,look in MARKS.items() if m in marks]
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #ab01157b
 def _colour_of(search, colours):
     "A search's colour, grey where it has no name"
     return (colours or palette([search]))[search] if search else GREY
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #ea247c98
 def _name_of(df): return str(df.search.iloc[0]) if len(df) else ""
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #df8ebdce
@@ -97,7 +100,7 @@ def _plot_best(ax, which, d, colour):
     if which=="control": look = dict(color=_CONTROL_COLOUR, linestyle="--", linewidth=1.4, label="random control")
     ax.step([*x, x[-1]+.3], [*best, best[-1]], where="post", **look)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #83ef499f
+# %% ../../../nbs/33c_results.plots.search.ipynb #d5059dee
 def _plot_repeat(ax, x, width, accs, colour):
     "A dot a training, with a bar for their mean ± standard deviation beside them"
     ax.plot([x]*len(accs), accs, "o", color=colour, markersize=4.5, alpha=.55, markeredgewidth=0)
@@ -106,6 +109,7 @@ def _plot_repeat(ax, x, width, accs, colour):
     ax.plot([middle]*2, [mean-sd, mean+sd], color=colour, linewidth=1.6)
     ax.plot([middle-half, middle+half], [mean]*2, color=colour, linewidth=1.6)
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #4469eb28
 def _plot_repeats(ax, df, repeats, n, colour):
     "A column for each point that was trained again, right of `n` trials"
     width = max(n, 4)/4.8
@@ -123,6 +127,7 @@ def _plot_repeats(ax, df, repeats, n, colour):
     ax.text(n+.4*width, 1.01, f"{repeats.seed.nunique()} new seeds", transform=ax.get_xaxis_transform(),
         fontsize=8, color=GREY, va="bottom")
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #02038085
 def _name_columns(ax, names, n, end):
     "Names by their place, right of the numbers of `n` trials"
     numbers = [int(t) for t in ax.get_xticks()]
@@ -165,7 +170,7 @@ def plot_convergence(
         ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
     return ax
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #b84d4253
+# %% ../../../nbs/33c_results.plots.search.ipynb #a8119744
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def _decades(lo, hi):
@@ -175,6 +180,7 @@ def _decades(lo, hi):
     powers = range(first, last+1, -(-(last-first+1)//5))
     return [10.**p for p in powers], ["10"+str(p).translate(_SUPERSCRIPTS) for p in powers]
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #a61daf1b
 def _scale_axis(ax, scale, values):
     "The axis a dimension is searched along"
     if scale in ("real", "int"): ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=scale=="int"))
@@ -187,8 +193,9 @@ def _scale_axis(ax, scale, values):
         ax.set_xticks(*_decades(values[0], values[-1]) if scale=="log" else (powers, powers))
         ax.xaxis.set_minor_locator(NullLocator())
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #32b7ece4
-_BEST = dict(marker="o", markersize=9, markerfacecolor="none", markeredgecolor="#222222", markeredgewidth=1, linestyle="")
+# %% ../../../nbs/33c_results.plots.search.ipynb #f2b59d8c
+_BEST = dict(marker="o", markersize=9, linestyle="", markerfacecolor="none", markeredgecolor="#222222",
+    markeredgewidth=1)
 
 def _ring_best(ax, xs, trials):
     "A ring around the trial that the search would choose"
@@ -197,6 +204,7 @@ def _ring_best(ax, xs, trials):
     best = done.iloc[best_epoch(done.valid_acc.to_numpy(), done.valid_loss.to_numpy())]
     ax.plot(best.x, best.valid_acc, **_BEST)
 
+# %% ../../../nbs/33c_results.plots.search.ipynb #41a24351
 def _plot_dimension(ax, df, trials, colour):
     "Trials along one dimension, and what the surrogate expects there"
     name, scale = df.iloc[0][["dimension", "scale"]]

@@ -21,10 +21,11 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import PercentFormatter
 
-# %% ../../../nbs/33_results.plots.style.ipynb #41661cd1
-NAME_PARTS = {"custom_cnn": "CustomCNN", "resnet18": "ResNet-18", "pretrained": "pretrained", "sgd": "SGD", "adam": "Adam", "rmsprop": "RMSprop"}
-VOTE_LABELS = {"soft": "Soft voting", "hard": "Hard voting", "greedy": "Greedy selection", "weighted": "Weighted voting"}
-DIMENSIONS = dict(bs="batch size", lr="learning rate", wd="L2", mom="momentum") # In print; others are called as in the plan
+# %% ../../../nbs/33_results.plots.style.ipynb #c885a17c
+NAME_PARTS = dict(custom_cnn="CustomCNN", resnet18="ResNet-18", pretrained="pretrained", sgd="SGD", adam="Adam",
+    rmsprop="RMSprop")
+VOTE_LABELS = dict(soft="Soft voting", hard="Hard voting", greedy="Greedy selection", weighted="Weighted voting")
+DIMENSIONS = dict(bs="batch size", lr="learning rate", wd="L2", mom="momentum") # Others are called as in the plan
 
 def pretty(
     name:str # As in the plan, for example `resnet18-adam`
@@ -49,12 +50,13 @@ def short(
     "Cut a name to a length, also where it is one long word"
     return name if len(name)<=most else name[:most-3].rstrip()+"..."
 
-# %% ../../../nbs/33_results.plots.style.ipynb #825d6df8
+# %% ../../../nbs/33_results.plots.style.ipynb #f456d89a
 COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00",
     "resnet18": "#0072B2", "resnet18-adam": "#0072B2", "resnet18-sgd": "#56B4E9",
     "resnet18-pretrained": "#CC79A7", "resnet18-pretrained-adam": "#CC79A7",
     "soft": "#009E73", "hard": "#6B6B6B", "greedy": "#7B3294", "weighted": "#A6761D",
-    "none": "#777777", "simple": "#CC6677", "gentle": "#999933", "advanced": "#332288", "combined": "#AA4499", "combined-gentle": "#44AA99"}
+    "none": "#777777", "simple": "#CC6677", "gentle": "#999933",
+    "advanced": "#332288", "combined": "#AA4499", "combined-gentle": "#44AA99"}
 SPARE = ("#117733", "#882255", "#661100", "#6699CC", "#B8860B", "#5E4FA2", "#1B7F79", "#8C564B")
 
 # %% ../../../nbs/33_results.plots.style.ipynb #48572e0e
@@ -110,7 +112,7 @@ STYLE = {"font.family": ["sans-serif", *installed_fonts()], "font.size": 9, "axe
 
 in_style = matplotlib.rc_context(STYLE) # Decorates functions that draw
 
-# %% ../../../nbs/33_results.plots.style.ipynb #e7ead20b
+# %% ../../../nbs/33_results.plots.style.ipynb #314f4ba7
 @in_style
 def new_axes(
     width:float=4.6, # Inches
@@ -122,6 +124,7 @@ def new_axes(
     "Axes of a new figure that pyplot doesn't know"
     return np.ravel(Figure(figsize=(width,height), layout="constrained").subplots(rows, cols, squeeze=False, **kw))
 
+# %% ../../../nbs/33_results.plots.style.ipynb #41d6db4e
 def given_axes(
     ax:Axes, # Given by the caller, or None
     width:float=5.2, # Inches of a new figure
@@ -132,7 +135,7 @@ def given_axes(
     import matplotlib.pyplot as plt
     return plt.subplots(figsize=(width,height), layout="constrained")[1]
 
-# %% ../../../nbs/33_results.plots.style.ipynb #c90c23b8
+# %% ../../../nbs/33_results.plots.style.ipynb #79acaac2
 def percent_axis(
     axis:Axis, # Of shares in [0, 1]
     decimals:int=0 # Digits behind the point
@@ -140,6 +143,7 @@ def percent_axis(
     "Show shares as percent"
     axis.set_major_formatter(PercentFormatter(1, decimals=decimals, symbol=" %"))
 
+# %% ../../../nbs/33_results.plots.style.ipynb #b1689763
 def clean_axes(
     ax:Axes, # To clean
     grid:str="y", # Axis along which values are read
@@ -162,15 +166,17 @@ def draw_interval(
     "A confidence interval as a pale line"
     ax.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=.45, solid_capstyle="round")
 
-# %% ../../../nbs/33_results.plots.style.ipynb #6f924df2
+# %% ../../../nbs/33_results.plots.style.ipynb #455ac074
 def _push_up(y, h):
     "Middles `y` of labels with heights `h`, from the lowest on moved up until none overlaps the one below it"
     y = y.copy()
     for i in range(1, len(y)): y[i] = max(y[i], y[i-1]+(h[i]+h[i-1])/2)
     return y
 
+# %% ../../../nbs/33_results.plots.style.ipynb #fd081c57
 def _push_down(y, h): return -_push_up(-y[::-1], h[::-1])[::-1]
 
+# %% ../../../nbs/33_results.plots.style.ipynb #66026e47
 def spread_labels(
     ys:list[float], # Where the middles of labels would like to be, in [0, 1]
     heights:list[float] # Of the labels
@@ -256,7 +262,7 @@ def small_multiples(
     for ax,name in zip(axs, names): draw(ax, name)
     return fig
 
-# %% ../../../nbs/33_results.plots.style.ipynb #2a00128f
+# %% ../../../nbs/33_results.plots.style.ipynb #b5d00d94
 def label_edges(
     fig:Figure, # From `small_multiples`
     x:str="", # What stands below the last panel of each column
@@ -267,6 +273,7 @@ def label_edges(
     cols = axs[0].get_gridspec().ncols
     for i,ax in enumerate(axs): ax.set(xlabel=x if i+cols>=len(axs) else "", ylabel="" if i%cols else y)
 
+# %% ../../../nbs/33_results.plots.style.ipynb #108f7e8f
 GREY = "#555555" # Of what stands for any colour
 
 def key_line(
@@ -276,6 +283,7 @@ def key_line(
     "A line or mark of a legend, grey unless it has a colour of its own"
     return Line2D([], [], label=label, **dict(color=GREY)|look)
 
+# %% ../../../nbs/33_results.plots.style.ipynb #cbb6cf23
 def legend_above(
     fig:Figure, # Of one panel or several
     key:list # Lines and patches with labels
