@@ -6,8 +6,8 @@
 __all__ = ['TOLERANCE', 'FORMATS', 'EnsembleModule', 'in_float32', 'probe_images', 'export_onnx', 'export_safetensors',
            'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
 
-# %% ../../nbs/36a_results.export.ipynb #772d3225
-import contextlib, dataclasses, logging, os, re, warnings
+# %% ../../nbs/36a_results.export.ipynb #0e6d9f40
+import contextlib, dataclasses, logging, re, warnings
 from importlib.resources import files
 from pathlib import Path
 import numpy as np, torch
@@ -16,7 +16,7 @@ from .. import __version__
 from ..core import ConfigError, StoreError, check_choice
 from ..files import write_text, writing
 from ..runs import RunConfig, declared
-from ..train.checkpoint import load_tensors, save_tensors
+from ..train.checkpoint import load_tensors, save_tensors, take_prefix
 from .ensemble import FittedEnsemble
 from .predict import Member, Predictor, TrainedOn, load_predictor
 from .tables import (ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions,
@@ -85,16 +85,15 @@ def _onnx_runtime():
         raise ConfigError(f"ONNX export needs {e.name}, which is not installed. {cure}") from None
     return onnxruntime
 
-# %% ../../nbs/36a_results.export.ipynb #9282057a
+# %% ../../nbs/36a_results.export.ipynb #e6b2cc9b
 @contextlib.contextmanager
 def _quiet():
     "Keep the exporter's notes from the screen"
     before = logging.root.manager.disable
-    with warnings.catch_warnings(), open(os.devnull, "w") as sink, contextlib.redirect_stdout(sink):
-        warnings.simplefilter("ignore")
-        logging.disable(max(before, logging.WARNING))
-        try: yield
-        finally: logging.disable(before)
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings(action="ignore"): yield
+    finally: logging.disable(before)
 
 # %% ../../nbs/36a_results.export.ipynb #ad0f18dc
 def export_onnx(
@@ -111,17 +110,15 @@ def export_onnx(
         found, = session.run(None, {"images": x.cpu().numpy()})
         return _check_gap(found, module(x).cpu().numpy())
 
-# %% ../../nbs/36a_results.export.ipynb #88bbce39
+# %% ../../nbs/36a_results.export.ipynb #7a41bdd7
 def export_safetensors(
     predictor:Predictor, # To export
     path:Path # File to write
 )->float: # Largest difference after reading it again, a probability
     "Write a predictor's weights and all that is needed to use them as one file"
-    tensors, members = {}, []
-    for i,(name,m) in enumerate(predictor.members.items()):
-        tensors |= {f"{i}.{k}": v for k,v in m.net.state_dict().items()}
-        settings = dict(config=dataclasses.asdict(m.cfg), precision=m.precision)
-        members.append(dict(name=name, **settings, mean=m.images.mean, std=m.images.std))
+    tensors = nn.ModuleList(m.net for m in predictor.members.values()).state_dict()
+    members = [dict(name=name, config=dataclasses.asdict(m.cfg), precision=m.precision, mean=m.images.mean,
+        std=m.images.std) for name,m in predictor.members.items()]
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size,
         fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = probe_images(predictor.size)
@@ -129,20 +126,20 @@ def export_safetensors(
         save_tensors(part, tensors, about)
         return _check_gap(import_safetensors(part, predictor.device).probs(x), predictor.probs(x))
 
-# %% ../../nbs/36a_results.export.ipynb #7ccaef79
+# %% ../../nbs/36a_results.export.ipynb #db96f2cf
 def import_safetensors(
     path:Path, # From `export_safetensors`
     device=None # As for `pick_device`
 )->Predictor: # Ready for images
     "Read an exported predictor; `StoreError` names a damaged file"
     tensors,about = load_tensors(path)
-    classes,size,members = about["classes"],about["size"],{}
-    for i,d in enumerate(about["members"]):
-        own = {k.removeprefix(f"{i}."): v for k,v in tensors.items() if k.startswith(f"{i}.")}
-        images = TrainedOn(classes, size, d["mean"], d["std"])
-        members[d["name"]] = Member(RunConfig(**d["config"]), images, own, d["precision"])
+    shared = dict(classes=about["classes"], size=about["size"])
+    def member(i, name, config, precision, **channels):
+        images = TrainedOn(**shared, **channels)
+        return name, Member(RunConfig(**config), images, take_prefix(str(i), tensors), precision)
+    members = dict(member(i, **d) for i,d in enumerate(about["members"]))
     fitted = {k: tuple(v) if isinstance(v, list) else v for k,v in about["fitted"].items()}
-    return Predictor(about["name"], classes, size, members, FittedEnsemble(**fitted)).to(device)
+    return Predictor(about["name"], members=members, fitted=FittedEnsemble(**fitted), **shared).to(device)
 
 # %% ../../nbs/36a_results.export.ipynb #81b067bd
 def _member_facts(name, m): return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|declared(m.cfg)

@@ -120,20 +120,20 @@ def plot_gap(
     ax.figure.legend(handles=key, frameon=False, loc="outside upper right", ncols=2, handletextpad=.2)
     return ax
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #c7c3fa66
+# %% ../../../nbs/33a_results.plots.curves.ipynb #e72e4c71
 def _plot_ingredients(ax, df, order, title):
     "Differences by ingredient, coloured where they are sure"
     ax.axvline(0, color="#BBBBBB", linewidth=1)
     for d in df.itertuples():
         y = order.index(d.Index)
         colour = "#0072B2" if d.difference>0 else "#D55E00"
-        if not (d.low>0 or d.high<0): colour = "#888888"
+        if not d.low*d.high>0: colour = "#888888"
         draw_interval(ax, y, 100*d.low, 100*d.high, colour)
         ax.plot(100*d.difference, y, "o", color=colour, markersize=5.5)
     clean_axes(ax, "x")
     ax.set(title=title, xlabel="points that it brings", ylim=(-.6, len(order)-.4))
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #eb6daf9c
+# %% ../../../nbs/33a_results.plots.curves.ipynb #5dc8d69a
 @in_style
 def plot_ablation(
     df:pd.DataFrame, # From `ablation_of`
@@ -142,8 +142,7 @@ def plot_ablation(
     "What each ingredient brings: what its absence costs the recipe, and what it adds to the plain training"
     df = df[df.difference.notna()&(df.ingredient!="")].set_index("ingredient")
     effects = df[["difference", "low", "high"]]
-    costs = -effects[df.against=="recipe"].rename(columns=dict(low="high", high="low"))
-    adds = effects[df.against=="plain"]
+    costs, adds = -effects[df.against=="recipe"], effects[df.against=="plain"]
     order = [*dict.fromkeys([*costs.difference.sort_values(kind="stable").index, *df.index])]
     axs = new_axes(7, 1.05+.27*len(order), cols=2, sharey=True) if axs is None else axs
     _plot_ingredients(axs[0], costs, order, "to the recipe")

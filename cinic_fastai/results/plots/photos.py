@@ -43,14 +43,14 @@ def _name_rows(ax, h, names):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #7f5bdf27
+# %% ../../../nbs/33b_results.plots.photos.ipynb #db74007e
 @in_style
 def plot_photos(
     samples:dict, # From `samples_table`
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Original photos in the first row, one policy in each further row"
-    images, labels = np.vstack([samples["original"][None], samples["augmented"]]), [*map(str, samples["labels"])]
+    images, labels = np.vstack([samples["original"][None], samples["augmented"]]), samples["labels"]
     ax, (_,c,h,w,_) = given_axes(ax, 5.6, 3.9), images.shape
     ax.imshow(mosaic(images), interpolation="none")
     _name_rows(ax, h, ["original", *samples["policies"]])
@@ -60,7 +60,7 @@ def plot_photos(
     ax.set_xticks((np.arange(c)+.5)*(w+3)-2, [short(o, 12) for o in labels], **look)
     return ax
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #fa625788
+# %% ../../../nbs/33b_results.plots.photos.ipynb #d6f2014f
 @in_style
 def plot_mistakes(
     samples:dict, # From `samples_table`
@@ -74,7 +74,7 @@ def plot_mistakes(
     ax.imshow(mosaic(rows, w//4, h//2), interpolation="none")
     captions = zip(samples["mistake_pred"], samples["mistake_prob"], samples["mistake_true"])
     for i,(pred,p,true) in enumerate(captions):
-        text = f"{short(str(pred), 12)} {100*p:.0f} %\nis: {short(str(true), 12)}"
+        text = f"{short(pred, 12)} {100*p:.0f} %\nis: {short(true, 12)}"
         row, col = divmod(i, cols)
         ax.text(col*(w+w//4)+w/2, row*(h+h//2)+h+1, text, ha="center", va="top", fontsize=7)
     ax.set_axis_off()

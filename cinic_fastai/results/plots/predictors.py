@@ -6,13 +6,13 @@
 __all__ = ['VOTE_MARKERS', 'MANY_CLASSES', 'plot_predictors', 'plot_classes', 'plot_reliability', 'plot_class_origin',
            'plot_confusion', 'plot_disagreement']
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #8d0aff28
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #cf8b0a75
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from .style import (clean_axes, draw_interval, given_axes, in_style, key_line, label_edges,
+from .style import (clean_axes, draw_interval, given_axes, in_style, key_line,
     legend_above, palette, percent_axis, pretty, short, small_multiples, wrap)
 from ..tables import ALL, TOTAL
 
@@ -101,7 +101,7 @@ def _plot_calibration(ax, df, colour):
     percent_axis(ax.xaxis)
     ax.set(xlim=(0, 1.03), ylim=(-.02, 1.05), xticks=[0, .5, 1], yticks=[0, .5, 1])
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #6e2068e3
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #27c7bad2
 @in_style
 def plot_reliability(
     df:pd.DataFrame, # From `calibration_table`
@@ -114,13 +114,13 @@ def plot_reliability(
     def draw(ax, name):
         _plot_calibration(ax, full[full.predictor==name], colours[name])
         ax.set_title(pretty(name))
-    fig = small_multiples(draw, names, 5.2 if len(names)>1 else 3.4, 2.1, .45, sharex=True, sharey=True)
-    for ax in fig.axes[-2:]: ax.tick_params(labelbottom=True) # even above a panel that is left over
-    label_edges(fig, "confidence", "accuracy")
     dots = dict(marker="o", linewidth=1.2)
     key = [key_line("as used", **dots), key_line("right as often as sure", color="#BBBBBB", linewidth=1.2)]
     before = key_line("before the temperature", markerfacecolor="white", linestyle="--", **dots)
-    legend_above(fig, [before, *key] if "after" in set(df.stage) else key)
+    if "after" in set(df.stage): key.insert(0, before)
+    axes = dict(x="confidence", y="accuracy", extra=.45, sharex=True, sharey=True)
+    fig = small_multiples(draw, names, 5.2 if len(names)>1 else 3.4, 2.1, key, **axes)
+    for ax in fig.axes[-2:]: ax.tick_params(labelbottom=True) # even above a panel that is left over
     return fig
 
 # %% ../../../nbs/33d_results.plots.predictors.ipynb #51f91621

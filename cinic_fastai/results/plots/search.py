@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MARKS', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance']
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #bf730907
+# %% ../../../nbs/33c_results.plots.search.ipynb #306552da
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
-from .style import (DIMENSIONS, GREY, clean_axes, given_axes, in_style, key_line, label_edges,
-    legend_above, palette, percent_axis, pretty, short, small_multiples)
+from .style import (DIMENSIONS, GREY, clean_axes, given_axes, in_style, key_line,
+    palette, percent_axis, pretty, short, small_multiples)
 from ...runs import best_epoch
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #97ac01a7
@@ -27,32 +27,30 @@ def _mark_of(trials):
     kind = trials.kind.where(trials.kind.isin(MARKS), "guided")
     return trials.status.where(trials.status.isin(["stopped", "failed"]), kind)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #955420a6
+# %% ../../../nbs/33c_results.plots.search.ipynb #49eb9323
 def _mark_key(trials):
     "What the marks of trials mean, those that occur"
     marks = set(_mark_of(trials))
-    return [key_line(**{"linestyle": "", **look}) for m,look in MARKS.items() if m in marks]
+    return [key_line(**dict(linestyle="")|look) for m,look in MARKS.items() if m in marks]
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #ab01157b
-def _colour_of(search, colours):
-    "A search's colour, grey where it has no name"
-    return (colours or palette([search]))[search] if search else GREY
+# %% ../../../nbs/33c_results.plots.search.ipynb #436e76f0
+def _name_and_colour(df, colours):
+    "Of the search whose rows these are; no name and grey where there are none"
+    if df.empty: return "", GREY
+    name = df.search.iloc[0]
+    return name, (colours or palette([name]))[name]
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #ea247c98
-def _name_of(df): return str(df.search.iloc[0]) if len(df) else ""
-
-# %% ../../../nbs/33c_results.plots.search.ipynb #df8ebdce
+# %% ../../../nbs/33c_results.plots.search.ipynb #3803034b
 def _plot_marks(ax, x, trials, colour):
     "Trials at their valid accuracy; failed ones, which have none, along the bottom"
-    marks = _mark_of(trials)
-    trials = trials.assign(x=x).set_index(marks)
+    trials = trials.assign(x=x, mark=_mark_of(trials))
     for mark,look in MARKS.items():
-        if mark not in trials.index: continue
-        df, look = trials.loc[[mark]], {"color": colour, "linestyle": "", **look}
+        df, look = trials[trials.mark==mark], dict(color=colour, linestyle="")|look
+        if df.empty: continue
         if mark=="failed": ax.plot(df.x, [.03]*len(df), transform=ax.get_xaxis_transform(), **look)
         else: ax.plot(df.x, df.valid_acc, **look)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #95fb373c
+# %% ../../../nbs/33c_results.plots.search.ipynb #01ea6d81
 @in_style
 def plot_trials(
     df:pd.DataFrame, # One search's rows of `trials_table`
@@ -62,16 +60,16 @@ def plot_trials(
 )->Axes: # Drawn on
     "Valid accuracy by trial, and the best so far"
     ax = given_axes(ax)
-    colour = _colour_of(_name_of(df), colours)
+    name, colour = _name_and_colour(df, colours)
     ax.step(df.number+1, df.best_so_far, where="post", color=colour, linewidth=1.2, alpha=.7)
     if published: ax.axhline(published, color=GREY, linestyle=":", linewidth=1.1)
     clean_axes(ax, percent=True)
     _plot_marks(ax, df.number+1, df, colour)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
-    ax.set(xlabel="trial", ylabel="valid accuracy", title=pretty(_name_of(df)))
+    ax.set(xlabel="trial", ylabel="valid accuracy", title=pretty(name))
     return ax
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #17268791
+# %% ../../../nbs/33c_results.plots.search.ipynb #0827b99a
 @in_style
 def plot_searches(
     df:pd.DataFrame, # From `trials_table`
@@ -82,12 +80,9 @@ def plot_searches(
     published = published or {}
     def draw(ax, name): plot_trials(df[df.search==name], ax, published.get(name), colours)
     names = [*df.search.unique()] or [""]
-    fig = small_multiples(draw, names, 4.8, 1.75, sharex=True, sharey=True)
-    label_edges(fig, "trial", "valid accuracy")
     key = [*_mark_key(df), key_line("best so far", linewidth=1.2)]
     if published: key.append(key_line("published best", linestyle=":"))
-    legend_above(fig, key)
-    return fig
+    return small_multiples(draw, names, 4.8, 1.75, key, "trial", "valid accuracy", sharex=True, sharey=True)
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #e99900b5
 _REPEAT_NAMES = {"winner": "winner", "runner-up": "runner-\nup", "control": "control's\nwinner"}
@@ -144,7 +139,7 @@ def _at_least(ax, span):
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if hi-lo<.05: percent_axis(ax.yaxis, 1)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #b60b2f33
+# %% ../../../nbs/33c_results.plots.search.ipynb #c5a0700e
 @in_style
 def plot_convergence(
     df:pd.DataFrame, # One search's rows of `convergence_table`
@@ -154,7 +149,7 @@ def plot_convergence(
 )->Axes: # Drawn on
     "The best accuracy so far of a search and of its control, and what the best points are worth with other seeds"
     ax = given_axes(ax)
-    colour = _colour_of(_name_of(df), colours)
+    _, colour = _name_and_colour(df, colours)
     for which,d in df.groupby("which", sort=False): _plot_best(ax, which, d, colour)
     n = df.number.max()+1 if len(df) else 1
     ticks = MaxNLocator(integer=True, nbins=6, min_n_ticks=1).tick_values(1, n)
@@ -221,7 +216,7 @@ def _plot_dimension(ax, df, trials, colour):
     _scale_axis(ax, scale, values)
     ax.set_title(DIMENSIONS.get(name, name))
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #3a6802e7
+# %% ../../../nbs/33c_results.plots.search.ipynb #0b55c721
 @in_style
 def plot_dependence(
     df:pd.DataFrame, # One search's rows of `dependence_table`
@@ -229,31 +224,30 @@ def plot_dependence(
     colours:dict=None # Colour by search, `palette`'s when None
 )->Figure: # A panel a dimension
     "Accuracy along each dimension: trials, and what the surrogate makes of them"
-    colour = _colour_of(_name_of(df), colours)
+    _, colour = _name_and_colour(df, colours)
     key = _mark_key(trials)
     def draw(ax, name): _plot_dimension(ax, df[df.dimension==name], trials, colour)
-    fig = small_multiples(draw, df.dimension.unique(), 4.6, 1.45, sharey=True)
-    label_edges(fig, y="valid accuracy")
     if "done" in set(trials.status): key.append(key_line("best", **_BEST))
-    legend_above(fig, [*key, key_line("surrogate", linewidth=2.4, alpha=.6)])
-    return fig
+    key.append(key_line("surrogate", linewidth=2.4, alpha=.6))
+    return small_multiples(draw, df.dimension.unique(), 4.6, 1.45, key, y="valid accuracy", sharey=True)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #46f0a5b9
-def _plot_indices(ax, df, colour, rows):
+# %% ../../../nbs/33c_results.plots.search.ipynb #43bf5573
+def _plot_indices(ax, df, rows, colours):
     "Sobol's indices of one search, in a panel with room for so many rows"
     df = df.sort_values("total", kind="stable")
+    name, colour = _name_and_colour(df, colours)
     n, look = len(df), dict(color=colour, height=.66)
     ax.barh(range(n), df.total, alpha=.35, **look)
     ax.barh(range(n), df[["first", "total"]].min(axis=1), **look)
     for y,v in enumerate(df.total): ax.text(v+.02, y, f"{v:.2f}", va="center", fontsize=8, color="#444444")
     clean_axes(ax, "x")
     ax.set_yticks(range(n), [DIMENSIONS.get(o, o) for o in df.dimension])
-    ax.set(title=pretty(_name_of(df)), xticks=[0, .5, 1], xlim=(0, 1.25), ylim=(n-rows-.6, n-.4))
+    ax.set(title=pretty(name), xticks=[0, .5, 1], xlim=(0, 1.25), ylim=(n-rows-.6, n-.4))
     if not df.total.any():
         middle = dict(transform=ax.transAxes, ha="center", va="center")
         ax.text(.5, .5, "flat: all differences\ncount as noise", fontsize=8, color="#777777", **middle)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #0e5e0184
+# %% ../../../nbs/33c_results.plots.search.ipynb #69f281a5
 @in_style
 def plot_importance(
     df:pd.DataFrame, # Of `learnt_tables`
@@ -261,8 +255,7 @@ def plot_importance(
 )->Figure: # A panel a search
     "Sobol's indices of each search's dimensions, the most important one on top"
     rows = df.search.value_counts().max() if len(df) else 1
-    def draw(ax, name): _plot_indices(ax, df[df.search==name], _colour_of(name, colours), rows)
-    fig = small_multiples(draw, df.search.unique(), 4.8, .45+.21*rows, .75, sharex=True)
-    label_edges(fig, "share of the variance")
-    legend_above(fig, [Patch(facecolor=GREY, label="by itself"), Patch(facecolor=GREY, alpha=.35, label="with others")])
-    return fig
+    def draw(ax, name): _plot_indices(ax, df[df.search==name], rows, colours)
+    key = [Patch(facecolor=GREY, label="by itself"), Patch(facecolor=GREY, alpha=.35, label="with others")]
+    height, axes = .45+.21*rows, dict(x="share of the variance", extra=.75, sharex=True)
+    return small_multiples(draw, df.search.unique(), 4.8, height, key, **axes)

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NAME_PARTS', 'VOTE_LABELS', 'DIMENSIONS', 'COLOURS', 'SPARE', 'MORE_FONTS', 'STYLE', 'in_style', 'GREY', 'pretty',
            'wrap', 'short', 'lighter', 'palette', 'installed_fonts', 'new_axes', 'given_axes', 'percent_axis',
-           'clean_axes', 'draw_interval', 'spread_labels', 'label_ends', 'unknown_words', 'number_words',
-           'small_multiples', 'label_edges', 'key_line', 'legend_above']
+           'clean_axes', 'draw_interval', 'spread_labels', 'label_ends', 'unknown_words', 'number_words', 'key_line',
+           'legend_above', 'small_multiples']
 
 # %% ../../../nbs/33_results.plots.style.ipynb #caa0546e
 import functools, itertools, re, textwrap
@@ -190,7 +190,7 @@ def spread_labels(
     y[:1] = np.maximum(y[:1], h[:1]/2)
     return _push_up(y, h)[np.argsort(order)]
 
-# %% ../../../nbs/33_results.plots.style.ipynb #3c0336fc
+# %% ../../../nbs/33_results.plots.style.ipynb #5e9057bb
 def label_ends(
     ax:Axes, # With its final limits
     lines:list[Line2D] # Each with its label; one that ends in NaN gets none
@@ -206,32 +206,28 @@ def label_ends(
     for line,end,label,place in zip(lines, ends, labels, places):
         colour = line.get_color()
         thread = dict(arrowstyle="-", color=colour, linewidth=.6, alpha=.6, relpos=(0,.5), shrinkA=1, shrinkB=3)
-        text = dict(va="center", color=.72*np.array(to_rgb(colour)), fontsize=8.5, linespacing=.95)
-        ax.annotate(label, end, xytext=(1.04,place), textcoords="axes fraction", annotation_clip=False,
-            arrowprops=thread, **text)
+        ax.annotate(label, end, xytext=(1.04,place), textcoords="axes fraction", annotation_clip=False, va="center",
+            color=.72*np.array(to_rgb(colour)), fontsize=8.5, linespacing=.95, arrowprops=thread)
 
-# %% ../../../nbs/33_results.plots.style.ipynb #15f1ce20
+# %% ../../../nbs/33_results.plots.style.ipynb #8d647e03
 @functools.cache
 def _letters(family): return frozenset(get_font(findfont(FontProperties(family=[family]))).get_charmap())
 
 def unknown_words(
-    text:str, # Of a figure
-    families:tuple=() # Fonts to draw with, the style's where there are none
+    text:str # Of a figure
 )->list[str]: # In their order
-    "Words of a text with letters that no font has"
-    fonts = [_letters(f) for f in families or STYLE["font.family"]]
-    def known(c): return c.isascii() or any(ord(c) in o for o in fonts)
-    return [w for w in text.split() if not all(map(known, w))]
+    "Words of a text with letters that no font of the style has"
+    known = frozenset().union(*map(_letters, STYLE["font.family"]))
+    return [w for w in text.split() if not known.issuperset(map(ord, w))]
 
-# %% ../../../nbs/33_results.plots.style.ipynb #bbafb652
+# %% ../../../nbs/33_results.plots.style.ipynb #1543ce86
 def number_words(
-    fig:Figure, # Drawn; changed
-    families:tuple=() # As for `unknown_words`
+    fig:Figure # Drawn; changed
 )->list[str]: # Words that are now called `[1]`, `[2]` ..., sorted
     "Put numbers in place of words that would be drawn as boxes"
     ticks = {axis: [o.get_text() for o in axis.get_ticklabels()] for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)}
     texts = fig.findobj(Text)
-    words = sorted({w for o in texts for w in unknown_words(o.get_text(), families)})
+    words = sorted({w for o in texts for w in unknown_words(o.get_text())})
     numbers = {w: f"[{i}]" for i,w in enumerate(words, 1)}
     def numbered(text): return re.sub(r"\S+", lambda m: numbers.get(m[0], m[0]), text)
     for axis,labels in ticks.items():
@@ -239,39 +235,6 @@ def number_words(
         if new!=labels: axis.set_ticks(axis.get_ticklocs(), new)
     for o in texts: o.set_text(numbered(o.get_text()))
     return words
-
-# %% ../../../nbs/33_results.plots.style.ipynb #151ddbcc
-@in_style
-def small_multiples(
-    draw:Callable, # Called with the axes and the name of each panel
-    names:list[str], # Of the panels
-    width:float, # Inches of the figure
-    height:float, # Inches of a panel, half as much again where there is one alone
-    extra:float=.6, # Inches for the legend
-    **kw # For `Figure.subplots`, for example `sharey=True`
-)->Figure: # A panel a name, one left empty without names
-    "A figure with one panel for each name, in one column or two"
-    n = len(names) or 1
-    cols = min(2, n)
-    rows = -(-n//cols)
-    if cols==1: height *= 1.5
-    axs = new_axes(width, height*rows+extra, rows, cols, **kw)
-    fig = axs[0].figure
-    fig.get_layout_engine().set(wspace=.05, hspace=.05)
-    for ax in axs[n:]: ax.remove()
-    for ax,name in zip(axs, names): draw(ax, name)
-    return fig
-
-# %% ../../../nbs/33_results.plots.style.ipynb #b5d00d94
-def label_edges(
-    fig:Figure, # From `small_multiples`
-    x:str="", # What stands below the last panel of each column
-    y:str="" # What stands left of the first panel of each row
-):
-    "Name what all panels share where it is read, and no more often"
-    axs = fig.axes
-    cols = axs[0].get_gridspec().ncols
-    for i,ax in enumerate(axs): ax.set(xlabel=x if i+cols>=len(axs) else "", ylabel="" if i%cols else y)
 
 # %% ../../../nbs/33_results.plots.style.ipynb #108f7e8f
 GREY = "#555555" # Of what stands for any colour
@@ -291,3 +254,30 @@ def legend_above(
     "A legend above all panels, four entries a row"
     layout = dict(handletextpad=.4, columnspacing=1, handlelength=1.6)
     fig.legend(handles=key, loc="outside upper center", frameon=False, ncols=min(4, len(key)) or 1, **layout)
+
+# %% ../../../nbs/33_results.plots.style.ipynb #44f60d89
+@in_style
+def small_multiples(
+    draw:Callable, # Called with the axes and the name of each panel
+    names:list[str], # Of the panels
+    width:float, # Inches of the figure
+    height:float, # Inches of a panel, half as much again where there is one alone
+    key:list, # For `legend_above`
+    x:str="", # Stands below the last panel of each column
+    y:str="", # Stands left of the first panel of each row
+    extra:float=.6, # Inches for the legend
+    **kw # For `Figure.subplots`, for example `sharey=True`
+)->Figure: # A panel a name, one left empty without names
+    "A figure with one panel for each name, in one column or two"
+    n = len(names) or 1
+    cols = min(2, n)
+    rows = -(-n//cols)
+    if cols==1: height *= 1.5
+    axs = new_axes(width, height*rows+extra, rows, cols, **kw)
+    fig = axs[0].figure
+    fig.get_layout_engine().set(wspace=.05, hspace=.05)
+    for ax in axs[n:]: ax.remove()
+    for ax,name in zip(axs, names): draw(ax, name)
+    for i,ax in enumerate(fig.axes): ax.set(xlabel=x if i+cols>=n else "", ylabel="" if i%cols else y)
+    legend_above(fig, key)
+    return fig
