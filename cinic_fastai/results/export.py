@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'FORMATS', 'EnsembleModule', 'in_float32', 'probe_images', 'export_onnx', 'export_safetensors',
            'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
 
-# %% ../../nbs/36a_results.export.ipynb #0e6d9f40
+# %% ../../nbs/36a_results.export.ipynb #b2802c93
 import contextlib, dataclasses, logging, re, warnings
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +14,13 @@ import numpy as np, torch
 from torch import Tensor, nn
 from .. import __version__
 from ..core import ConfigError, StoreError, check_choice
-from ..files import write_text, writing
+from ..files import atomic_path, write_text
 from ..runs import RunConfig, declared
 from ..train.checkpoint import load_tensors, save_tensors, take_prefix
 from .ensemble import FittedEnsemble
 from .predict import Member, Predictor, TrainedOn, load_predictor
-from .tables import (ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions,
-    predictors_table, read_study)
+from .tables.predictors import ALL, TOTAL, class_origin_table, class_table, predictors_table
+from ..studyfolder import StudyFolder
 
 # %% ../../nbs/36a_results.export.ipynb #2e1df820
 def _apply_temperature(probs, t):
@@ -95,7 +95,7 @@ def _quiet():
         with warnings.catch_warnings(action="ignore"): yield
     finally: logging.disable(before)
 
-# %% ../../nbs/36a_results.export.ipynb #ad0f18dc
+# %% ../../nbs/36a_results.export.ipynb #a733addb
 def export_onnx(
     predictor:Predictor, # To export, in float32
     path:Path # File to write
@@ -103,14 +103,14 @@ def export_onnx(
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
     module,x = EnsembleModule(in_float32(predictor)).eval(),probe_images(predictor.size).to(predictor.device)
     runtime = _onnx_runtime()
-    with writing(path) as part, _quiet():
+    with atomic_path(path) as part, _quiet():
         torch.onnx.export(module, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"],
             dynamic_shapes=({0: torch.export.Dim("n")},), dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
         found, = session.run(None, {"images": x.cpu().numpy()})
         return _check_gap(found, module(x).cpu().numpy())
 
-# %% ../../nbs/36a_results.export.ipynb #7a41bdd7
+# %% ../../nbs/36a_results.export.ipynb #d1238076
 def export_safetensors(
     predictor:Predictor, # To export
     path:Path # File to write
@@ -122,7 +122,7 @@ def export_safetensors(
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size,
         fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = probe_images(predictor.size)
-    with writing(path) as part:
+    with atomic_path(path) as part:
         save_tensors(part, tensors, about)
         return _check_gap(import_safetensors(part, predictor.device).probs(x), predictor.probs(x))
 
@@ -144,23 +144,23 @@ def import_safetensors(
 # %% ../../nbs/36a_results.export.ipynb #81b067bd
 def _member_facts(name, m): return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|declared(m.cfg)
 
-# %% ../../nbs/36a_results.export.ipynb #34bd4028
+# %% ../../nbs/36a_results.export.ipynb #d9e6bc5e
 def card_facts(
     out:Path, # A study's folder
     predictor:Predictor # From `load_predictor`
 )->dict: # For the template
     "What a model card tells"
-    p = choose_predictor(predictions(out, everyone=True), predictor.name)
+    study, fitted = StudyFolder(out), predictor.fitted
+    def own(table): return table(study, everyone=True).set_index("predictor").loc[[predictor.name]]
+    scores, classes = own(predictors_table), own(class_table)
+    origins = own(class_origin_table).query("`class`==@TOTAL and origin!=@ALL")
     configs = [m.cfg for m in predictor.members.values()]
-    origins = class_origin_table(out, [p]).query("`class`==@TOTAL and origin!=@ALL").to_dict("records")
-    temperatures = {predictor.fitted.temperature, *predictor.fitted.member_temperatures}
-    return dict(study=read_study(out), predictor=predictor, fitted=predictor.fitted, method=p["kind"],
+    return dict(study=study.record, predictor=predictor, fitted=fitted, scores=scores.iloc[0].dropna().to_dict(),
         members=[_member_facts(*o) for o in predictor.members.items()],
-        scores=predictors_table(out, [p]).iloc[0].dropna().to_dict(),
-        by_class=class_table(out, [p]).query("`class`!=@TOTAL").to_dict("records"),
-        by_origin=origins if len(origins)>1 else [],
-        saw_valid=any(c.train_on!="train" for c in configs),
-        pretrained=any(c.pretrained for c in configs), calibrated=temperatures!={1})
+        by_class=classes.query("`class`!=@TOTAL").to_dict("records"),
+        by_origin=origins.to_dict("records") if len(origins)>1 else [],
+        saw_valid=any(c.train_on!="train" for c in configs), pretrained=any(c.pretrained for c in configs),
+        calibrated={fitted.temperature, *fitted.member_temperatures}!={1})
 
 # %% ../../nbs/36a_results.export.ipynb #b90032ea
 def _in_markdown(text):

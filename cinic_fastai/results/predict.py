@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainedOn', 'Member', 'read_member', 'Predictor', 'load_predictor', 'predict_files']
 
-# %% ../../nbs/36_results.predict.ipynb #ed728b64
+# %% ../../nbs/36_results.predict.ipynb #0850bdc5
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from ..train.checkpoint import load_tensors
 from ..train.learner import autocast, set_up
 from ..train.models import laid_out, make_model
 from .ensemble import FittedEnsemble, predict_ensemble
-from .tables import choose_predictor, predictions, study_store
+from .predictions import choose_predictor, predictions
+from ..studyfolder import StudyFolder
 
 # %% ../../nbs/36_results.predict.ipynb #7208ab22
 @dataclass(frozen=True)
@@ -132,23 +133,21 @@ class Predictor:
         "The most probable class of each image"
         return [(self.classes[p.argmax()], float(p.max())) for p in self.probs(images)]
 
-# %% ../../nbs/36_results.predict.ipynb #5bcb1d08
+# %% ../../nbs/36_results.predict.ipynb #2b9fc6be
 def load_predictor(
     out:Path, # A study's folder
     name:str="", # Of a run or an ensemble; the best one on valid images where ""
     device=None # As for `pick_device`
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
-    preds = predictions(out, everyone=True)
-    p, ids = choose_predictor(preds, name), {o["predictor"]: o["run_id"] for o in preds if o["kind"]=="run"}
-    names, fitted = p["members"], p.get("fitted")
-    if p["kind"]=="run": names, fitted = [p["predictor"]], FittedEnsemble("soft", (1.,), (1.,))
-    used = [i for i,w in enumerate(fitted.weights) if w or fitted.method=="hard"]
-    members = {names[i]: read_member(study_store(out).folder(ids[names[i]])) for i in used}
-    fitted = dataclasses.replace(fitted, weights=tuple(fitted.weights[i] for i in used),
-        member_temperatures=tuple(fitted.member_temperatures[i] for i in used))
-    images = next(iter(members.values())).images
-    return Predictor(p["predictor"], images.classes, images.size, members, fitted).to(device)
+    study = StudyFolder(out)
+    p = choose_predictor(predictions(study, everyone=True), name)
+    parts = zip(p.members or [p.name], p.run_ids, p.fitted.weights, p.fitted.member_temperatures)
+    names, run_ids, weights, temperatures = zip(*[o for o in parts if o[2]])
+    members = {n: read_member(study.store.folder(rid)) for n,rid in zip(names, run_ids)}
+    fitted = dataclasses.replace(p.fitted, weights=weights, member_temperatures=temperatures)
+    images = members[names[0]].images
+    return Predictor(p.name, images.classes, images.size, members, fitted).to(device)
 
 # %% ../../nbs/36_results.predict.ipynb #84a3c560
 def _predict_batch(predictor, files):

@@ -5,24 +5,25 @@
 # %% auto #0
 __all__ = ['curves_table', 'over_seeds', 'plot_curves', 'line_key', 'plot_gap', 'plot_ablation']
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #a091586e
+# %% ../../../nbs/33a_results.plots.curves.ipynb #b5515e47
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from cinic_fastai.results.plots.style import (clean_axes, draw_interval, given_axes, in_style, key_line, label_ends,
     new_axes, palette, pretty)
-from ..tables import history_table
+from ..tables.runs import history_table
+from ...studyfolder import StudyFolder
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #8248bd43
+# %% ../../../nbs/33a_results.plots.curves.ipynb #c4a1864e
 def curves_table(
-    out, # A study's folder
+    study:StudyFolder, # A study's folder
     group:str, # For example `architectures`
     names:tuple|list=(), # Runs wanted, in order; all when empty
     parts:tuple=("valid",) # `train`, `valid` or both
 )->pd.DataFrame: # `name`, `part`, `epoch` (from 1), `accuracy`, `loss`
     "Learning curves of a group's runs"
-    h = history_table(out).query("group==@group")
+    h = history_table(study).query("group==@group")
     names = list(names or h.name.unique())
     h = h[h.name.isin(names)].assign(epoch=h.epoch+1)
     curves = [h.assign(part=p, accuracy=h[p+"_acc"], loss=h[p+"_loss"]) for p in parts]

@@ -6,7 +6,7 @@
 __all__ = ['VOTE_MARKERS', 'MANY_CLASSES', 'plot_predictors', 'plot_classes', 'plot_reliability', 'plot_class_origin',
            'plot_confusion', 'plot_disagreement']
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #cf8b0a75
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #04f20da4
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from .style import (clean_axes, draw_interval, given_axes, in_style, key_line,
     legend_above, palette, percent_axis, pretty, short, small_multiples, wrap)
-from ..tables import ALL, TOTAL
+from ..tables.predictors import ALL, TOTAL
 
 # %% ../../../nbs/33d_results.plots.predictors.ipynb #15d3e235
 VOTE_MARKERS = {"soft": "D", "hard": "s", "greedy": "^", "weighted": "v"} # Runs have an "o"

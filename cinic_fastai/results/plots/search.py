@@ -247,10 +247,10 @@ def _plot_indices(ax, df, rows, colours):
         middle = dict(transform=ax.transAxes, ha="center", va="center")
         ax.text(.5, .5, "flat: all differences\ncount as noise", fontsize=8, color="#777777", **middle)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #69f281a5
+# %% ../../../nbs/33c_results.plots.search.ipynb #3589a940
 @in_style
 def plot_importance(
-    df:pd.DataFrame, # Of `learnt_tables`
+    df:pd.DataFrame, # Of `surrogate_tables`
     colours:dict=None # Colour by search, `palette`'s when None
 )->Figure: # A panel a search
     "Sobol's indices of each search's dimensions, the most important one on top"
