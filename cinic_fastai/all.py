@@ -24,10 +24,15 @@ from cinic_fastai.results.tables.runs import *
 from cinic_fastai.results.tables.search import *
 from cinic_fastai.results.tables.predictors import *
 from cinic_fastai.results.tables.study import *
-from cinic_fastai.results.plots import *
+from cinic_fastai.results.plots.style import *
+from cinic_fastai.results.plots.curves import *
+from cinic_fastai.results.plots.photos import *
+from cinic_fastai.results.plots.search import *
+from cinic_fastai.results.plots.predictors import *
 from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *
+from cinic_fastai.results.export import *
 from cinic_fastai.study.track import *
 from cinic_fastai.plan import *
 from cinic_fastai.plan_file import *

@@ -573,7 +573,7 @@ def export(
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."
-    from cinic_fastai.results.predict import export_predictor
+    from cinic_fastai.results.export import export_predictor
     check_writable(dest or out)
     path,gap = export_predictor(out, format, member, dest, device)
     print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. Model card: {path.parent/'README.md'}")

@@ -74,7 +74,8 @@ def test_unequal_classes(uneven):
     for v in want: assert f"{100*v:.1f} %" in text
 
 def test_the_card_says_what_accuracy_is_worth(uneven):
-    from cinic_fastai.results.predict import load_predictor, model_card
+    from cinic_fastai.results.predict import load_predictor
+    from cinic_fastai.results.export import model_card
     _, out, _ = uneven
     run = runs_table(StudyFolder(out)).iloc[0]
     card = model_card(out, load_predictor(out))

@@ -35,9 +35,12 @@ from ..space import dim_kind
 from ..core import needs_valid
 from .ensemble import tied
 from .metrics import confusion, ece, interval, mean_interval, most_confused, welch
-from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
-    plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
-    samples_table, number_words, MANY_CLASSES)
+from .plots.style import DIMENSIONS, STYLE, new_axes, palette, pretty, number_words
+from .plots.curves import curves_table, line_key, over_seeds, plot_ablation, plot_curves, plot_gap
+from .plots.predictors import (plot_class_origin, plot_classes, plot_confusion, plot_disagreement,
+    plot_predictors, plot_reliability, MANY_CLASSES)
+from .plots.search import plot_convergence, plot_dependence, plot_importance, plot_searches
+from .plots.photos import plot_mistakes, plot_pairs, plot_photos, samples_table
 from .surrogate import surrogate_tables
 from .tables.runs import ABLATION
 from .tables.predictors import ALL, CIFAR_PARTS, TOTAL
