@@ -33,8 +33,11 @@ from .data.loaders import pack_dls, pick_device
 from .data.pack import Pack, get_pack, make_pack
 from .results.ensemble import hard_vote, soft_vote
 from .runs import RunConfig
-from .train.fit import processor_name
-from .train.learner import autocast, make_learner, opt_func, resolve_precision, seeded_model
+from .train.device import processor_name
+from .train.device import autocast, resolve_precision
+from .train.learner import make_learner
+from .train.optim import opt_func
+from .train.models import make_model
 
 # %% ../nbs/45_bench.ipynb #a01aff7b
 HIGHER_IS_BETTER = ("img/s",)
@@ -238,7 +241,7 @@ def fresh(
     model:str # Network
 )->torch.nn.Module: # In PyTorch's usual memory format
     "A network as anyone would make it"
-    return seeded_model(bench_config(model, b.bs), len(b.pack.classes), 32).to(b.device, memory_format=torch.contiguous_format)
+    return make_model(bench_config(model, b.bs), len(b.pack.classes), 32).to(b.device, memory_format=torch.contiguous_format)
 
 def our_epoch(
     b:Bench, # Images, device
@@ -362,7 +365,7 @@ def bare_step(
     steps:int # Of one measurement
 )->Callable: # Gives milliseconds a step
     "A step of plain PyTorch: channels last, fused SGD, nothing recorded"
-    model = seeded_model(cfg, len(b.pack.classes), 32).to(b.device).train()
+    model = make_model(cfg, len(b.pack.classes), 32).to(b.device).train()
     opt = torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=cfg.mom, fused=True)
     plain,precision = [tuple(o.as_subclass(Tensor) for o in batch) for batch in batches],resolve_precision(cfg, b.device)
     def go():
@@ -413,7 +416,7 @@ def optimizer_pair(
     from fastai.optimizer import SGD, Adam
     cfg = RunConfig(opt=opt, lr=1e-3, wd=1e-3, size=32)
     theirs = dict(sgd=partial(SGD, mom=.9), adam=partial(Adam, mom=.9, sqr_mom=.999, eps=1e-8))[opt]
-    def params(): return list(seeded_model(cfg, 10, 32).to(b.device).parameters())
+    def params(): return list(make_model(cfg, 10, 32).to(b.device).parameters())
     mine,stock = params(),params()
     return (mine, opt_func(cfg)(mine, lr=cfg.lr)),(stock, theirs(stock, lr=cfg.lr, wd=cfg.wd, decouple_wd=False))
 

@@ -12,7 +12,8 @@ from cinic_fastai.runs import RunConfig, RunStore, make_config
 from cinic_fastai.study.conduct import conduct
 from cinic_fastai.study.plan import parse_plan
 from cinic_fastai.test_utils import tiny_pack
-from cinic_fastai.train.fit import EpochSums, Progress, Steward, fit_run, one_epoch
+from cinic_fastai.train.callbacks import TrainState
+from cinic_fastai.train.fit import CheckpointCallback, fit_run
 from cinic_fastai.train.learner import make_dls, make_learner
 
 CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
@@ -45,13 +46,11 @@ def test_a_learner_waits_for_nothing(pack, cfg):
     assert len(learn.recorder.losses)==3 and learn.recorder.losses[-1].device.type=="meta"
 
 @pytest.mark.parametrize("cfg", CONFIGS, ids=lambda c: f"{c.model}-{c.policy}")
-def test_a_run_waits_for_nothing(pack, cfg):
-    learn,sums,progress = make_learner(make_dls(pack, cfg, device="meta"), cfg),EpochSums(),Progress()
+def test_a_run_waits_for_nothing(pack, cfg, tmp_path):
+    learn,state = make_learner(pack, cfg, device="meta"),TrainState()
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
-    learn.create_opt()
-    steward = Steward(cfg, progress, save=lambda: None, stop=lambda: 0, on_event=lambda *a, **kw: None, save_every=60.)
-    with NoWaiting(), learn.added_cbs([sums, steward, EndAfter("train")]): one_epoch(cfg, learn, sums, progress)
-    assert progress.batch==3 and sums.sums["train"][0].device.type=="meta"
+    with NoWaiting(): learn.fit_config(state, [CheckpointCallback(state, tmp_path/"last.safetensors"), EndAfter("train")])
+    assert state.batch==3 and state.sums.parts["train"][0].device.type=="meta"
 
 def test_validation_waits_for_nothing(pack):
     cfg = CONFIGS[0]
@@ -152,7 +151,7 @@ def test_the_device_is_told_and_no_part_of_the_id(pack, tmp_path):
 def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypatch):
     "Looking for a device starts CUDA, which then no longer heeds what cuBLAS is asked"
     from cinic_fastai.data import loaders
-    from cinic_fastai.train.learner import CUBLAS
+    from cinic_fastai.train.device import CUBLAS
     pick,started = loaders.pick_device,[]
     monkeypatch.delenv(CUBLAS)
     monkeypatch.setattr(loaders, "pick_device", lambda *args: started.append(1) or pick(*args))
@@ -196,9 +195,9 @@ def test_cuda_runs_are_cut_off_and_go_on_to_the_same_bits(pack, model, precision
 
 @pytest.mark.cuda
 def test_cuda_images_whiten():
-    from cinic_fastai.train.models import SpeedNet
+    from cinic_fastai.train.networks import SpeedNet
     xb,nets = torch.rand(16, 3, 32, 32),(SpeedNet(), SpeedNet().cuda())
-    for net,x in zip(nets, (xb, xb.cuda())): net.whiten(x)
+    for net,x in zip(nets, (xb, xb.cuda())): net.init_whitening_(x)
     assert torch.equal(nets[0].first[0].weight, nets[1].first[0].weight.cpu())
 
 @pytest.mark.cuda

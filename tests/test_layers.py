@@ -9,7 +9,8 @@ package = Path(__file__).resolve().parents[1]/"cinic_fastai"
 LAYERS = {
     "core": False, "files": False, "runs": False, "space": False,
     "data.folder": False, "data.hub": False, "data.pack": False, "data.augment": True, "data.loaders": True, "data.mix": True,
-    "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
+    "train.networks": True, "train.weights": True, "train.models": True, "train.optim": True, "train.device": True, "train.callbacks": True,
+    "train.learner": True, "train.checkpoint": True, "train.fit": True,
     "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.surrogate": False, "results.page": False, "results.predict": True,
     "study.track": False, "study.plan": False, "study.search": False, "study.work": False, "study.conduct": False,
     "bench": True, "cli": False,

@@ -95,7 +95,7 @@ def test_a_network_that_resizes_is_exported(settings):
     from cinic_fastai.train.models import make_model
     resize_matrix.cache_clear()
     cfg,about = RunConfig(model="custom_cnn", **settings),dict(classes=["cat", "dog"], mean=[.5]*3, std=[.25]*3, size=32)
-    member,x = Member(cfg, about, make_model("custom_cnn", 2, size=cfg.size).state_dict()),trial_images(32, 8)
+    member,x = Member(cfg, about, make_model(cfg, 2).state_dict()),trial_images(32, 8)
     there = torch.export.export(member, (x[:3],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()(x)
     assert abs(there.numpy()-member(x).numpy()).max()<1e-6
 

@@ -8,9 +8,11 @@ from cinic_fastai.core import WeightsError
 from cinic_fastai.results.predict import read_member
 from cinic_fastai.runs import RunConfig, RunStore, run_id
 from cinic_fastai.test_utils import tiny_pack
-from cinic_fastai.train import models
+from cinic_fastai.train import models, weights
 from cinic_fastai.train.fit import fit_run
-from cinic_fastai.train.models import ask, find_weights, load_weights, make_model, timm_net
+from cinic_fastai.train.models import make_model
+from cinic_fastai.train.networks import head_params, timm_net
+from cinic_fastai.train.weights import find_weights, head_status, load_weights
 
 HUB_NAME = "test_resnet.r160_in1k" # timm's smallest network with weights on the hub
 
@@ -32,7 +34,7 @@ def test_torchvision_file_gives_torchvision_features(tv, tmp_path, suffix):
     f = tmp_path/f"weights{suffix}"
     if suffix==".safetensors": save_file(tv.state_dict(), f)
     else: torch.save(tv.state_dict(), f, _use_new_zipfile_serialization=suffix==".pth")
-    net = make_model("resnet18.tv_in1k", 10, pretrained=True, weights=f).eval()
+    net = make_model(RunConfig(model="resnet18.tv_in1k", pretrained=True), 10, weights=f).eval()
     x = torch.randn(3, 3, 32, 32)
     feats = torch.nn.Sequential(*list(tv.children())[:-1], torch.nn.Flatten()).eval()
     with torch.no_grad():
@@ -42,7 +44,7 @@ def test_torchvision_file_gives_torchvision_features(tv, tmp_path, suffix):
     tv.train()
 
 def test_softmax_and_small_head_take_the_same_file(tv_file):
-    net = make_model("resnet18", 3, pretrained=True, weights=tv_file, softmax=True).eval()
+    net = make_model(RunConfig(model="resnet18", pretrained=True, softmax=True), 3, weights=tv_file).eval()
     assert torch.allclose(net(torch.randn(2, 3, 32, 32)).sum(1), torch.ones(2), atol=1e-5)
 
 @pytest.mark.parametrize("keep", [0, 1, 1000, -1])
@@ -97,7 +99,7 @@ def test_inception_of_torchvision(tmp_path):
 
 def test_vgg_names_of_torchvision(): # its file has half a gigabyte: here shapes without values
     with torch.device("meta"): tv, net = torchvision.models.vgg11(weights=None), timm.create_model("vgg11", num_classes=10)
-    assert models.misfits(net, models.fitting(net, tv.state_dict()))==[]
+    assert weights.shape_mismatches(net, weights.match_names(net, tv.state_dict()))==[]
 
 @pytest.mark.slow
 def test_vgg_of_torchvision(tmp_path):
@@ -118,7 +120,7 @@ def test_volo_has_two_heads(tmp_path):
     fresh = {k: v.clone() for k,v in net.state_dict().items()}
     load_weights(net, tmp_path/"volo.pth")
     heads = ("head.weight", "head.bias", "aux_head.weight", "aux_head.bias")
-    assert set(models.head_params(net))==set(heads)
+    assert set(head_params(net))==set(heads)
     for k,v in net.state_dict().items(): assert torch.equal(v, fresh[k] if k in heads else big.state_dict()[k]), k
 
 def test_tied_weights_are_saved_and_read(tmp_path):
@@ -133,13 +135,13 @@ def test_tied_weights_are_saved_and_read(tmp_path):
 def test_a_declared_file_is_never_replaced_by_other_weights(tmp_path, monkeypatch):
     "Timm's own would be kept under the id of the file"
     cfg, store = RunConfig(model="custom_cnn", pretrained=True, weights="ab"*32, bs=16, epochs=1), RunStore(tmp_path/"runs")
-    torch.save(make_model("custom_cnn", 3).state_dict(), tmp_path/"other.pth")
+    torch.save(make_model(RunConfig(model="custom_cnn"), 3).state_dict(), tmp_path/"other.pth")
     monkeypatch.setattr(models, "find_weights", lambda name: tmp_path/"other.pth")
     with pytest.raises(WeightsError, match=r"SHA-256 abababababab\.\.\..*--weights FILE"): fit_run(cfg, tiny_pack(n=4), store, stop=lambda: 0)
     assert not store.ids()
 
 def test_refused_weights_leave_the_network_alone(tv_file):
-    net = make_model("custom_cnn")
+    net = make_model(RunConfig(model="custom_cnn"))
     before = {k: v.clone() for k,v in net.state_dict().items()}
     with pytest.raises(WeightsError): load_weights(net, tv_file)
     assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
@@ -166,7 +168,7 @@ def test_payload_does_not_run(tmp_path, how, name):
 FIND = """
 import sys, time
 from cinic_fastai.core import WeightsError
-from cinic_fastai.train.models import find_weights
+from cinic_fastai.train.weights import find_weights
 for name in sys.argv[1:]:
     start = time.perf_counter()
     try: print("found", find_weights(name))
@@ -209,14 +211,14 @@ def test_slow_name_lookup_is_given_up(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     for k in no_way_out(9): monkeypatch.delenv(k, raising=False)
     start = time.perf_counter()
-    try: assert ask("https://weights.invalid/x", 1) is None
+    try: assert head_status("https://weights.invalid/x", 1) is None
     finally: over.set()
     assert time.perf_counter()-start<3
 
 def test_refusal_is_told(monkeypatch):
-    monkeypatch.setattr(models, "cached_weights", lambda cfg: None)
-    monkeypatch.setattr(models, "ask", lambda url: 403)
-    monkeypatch.setattr(models.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weights, "cached_weights", lambda cfg: None)
+    monkeypatch.setattr(weights, "head_status", lambda url: 403)
+    monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(WeightsError, match="huggingface.co answers 403"): find_weights(HUB_NAME)
 
 # the hub, played by a server on this machine
@@ -256,7 +258,7 @@ def test_download_then_cache(hub, tv_file, tmp_path):
     said = [s for s,_ in find(names, tmp_path, HF_ENDPOINT=hub.url)]
     for s,(name,file) in zip(said, names.items()):
         assert s.startswith("found") and s.endswith(file)
-        loaded = make_model(name, 10, pretrained=True, weights=Path(s.removeprefix("found ")))
+        loaded = make_model(RunConfig(model=name, pretrained=True), 10, weights=Path(s.removeprefix("found ")))
         own, theirs = loaded.state_dict(), nets[name].state_dict()
         same = [k for k in own if own[k].shape==theirs[k].shape]
         assert len(same)>=len(own)-3 and all(torch.equal(own[k], theirs[k]) for k in same) # all but the head, and the vit's positions
@@ -271,7 +273,9 @@ def test_download_by_address_checks_the_hash(hub, tmp_path, monkeypatch):
     data = b"weights"
     good, bad = (f"/net-{h}.pth" for h in (hashlib.sha256(data).hexdigest()[:8], "0"*8))
     hub.files = {good: data, bad: data}
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    assert models.fetch_url(hub.url+good).read_bytes()==data
-    with pytest.raises(RuntimeError, match="hash"): models.fetch_url(hub.url+bad)
-    assert not models.torch_file(hub.url+bad).exists()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    source = lambda url: timm.models.PretrainedCfg(url=hub.url+url)
+    assert weights._download(source(good)).read_bytes()==data
+    assert weights.cached_weights(source(good)).read_bytes()==data
+    with pytest.raises(WeightsError, match=r"127.0.0.1:\d+ broke off \(RuntimeError\)"): weights._download(source(bad))
+    assert weights.cached_weights(source(bad)) is None

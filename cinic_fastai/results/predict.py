@@ -23,8 +23,8 @@ from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
 from ..files import read_json, write_text, writing
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
-from ..train.learner import autocast, set_up
-from ..train.models import laid_out, make_model
+from ..train.device import autocast, prepare_device
+from ..train.models import make_model
 from .ensemble import FittedEnsemble, predict_ensemble
 from .tables import ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
 
@@ -41,9 +41,8 @@ class Member(nn.Module):
         self.cfg,self.precision,self.size,self.mean,self.std = cfg,precision,*(about[k] for k in ("size", "mean", "std"))
         self.to_floats = NormalizeBytes(self.mean, self.std, cfg.size)
         if cfg.size: resize_matrix(self.size, cfg.size) # kept from now on: made inside of an export it would hold no values
-        net = make_model(cfg.model, n_out=len(about["classes"]), stem=cfg.stem, softmax=cfg.softmax, size=cfg.size or self.size, width=cfg.width, dirac=cfg.dirac)
-        net.load_state_dict(tensors)
-        self.net = laid_out(net, cfg.channels_last)
+        self.net = make_model(dataclasses.replace(cfg, pretrained=False, weights=""), len(about["classes"]), self.size)
+        self.net.load_state_dict(tensors)
         self.eval().requires_grad_(False)
 
     def forward(self,
@@ -83,7 +82,7 @@ class Predictor:
     )->"Predictor": # The same, its networks moved
         "Take its networks to a device"
         device = pick_device(device)
-        set_up(device)
+        prepare_device(device)
         for m in self.members.values(): m.to(device)
         return self
 
