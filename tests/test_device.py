@@ -50,7 +50,7 @@ def test_a_run_waits_for_nothing(pack, cfg, tmp_path):
     learn,state = make_learner(pack, cfg, device="meta"),TrainState()
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
     with NoWaiting(): learn.fit_config(state, [CheckpointCallback(state, tmp_path/"last.safetensors"), EndAfter("train")])
-    assert state.batch==3 and state.sums.parts["train"][0].device.type=="meta"
+    assert state.batch==3 and state.sums["train"][0].device.type=="meta"
 
 def test_validation_waits_for_nothing(pack):
     cfg = CONFIGS[0]

@@ -216,7 +216,8 @@ def test_slow_name_lookup_is_given_up(monkeypatch):
     assert time.perf_counter()-start<3
 
 def test_refusal_is_told(monkeypatch):
-    monkeypatch.setattr(weights, "cached_weights", lambda cfg: None)
+    monkeypatch.setattr(weights, "try_to_load_from_cache", lambda **file: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere")
     monkeypatch.setattr(weights, "head_status", lambda url: 403)
     monkeypatch.setattr(weights.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(WeightsError, match="huggingface.co answers 403"): find_weights(HUB_NAME)
@@ -274,8 +275,9 @@ def test_download_by_address_checks_the_hash(hub, tmp_path, monkeypatch):
     good, bad = (f"/net-{h}.pth" for h in (hashlib.sha256(data).hexdigest()[:8], "0"*8))
     hub.files = {good: data, bad: data}
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    source = lambda url: timm.models.PretrainedCfg(url=hub.url+url)
-    assert weights._download(source(good)).read_bytes()==data
-    assert weights.cached_weights(source(good)).read_bytes()==data
-    with pytest.raises(WeightsError, match=r"127.0.0.1:\d+ broke off \(RuntimeError\)"): weights._download(source(bad))
-    assert weights.cached_weights(source(bad)) is None
+    def places(url): return weights.weight_urls(timm.models.PretrainedCfg(url=hub.url+url))
+    def cached(url): return places(url)[hub.url+url][0]
+    assert weights._download(places(good)).read_bytes()==data
+    assert cached(good).read_bytes()==data
+    with pytest.raises(WeightsError, match=r"127.0.0.1:\d+ broke off \(RuntimeError\)"): weights._download(places(bad))
+    assert cached(bad) is None

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import StoreError
 from ..files import sync_folder, to_json, write_bytes
 
-# %% ../../nbs/22_train.checkpoint.ipynb #8136e8f7
+# %% ../../nbs/22_train.checkpoint.ipynb #469ba04d
 def _checksum(tensors, text):
     "SHA-256 over names, values and text"
     h = hashlib.sha256(text.encode())
@@ -25,22 +25,13 @@ def _checksum(tensors, text):
         h.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
-def _unshared(tensors):
-    "The tensors; copies of those whose memory stood there before"
-    out,seen = {},set()
-    for k,t in tensors.items():
-        memory = t.untyped_storage().data_ptr()
-        out[k] = t.clone() if memory in seen else t
-        seen.add(memory)
-    return out
-
 def save_tensors(
     path:Path, # File to write
     tensors:dict[str,Tensor], # By name, on any device, of any memory format
     meta:dict # Plain values
 ):
     "Write tensors and plain values whole or not at all"
-    tensors = _unshared({k: t.detach().cpu().contiguous() for k,t in tensors.items()})
+    tensors = {k: t.detach().cpu().contiguous().clone() for k,t in tensors.items()}
     text = to_json(meta, indent=None)
     write_bytes(path, save_safetensors(tensors, {"cinic": f"{_checksum(tensors, text)} {text}"}))
 

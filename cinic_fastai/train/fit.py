@@ -6,7 +6,7 @@
 __all__ = ['refuse_other', 'save_training', 'restore_training', 'FitOptions', 'CheckpointCallback', 'train_epochs',
            'predict_probs', 'fit_run', 'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #637330b1
+# %% ../../nbs/23_train.fit.ipynb #2d45eeba
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -21,7 +21,7 @@ from ..data.augment import views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.pack import Pack
 from ..files import lock, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, run_id, with_weights
+from ..runs import WEIGHTS_FILE, RunConfig, RunStore, fallen, run_id, with_weights
 from .callbacks import TrainState, train_batches
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors,
     load_tensors, opt_tensors, rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
@@ -31,7 +31,7 @@ from .learner import RunLearner, make_learner
 from .models import make_model
 from .optim import torch_opt
 
-# %% ../../nbs/23_train.fit.ipynb #2c8efc5b
+# %% ../../nbs/23_train.fit.ipynb #a8e4a31c
 def refuse_other(
     path:Path, # Of something stored
     there:dict, # `RunConfig` fields it was made with; a field that is missing had its default
@@ -50,13 +50,13 @@ def save_training(
 ):
     "Write everything a training needs to go on to the same bits"
     ahead = getattr(learn, "lookahead", None)
-    sums = {k: torch.stack(parts) for k,parts in state.sums.parts.items() if parts}
+    sums = {k: torch.stack(batches) for k,batches in state.sums.items() if batches}
     tensors = with_prefix(model=learn.model.state_dict(), opt=opt_tensors(learn.opt.opt), best=state.best or {},
         rng=rng_tensors(learn.dls.device), sums=sums, average=(ahead and ahead.average) or {})
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, tensors, dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #be36d00b
+# %% ../../nbs/23_train.fit.ipynb #d1ddbc20
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -78,7 +78,7 @@ def restore_training(
 def _restore_sums(learn, state, tensors):
     "Put the epoch's sums and the running average back on the device"
     sums,average = ({k: v.to(learn.dls.device) for k,v in take_prefix(part, tensors).items()} for part in ("sums", "average"))
-    state.sums.parts |= {k: list(v) for k,v in sums.items()}
+    state.sums |= {k: list(v) for k,v in sums.items()}
     if ahead := getattr(learn, "lookahead", None):
         ahead.average,ahead.step = average or None,state.epoch*train_batches(learn.dls)+state.batch
 
@@ -93,7 +93,7 @@ class FitOptions:
     device:str|torch.device|None = None # Where to train, as for `pick_device`
     deterministic:bool = False # The same bits from one training to the next on a GPU, too? Slower
 
-# %% ../../nbs/23_train.fit.ipynb #0bf03ec8
+# %% ../../nbs/23_train.fit.ipynb #9fb18412
 class CheckpointCallback(Callback):
     "After a batch report, save when due, and stop when asked; before an epoch see whether it is worth while"
     order = 70
@@ -108,24 +108,24 @@ class CheckpointCallback(Callback):
         self.saved = self.reported = time.monotonic()
         self.error = None
 
+    def before_fit(self): self.epochs = self.learn.cfg.epochs
+
     def before_epoch(self):
         bars = self.options.min_accs
         if bars and fallen(self.state.accs(), bars): raise CancelFitException
 
     def after_batch(self):
-        if time.monotonic()-self.reported>.2: self._report()
+        if time.monotonic()-self.reported>.2:
+            self.reported = time.monotonic()
+            self.on_event("batch", epoch=self.state.epoch, epochs=self.epochs, done=self.state.batch,
+                total=train_batches(self.dls))
         if signum := self.stop():
             self._save()
-            self._end(Interrupted(f"Stopped in epoch {self.state.epoch+1} of {self.learn.cfg.epochs}; "
+            self._end(Interrupted(f"Stopped in epoch {self.state.epoch+1} of {self.epochs}; "
                 "everything so far is saved. Run the same command again to continue.", signum))
         if time.monotonic()-self.saved>self.options.save_every: self._save()
 
-    def after_epoch(self): self.on_event("epoch", **self.state.history[-1], epochs=self.learn.cfg.epochs)
-
-    def _report(self):
-        self.reported = time.monotonic()
-        self.on_event("batch", epoch=self.state.epoch, epochs=self.learn.cfg.epochs, done=self.state.batch,
-            total=train_batches(self.dls))
+    def after_epoch(self): self.on_event("epoch", **self.state.history[-1], epochs=self.epochs)
 
     def _save(self):
         self.state.tick()
@@ -153,7 +153,7 @@ def train_epochs(
         learn.fit_config(state, keeper)
     return state
 
-# %% ../../nbs/23_train.fit.ipynb #c7a535b3
+# %% ../../nbs/23_train.fit.ipynb #5c582e3e
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
@@ -169,7 +169,7 @@ def predict_probs(
         probs.append(learn.loss_func.activation(preds).cpu())
         targs.append(yb.cpu())
         on_event("progress", what="probabilities", done=len(probs), total=len(dl))
-    return np.asarray(torch.cat(probs), dtype=np.float32),np.asarray(torch.cat(targs), dtype=np.int64)
+    return torch.cat(probs).numpy(),torch.cat(targs).numpy()
 
 # %% ../../nbs/23_train.fit.ipynb #b8dfdd67
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class _Run:
     @property
     def checkpoint(self): return self.folder/"last.safetensors"
 
-# %% ../../nbs/23_train.fit.ipynb #617777eb
+# %% ../../nbs/23_train.fit.ipynb #2b32fd7a
 def _refuse_others(run):
     "Refuse a folder that another run left, and another transform under one name"
     try: there = run.store.config(run.rid)
@@ -199,10 +199,9 @@ def _refuse_others(run):
 
 def _stopped(history):
     "What is told of a training that `min_accs` ended"
-    accs = [h["valid_acc"] for h in history]
-    best = best_epoch(accs, [h["valid_loss"] for h in history])
-    seconds = sum(h["seconds"] for h in history)
-    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=seconds)
+    state = TrainState(history=history)
+    accs,best = state.accs(),state.best_epoch()
+    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=state.total_seconds())
 
 def _stored(run):
     "The result that is there, None where the run has to be trained or mended"
@@ -223,7 +222,7 @@ def _kept(run, damage):
     history = run.store.history(run.rid).to_dict("records")
     return TrainState(run.cfg.epochs, history=history, best=load_tensors(weights)[0])
 
-# %% ../../nbs/23_train.fit.ipynb #bdcda2c5
+# %% ../../nbs/23_train.fit.ipynb #7fc89b0a
 def _store_probs(run, learn, split):
     "Write a split's probabilities and give the accuracy"
     rows = run.pack.rows[split]
@@ -234,8 +233,7 @@ def _store_probs(run, learn, split):
 
 def _summary(learn, state):
     "What a finished training comes to, at the epoch whose weights are kept"
-    epochs,best = learn.cfg.epochs,state.best_epoch(learn.cfg.select)
-    seconds = sum(h["seconds"] for h in state.history)
+    epochs,best,seconds = learn.cfg.epochs,state.best_epoch(learn.cfg.select),state.total_seconds()
     at_best = {k: state.history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")}
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)

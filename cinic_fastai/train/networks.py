@@ -7,7 +7,8 @@ __all__ = ['OWN', 'conv_out', 'cnn_side', 'FullSoftmax', 'CustomCNN', 'whitening
            'check_name', 'net_name', 'timm_net', 'small_stem', 'WithSoftmax', 'inner_net', 'set_layout', 'head_params',
            'needs_batches']
 
-# %% ../../nbs/20_train.networks.ipynb #7a5d1159
+# %% ../../nbs/20_train.networks.ipynb #6082ed7a
+import copy
 from importlib import import_module
 import numpy as np, timm, torch
 import torch.nn.functional as F
@@ -233,18 +234,13 @@ def head_params(
     ids = {id(p) for m in heads for p in m.parameters()}
     return {k:p for k,p in net.named_parameters() if id(p) in ids}
 
-# %% ../../nbs/20_train.networks.ipynb #90dfe3d6
+# %% ../../nbs/20_train.networks.ipynb #c6d478bc
 def needs_batches(
-    net:nn.Module, # A network; left in the mode it is in
+    net:nn.Module, # A network; a copy is tried
     xb:Tensor # Some images `(bs,c,h,w)`
 )->bool: # Then it can't train on a batch of one
     "Whether batch normalisation somewhere gets one value a channel from an image"
-    single,training = [],net.training
-    def look(m, args, out): single.append(args[0][:1].numel()==args[0].shape[1])
-    hooks = [m.register_forward_hook(look) for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     try:
-        with torch.no_grad(): net.eval()(xb)
-    finally:
-        for h in hooks: h.remove()
-        net.train(training)
-    return any(single)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]): copy.deepcopy(net).train()(xb[:1])
+    except ValueError as e: return "more than 1 value per channel" in str(e)
+    return False

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['PREFIXES', 'CONVERSIONS', 'read_weights', 'shape_mismatches', 'filter_state_dict', 'match_names', 'load_weights',
-           'hub_candidates', 'cached_weights', 'head_status', 'weight_urls', 'find_weights']
+           'weight_urls', 'head_status', 'find_weights']
 
-# %% ../../nbs/20a_train.weights.ipynb #87b880ce
+# %% ../../nbs/20a_train.weights.ipynb #73e79fea
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -48,7 +50,7 @@ def read_weights(
             "as `torch.save(net.state_dict())` writes them.")
     return state
 
-# %% ../../nbs/20a_train.weights.ipynb #3c47fed8
+# %% ../../nbs/20a_train.weights.ipynb #474aa338
 def _without_other_head(net, state):
     "Leave out a head that isn't this network's"
     head = head_params(net)
@@ -62,23 +64,23 @@ def shape_mismatches(
     state:dict[str,Tensor] # A file's tensors, without another head
 )->list[str]: # One line each, empty when all fit
     "What doesn't fit a network, by name and shape"
-    own,head = net.state_dict(),head_params(net)
-    wrong = {k: (tuple(state[k].shape), tuple(v.shape)) for k,v in own.items() if k in state}
-    out = [f"{k} is {a} in the file and {b} in the network" for k,(a,b) in wrong.items() if a!=b]
-    absent = [k for k in own if k not in state and k not in head and not k.endswith("num_batches_tracked")]
-    return out+[f"{k} is missing in the file" for k in absent]+[f"{k} is not in the network" for k in state if k not in own]
+    own = {k: tuple(v.shape) for k,v in net.state_dict().items()}
+    wrong = {k: tuple(v.shape) for k,v in state.items() if tuple(v.shape)!=own.get(k)}
+    out = [f"{k} is {wrong[k]} in the file and {own[k]} in the network" for k in own if k in wrong]
+    needed = own.keys()-state.keys()-head_params(net).keys()
+    out += [f"{k} is missing in the file" for k in own if k in needed and not k.endswith("num_batches_tracked")]
+    return out+[f"{k} is not in the network" for k in wrong if k not in own]
 
-# %% ../../nbs/20a_train.weights.ipynb #cbde4ba8
+# %% ../../nbs/20a_train.weights.ipynb #f0cc3dd0
 PREFIXES = ("module.", "model.", "net.") # Of DataParallel and Lightning
 
 def _strip_prefixes(state)->Iterator[dict[str,Tensor]]:
     "The tensors with shorter and shorter names"
     state = {k.replace("_orig_mod.", ""): v for k,v in state.items()}
-    yield state
-    while found := [p for p in PREFIXES if any(k.startswith(p) for k in state)]:
-        p = max(found, key=lambda p: sum(k.startswith(p) for k in state))
-        state = {k.removeprefix(p): v for k,v in state.items() if k.startswith(p)}
+    while state:
         yield state
+        prefix = Counter(p for k in state for p in PREFIXES if k.startswith(p)).most_common(1)
+        state = {k.removeprefix(p): v for p,_ in prefix for k,v in state.items() if k.startswith(p)}
 
 def _with_tied(net, state):
     "Add the other names of weights that the network uses twice"
@@ -132,25 +134,27 @@ def load_weights(
     net.load_state_dict(state, strict=False)
     return model
 
-# %% ../../nbs/20a_train.weights.ipynb #81b24a93
-def hub_candidates(
-    source # timm's `PretrainedCfg`
-)->list[dict]: # Arguments of `hf_hub_download`, in order of preference
-    "Where a network's weights may be on the Hugging Face hub"
-    if not source.hf_hub_id: return []
-    repo,_,revision = source.hf_hub_id.partition("@")
+# %% ../../nbs/20a_train.weights.ipynb #c49ad564
+def _hub_candidates(source):
+    "Arguments of `hf_hub_download`, in order of preference"
+    repo,_,revision = (source.hf_hub_id or "").partition("@")
     names = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    return [dict(repo_id=repo, filename=n, revision=revision or None) for n in names]
+    return [dict(repo_id=repo, filename=n, revision=revision or None) for n in names if repo]
 
-def cached_weights(
+def weight_urls(
     source # timm's `PretrainedCfg`
-)->Path|None: # None where there are none
-    "Weights that were downloaded before, by Hugging Face or by PyTorch"
-    hits = [try_to_load_from_cache(**f) for f in hub_candidates(source)]
-    if source.url: hits.append(Path(torch.hub.get_dir())/"checkpoints"/Path(urlsplit(source.url).path).name)
-    return next((Path(h) for h in hits if isinstance(h, (str, Path)) and Path(h).is_file()), None)
+)->dict[str,tuple[Path|None,Callable]]: # Address -> its file in a cache, None where it isn't, and what downloads it
+    "Where a network's weights may be, in the order in which to ask"
+    out = {}
+    for f in _hub_candidates(source):
+        found = try_to_load_from_cache(**f)
+        out[hf_hub_url(**f)] = Path(found) if isinstance(found, str) else None,partial(hf_hub_download, **f)
+    if source.url:
+        file = Path(torch.hub.get_dir())/"checkpoints"/Path(urlsplit(source.url).path).name
+        out[source.url] = file if file.is_file() else None,partial(download_cached_file, source.url)
+    return out
 
-# %% ../../nbs/20a_train.weights.ipynb #c33dc74c
+# %% ../../nbs/20a_train.weights.ipynb #1eff555d
 def head_status(
     url:str, # Address of a file
     seconds:float=3. # Time to answer in, finding the host included
@@ -164,18 +168,10 @@ def head_status(
     thread.join(seconds)
     return status[0] if status else None
 
-# %% ../../nbs/20a_train.weights.ipynb #a293477d
-def weight_urls(
-    source # timm's `PretrainedCfg`
-)->list[tuple[str,Callable]]: # Address, and what downloads it into its cache
-    "Addresses of a network's weights, in the order in which they are asked"
-    out = [(hf_hub_url(**f), lambda f=f: hf_hub_download(**f)) for f in hub_candidates(source)]
-    return out+[(source.url, lambda: download_cached_file(source.url))]*bool(source.url)
-
-def _download(source):
+def _download(places):
     "Weights from the first address that has them; `WeightsError` tells what each host answered"
     answers = {}
-    for url,fetch in weight_urls(source):
+    for url,(_,fetch) in places.items():
         host = urlsplit(url).netloc
         if answers.get(host)=="does not answer": continue
         status = head_status(url)
@@ -185,20 +181,20 @@ def _download(source):
         except Exception as e: answers[host] = f"broke off ({type(e).__name__})"
     raise WeightsError(", ".join(f"{h} {words}" for h,words in answers.items()))
 
-# %% ../../nbs/20a_train.weights.ipynb #4e055421
+# %% ../../nbs/20a_train.weights.ipynb #8bf563f4
 def find_weights(
     name:str # A timm name, with its tag if wanted
 )->Path: # A file of weights
     "Pretrained weights from a cache, else downloaded; `WeightsError` within 10 seconds where they can't be had"
     check_name(name)
-    source = None if name in OWN else get_pretrained_cfg(name)
-    if source is None or not (source.hf_hub_id or source.url):
+    places = {} if name in OWN else weight_urls(get_pretrained_cfg(name))
+    if not places:
         raise WeightsError(f"There are no pretrained weights for {name}. "
             "Train from random weights, or give a file with --weights FILE.")
-    if found := cached_weights(source): return found
+    if found := next((file for file,_ in places.values() if file), None): return found
     try:
         if constants.HF_HUB_OFFLINE: raise WeightsError("HF_HUB_OFFLINE is set")
-        return _download(source)
+        return _download(places)
     except WeightsError as e:
         raise WeightsError(f"Pretrained weights for {name} are not in the cache, and {e}. "
             "Give a file with --weights FILE, or try again with a network.") from None
