@@ -125,7 +125,7 @@ def compile_(
     model.compile(mode="reduce-overhead" if device.type=="cuda" else "default")
     return model
 
-# %% ../../nbs/20d_train.device.ipynb #48aad199
+# %% ../../nbs/20d_train.device.ipynb #06b6274a
 def processor_name()->str: # As its maker calls it, as far as the system tells
     "The machine's processor"
     info = Path("/proc/cpuinfo")
@@ -143,4 +143,5 @@ def environment(
     return dict(python=platform.python_version(), system=platform.system(), machine=platform.machine(),
         processor=processor_name(), device=device.type, gpu=gpu,
         deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(),
-        native_bf16=native_bf16(device), precision=resolve_precision(cfg, device), versions={n: version(n) for n in names})
+        native_bf16=native_bf16(device), precision=resolve_precision(cfg, device),
+        versions={n: version(n) for n in names})

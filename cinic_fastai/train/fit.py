@@ -56,7 +56,7 @@ def save_training(
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, tensors, dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #d1ddbc20
+# %% ../../nbs/23_train.fit.ipynb #8fa11e44
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -77,10 +77,11 @@ def restore_training(
 
 def _restore_sums(learn, state, tensors):
     "Put the epoch's sums and the running average back on the device"
-    sums,average = ({k: v.to(learn.dls.device) for k,v in take_prefix(part, tensors).items()} for part in ("sums", "average"))
-    state.sums |= {k: list(v) for k,v in sums.items()}
+    device = learn.dls.device
+    state.sums |= {k: list(v.to(device)) for k,v in take_prefix("sums", tensors).items()}
     if ahead := getattr(learn, "lookahead", None):
-        ahead.average,ahead.step = average or None,state.epoch*train_batches(learn.dls)+state.batch
+        ahead.average = {k: v.to(device) for k,v in take_prefix("average", tensors).items()} or None
+        ahead.step = state.epoch*train_batches(learn.dls)+state.batch
 
 # %% ../../nbs/23_train.fit.ipynb #23ae6635
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #b4cc82a1
+# %% ../../nbs/21_train.learner.ipynb #339eae59
 import contextlib, dataclasses, warnings
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..runs import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    Lookahead, PlainTensors, TrainState, train_batches)
+    Lookahead, TrainState, train_batches)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
 from .networks import SpeedNet, inner_net, needs_batches, net_name, set_layout
@@ -152,10 +152,10 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #89fd3f03
+# %% ../../nbs/21_train.learner.ipynb #986577b3
 def _callbacks(cfg, device, own):
     "The callbacks that a configuration asks for"
-    out = [PlainTensors()]
+    out = []
     if mixes(cfg.policy): out.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     precision = cfg.precision if own else resolve_precision(cfg, device)
     if precision=="bf16": out.append(Bf16())
@@ -183,8 +183,8 @@ def make_learner(
     prepare_device(device)
     if cfg.compile: compile_(model, device)
     learn = RunLearner(dls, model.to(device), loss_func=SoftLoss(cfg.label_smoothing, cfg.softmax), lr=cfg.lr,
-        opt_func=opt_func(cfg), splitter=partial(split_params, biases=cfg.bias_lr!=1, own=own), cbs=[*L(cbs), *_callbacks(cfg, device, own)],
-        train_bn=False, metrics=DeviceAccuracy())
+        opt_func=opt_func(cfg), splitter=partial(split_params, biases=cfg.bias_lr!=1, own=own), train_bn=False,
+        cbs=[*L(cbs), *_callbacks(cfg, device, own)], metrics=DeviceAccuracy())
     learn.cfg,learn.own_net = cfg,own
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())

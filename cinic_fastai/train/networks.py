@@ -100,11 +100,12 @@ class BiasNorm(nn.BatchNorm2d):
         self.register_buffer("weight", torch.ones(n), persistent=False)
         self.bias = nn.Parameter(torch.zeros(n))
 
-# %% ../../nbs/20_train.networks.ipynb #a26e3838
+# %% ../../nbs/20_train.networks.ipynb #f6d5c2a9
 def _speed_block(n_in, n_out):
     "Two convolutions, normalised; the first one's output is pooled"
     def conv(i): return nn.Conv2d(i, n_out, 3, padding=1, bias=False)
-    return nn.Sequential(conv(n_in), nn.MaxPool2d(2), BiasNorm(n_out), nn.GELU(), conv(n_out), BiasNorm(n_out), nn.GELU())
+    first = [conv(n_in), nn.MaxPool2d(2), BiasNorm(n_out), nn.GELU()]
+    return nn.Sequential(*first, conv(n_out), BiasNorm(n_out), nn.GELU())
 
 class SpeedNet(nn.Module):
     "A small fast network after airbench94, <https://arxiv.org/abs/2404.00498>"
