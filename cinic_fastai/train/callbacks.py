@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Bf16', 'DeviceMean', 'DeviceAccuracy', 'DeviceSmooth', 'LightProgress', 'Lookahead', 'batch_sums', 'epoch_means',
-           'TrainState', 'FollowConfig', 'train_batches']
+           'TrainState', 'train_batches', 'FollowConfig']
 
 # %% ../../nbs/20e_train.callbacks.ipynb #c5c92bd7
 import math, time
@@ -154,7 +154,19 @@ class TrainState:
         if select=="last": return len(self.history)-1
         return best_epoch(self.accs(), [row["valid_loss"] for row in self.history])
 
-# %% ../../nbs/20e_train.callbacks.ipynb #a2c34e68
+# %% ../../nbs/20e_train.callbacks.ipynb #e0092e25
+def train_batches(dls)->int: # Of a whole epoch, wherever the loader is to begin
+    "Training batches an epoch"
+    return getattr(dls.train, "n_batches", None) or len(dls.train)
+
+def _not_finite(row, lr):
+    "The error to raise where an epoch's loss is no number, else None"
+    for k,loss in (("train_loss", "training"), ("valid_loss", "validation")):
+        if math.isfinite(row.get(k, 0.)): continue
+        return CinicError(f"The {loss} loss became {row[k]} in epoch {row['epoch']+1}. "
+            f"Take a smaller learning rate (lr = {lr:g}).")
+
+# %% ../../nbs/20e_train.callbacks.ipynb #21ce6490
 class FollowConfig(Callback):
     "Train as a `RunConfig` says, from where a `TrainState` stands"
     order = 68
@@ -195,14 +207,3 @@ class FollowConfig(Callback):
         state.epoch,state.batch,state.seconds = state.epoch+1,0,0.
         if cfg.select=="best" and state.best_epoch()==state.epoch-1:
             state.best = {k: v.detach().cpu().clone() for k,v in self.model.state_dict().items()}
-
-def train_batches(dls)->int: # Of a whole epoch, wherever the loader is to begin
-    "Training batches an epoch"
-    return getattr(dls.train, "n_batches", None) or len(dls.train)
-
-def _not_finite(row, lr):
-    "The error to raise where an epoch's loss is no number, else None"
-    for k,loss in (("train_loss", "training"), ("valid_loss", "validation")):
-        if math.isfinite(row.get(k, 0.)): continue
-        return CinicError(f"The {loss} loss became {row[k]} in epoch {row['epoch']+1}. "
-            f"Take a smaller learning rate (lr = {lr:g}).")

@@ -134,7 +134,7 @@ class RunLearner(Learner):
         finally:
             if ahead: ahead.total = 0
 
-# %% ../../nbs/21_train.learner.ipynb #eff62ccc
+# %% ../../nbs/21_train.learner.ipynb #403a3e0d
 class FitLeavesOut(Callback):
     "Warn of settings that `fit_config` heeds and a `Learner`'s other methods don't"
     def __init__(self,
@@ -142,8 +142,8 @@ class FitLeavesOut(Callback):
     ):
         self.cfg,self.froze = cfg,False
 
-    def before_fit(self):
-        if any(isinstance(cb, FollowConfig) for cb in self.learn.cbs): return
+    def before_train(self):
+        if self.epoch or any(isinstance(cb, FollowConfig) for cb in self.learn.cbs): return
         self.froze = self.froze or getattr(self.opt, "frozen_idx", 0)>0
         scheduled = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs)
         left = []
