@@ -2012,8 +2012,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'cinic_fastai/train/learner.py'),
                                             'cinic_fastai.train.learner.RunLearner': ( 'train.learner.html#runlearner',
                                                                                        'cinic_fastai/train/learner.py'),
-                                            'cinic_fastai.train.learner.RunLearner._averaging_over': ( 'train.learner.html#runlearner._averaging_over',
-                                                                                                       'cinic_fastai/train/learner.py'),
                                             'cinic_fastai.train.learner.RunLearner.fit_config': ( 'train.learner.html#runlearner.fit_config',
                                                                                                   'cinic_fastai/train/learner.py'),
                                             'cinic_fastai.train.learner._batch_error': ( 'train.learner.html#_batch_error',

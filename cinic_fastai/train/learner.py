@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #339eae59
-import contextlib, dataclasses, warnings
+# %% ../../nbs/21_train.learner.ipynb #e6b23da2
+import dataclasses, warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -103,7 +103,7 @@ def _refuse_single(model, dls):
         raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: "
             "its batch normalisation gets one value a channel. Take a larger bs or size.")
 
-# %% ../../nbs/21_train.learner.ipynb #8f446902
+# %% ../../nbs/21_train.learner.ipynb #d3c86e8c
 class RunLearner(Learner):
     "fastai's `Learner`, which knows the `RunConfig` it was made from"
     def fit_config(self,
@@ -111,28 +111,20 @@ class RunLearner(Learner):
         cbs=None # fastai callbacks; an exception that one keeps in `error` is raised at the end
     ):
         "Train as the configuration says: its epochs, schedule, frozen phase, averaging and choice of weights"
-        cfg,cbs = self.cfg,L(cbs)
+        cfg,ahead = self.cfg,getattr(self, "lookahead", None) or Lookahead()
         if self.own_net and cfg.frozen_epochs:
             raise ConfigError(f"frozen_epochs = {cfg.frozen_epochs} needs a network whose head is known. "
                 "Take frozen_epochs = 0 for a network of your own.")
         if state is None:
             seed_everything(cfg.seed)
-            state = TrainState()
-        cbs = [FollowConfig(cfg, state), *cbs]
-        with self._averaging_over(cfg.epochs*train_batches(self.dls)):
-            self.fit(cfg.epochs-state.epoch, cbs=cbs)
-        for error in (getattr(cb, "error", None) for cb in cbs):
-            if error: raise error
+            state,ahead.step,ahead.average = TrainState(),0,None
+        cbs = [FollowConfig(cfg, state), *L(cbs)]
+        ahead.total = cfg.epochs*train_batches(self.dls)
+        try: self.fit(cfg.epochs-state.epoch, cbs=cbs)
+        finally: ahead.total = 0
+        errors = [cb.error for cb in cbs if getattr(cb, "error", None)]
+        if errors: raise errors[0]
         if state.epoch==cfg.epochs and state.best: self.model.load_state_dict(state.best)
-
-    @contextlib.contextmanager
-    def _averaging_over(self, steps):
-        "Have `Lookahead` take what follows as parts of one training"
-        ahead = getattr(self, "lookahead", None)
-        if ahead: ahead.total = steps
-        try: yield
-        finally:
-            if ahead: ahead.total = 0
 
 # %% ../../nbs/21_train.learner.ipynb #403a3e0d
 class FitLeavesOut(Callback):
