@@ -40,7 +40,7 @@ class Bf16(Callback):
         if getattr(self, "context", None): self.context.__exit__(None, None, None)
         self.context = None
 
-# %% ../../nbs/20c_train.callbacks.ipynb #6833ee26
+# %% ../../nbs/20c_train.callbacks.ipynb #e79cc60e
 class DeviceMean(AvgLoss):
     "fastai's mean loss, summed on the device"
     def of_batch(self, learn): return learn.loss
@@ -49,11 +49,13 @@ class DeviceMean(AvgLoss):
         self.total += self.of_batch(learn).detach().float().mean()*n
         self.count += n
 
+# %% ../../nbs/20c_train.callbacks.ipynb #2ba1b7dd
 class DeviceAccuracy(DeviceMean):
     "Mean accuracy, also on mixed images, summed on the device"
     name = "accuracy"
     def of_batch(self, learn): return mixed_accuracy(learn.pred, learn.yb[0])
 
+# %% ../../nbs/20c_train.callbacks.ipynb #0b88c905
 class DeviceSmooth(AvgSmoothLoss):
     "fastai's smoothed training loss, kept on the device"
     def accumulate(self, learn):
@@ -100,7 +102,7 @@ class Lookahead(Callback):
     def _draw(self, keep):
         for k,v in self._weights().items(): v.copy_(self.average[k].lerp_(v, 1-keep))
 
-# %% ../../nbs/20c_train.callbacks.ipynb #1a44a411
+# %% ../../nbs/20c_train.callbacks.ipynb #998611a2
 def batch_sums(
     loss:Tensor, # Mean loss of the batch, a number
     pred:Tensor, # Outputs `(bs,c)`
@@ -111,6 +113,7 @@ def batch_sums(
     n = torch.full_like(hits, len(targ))
     return torch.stack([loss.detach().float()*n, hits, n])
 
+# %% ../../nbs/20c_train.callbacks.ipynb #a3114dcc
 def epoch_means(
     sums:dict[str,list[Tensor]] # From `batch_sums`, of each batch, under `train` and `valid`
 )->dict: # `train_loss`, `train_acc` and, where the epoch was validated, `valid_loss`, `valid_acc`

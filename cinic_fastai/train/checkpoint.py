@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core import StoreError
 from ..files import sync_folder, to_json, write_bytes
 
-# %% ../../nbs/22_train.checkpoint.ipynb #469ba04d
+# %% ../../nbs/22_train.checkpoint.ipynb #bbe39814
 def _checksum(tensors, text):
     "SHA-256 over names, values and text"
     h = hashlib.sha256(text.encode())
@@ -25,6 +25,7 @@ def _checksum(tensors, text):
         h.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
     return h.hexdigest()
 
+# %% ../../nbs/22_train.checkpoint.ipynb #2e92bfcb
 def save_tensors(
     path:Path, # File to write
     tensors:dict[str,Tensor], # By name, on any device, of any memory format
@@ -50,20 +51,21 @@ def load_tensors(
     if not sound: raise StoreError(f"{path} is damaged (its checksum is wrong).")
     return tensors,json.loads(text)
 
-# %% ../../nbs/22_train.checkpoint.ipynb #12f96dfb
+# %% ../../nbs/22_train.checkpoint.ipynb #9afc14a8
 def previous_generation(
     path:Path # A checkpoint
 )->Path: # Where the one before it is kept
     "The previous generation's file"
     return path.with_name(f"{path.stem}-1{path.suffix}")
 
+# %% ../../nbs/22_train.checkpoint.ipynb #ce8f3ed3
 def partial_path(
     path:Path # A checkpoint
 )->Path: # Beside it
     "Where a checkpoint is until it is whole"
     return path.with_name(f".{path.name}.part")
 
-# %% ../../nbs/22_train.checkpoint.ipynb #e698b2e2
+# %% ../../nbs/22_train.checkpoint.ipynb #db6466da
 def save_checkpoint(
     path:Path, # File to write
     tensors:dict[str,Tensor], # As for `save_tensors`
@@ -75,6 +77,7 @@ def save_checkpoint(
     os.replace(partial_path(path), path)
     sync_folder(path.parent)
 
+# %% ../../nbs/22_train.checkpoint.ipynb #f4281381
 def load_checkpoint(
     path:Path # As given to `save_checkpoint`
 )->tuple[dict,dict,list[str]]: # Tensors and plain values, empty where there is no good one; faults of newer files
@@ -106,7 +109,7 @@ def take_prefix(
     "One part of `with_prefix`"
     return {k.removeprefix(f"{part}."): v for k,v in tensors.items() if k.startswith(f"{part}.")}
 
-# %% ../../nbs/22_train.checkpoint.ipynb #9c755f28
+# %% ../../nbs/22_train.checkpoint.ipynb #05809803
 def opt_tensors(
     opt:torch.optim.Optimizer # Any torch optimiser
 )->dict[str,Tensor]: # `{parameter number}.{name}` -> state
@@ -116,6 +119,7 @@ def opt_tensors(
         out |= {f"{i}.{k}": torch.as_tensor(v) for k,v in d.items() if v is not None}
     return out
 
+# %% ../../nbs/22_train.checkpoint.ipynb #6a3f984f
 def load_opt_tensors(
     opt:torch.optim.Optimizer, # Built for the same network
     tensors:dict[str,Tensor] # From `opt_tensors`
@@ -129,7 +133,7 @@ def load_opt_tensors(
         state.setdefault(int(i), {})[k] = torch.empty_like(p).copy_(t) if t.shape==p.shape else t
     opt.load_state_dict(dict(state=state, param_groups=opt.state_dict()["param_groups"]))
 
-# %% ../../nbs/22_train.checkpoint.ipynb #915db9d3
+# %% ../../nbs/22_train.checkpoint.ipynb #1b00ffe7
 def _bits(values):
     "Floats as whole numbers, int64"
     return torch.tensor(np.array(values, dtype=np.float64).view(np.int64).tolist(), dtype=torch.int64)
@@ -145,6 +149,7 @@ def rng_tensors(
     if device.type in ("cuda", "mps"): out[device.type] = torch.get_device_module(device).get_rng_state(device)
     return out
 
+# %% ../../nbs/22_train.checkpoint.ipynb #456ace10
 def load_rng_tensors(
     t:dict[str,Tensor], # From `rng_tensors`
     device:torch.device=torch.device("cpu") # Where the training is

@@ -31,7 +31,7 @@ from .learner import RunLearner, make_learner
 from .models import make_model
 from .optim import torch_opt
 
-# %% ../../nbs/23_train.fit.ipynb #a8e4a31c
+# %% ../../nbs/23_train.fit.ipynb #a8fd0b6c
 def refuse_other(
     path:Path, # Of something stored
     there:dict, # `RunConfig` fields it was made with; a field that is missing had its default
@@ -43,6 +43,7 @@ def refuse_other(
         raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). "
             "Use another folder, or delete it to train anew.")
 
+# %% ../../nbs/23_train.fit.ipynb #9bbdd265
 def save_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # In training
@@ -56,7 +57,7 @@ def save_training(
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, tensors, dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #8fa11e44
+# %% ../../nbs/23_train.fit.ipynb #868d2347
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -75,6 +76,7 @@ def restore_training(
     _restore_sums(learn, state, tensors)
     return state
 
+# %% ../../nbs/23_train.fit.ipynb #67f5bb03
 def _restore_sums(learn, state, tensors):
     "Put the epoch's sums and the running average back on the device"
     device = learn.dls.device
@@ -190,7 +192,7 @@ class _Run:
     @property
     def checkpoint(self): return self.folder/"last.safetensors"
 
-# %% ../../nbs/23_train.fit.ipynb #2b32fd7a
+# %% ../../nbs/23_train.fit.ipynb #21ee5718
 def _refuse_others(run):
     "Refuse a folder that another run left, and another transform under one name"
     try: there = run.store.config(run.rid)
@@ -204,6 +206,7 @@ def _stopped(history):
     accs,best = state.accs(),state.best_epoch()
     return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=state.total_seconds())
 
+# %% ../../nbs/23_train.fit.ipynb #59369eca
 def _stored(run):
     "The result that is there, None where the run has to be trained or mended"
     if not run.store.is_sound(run.rid, run.options.full): return None
@@ -223,7 +226,7 @@ def _kept(run, damage):
     history = run.store.history(run.rid).to_dict("records")
     return TrainState(run.cfg.epochs, history=history, best=load_tensors(weights)[0])
 
-# %% ../../nbs/23_train.fit.ipynb #7fc89b0a
+# %% ../../nbs/23_train.fit.ipynb #53327172
 def _store_probs(run, learn, split):
     "Write a split's probabilities and give the accuracy"
     rows = run.pack.rows[split]
@@ -232,6 +235,7 @@ def _store_probs(run, learn, split):
         classes=np.array(run.pack.classes), origins=np.asarray(run.pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())
 
+# %% ../../nbs/23_train.fit.ipynb #e5601239
 def _summary(learn, state):
     "What a finished training comes to, at the epoch whose weights are kept"
     epochs,best,seconds = learn.cfg.epochs,state.best_epoch(learn.cfg.select),state.total_seconds()
@@ -239,6 +243,7 @@ def _summary(learn, state):
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)
 
+# %% ../../nbs/23_train.fit.ipynb #3cef7553
 def _finish(run, learn, state):
     "Store what a finished training comes to"
     run.store.write_history(run.rid, state.history)
@@ -256,7 +261,7 @@ def _finish(run, learn, state):
     run.store.finish(run.rid, done)
     return done
 
-# %% ../../nbs/23_train.fit.ipynb #45173d68
+# %% ../../nbs/23_train.fit.ipynb #d7b57629
 def _learner(run, device):
     "The `Learner` of a run, with every generator at the run's start"
     if run.cfg.weights and not run.options.weights:
@@ -265,6 +270,7 @@ def _learner(run, device):
     seed_everything(run.cfg.seed)
     return make_learner(run.pack, run.cfg, run.options.weights, device=device)
 
+# %% ../../nbs/23_train.fit.ipynb #19000114
 def _train(run, learn):
     "Train, or take what is kept, and store the result"
     damage = run.store.damage(run.rid)
@@ -278,7 +284,7 @@ def _train(run, learn):
     delete_checkpoint(run.checkpoint)
     return done
 
-# %% ../../nbs/23_train.fit.ipynb #61d3c16d
+# %% ../../nbs/23_train.fit.ipynb #33033864
 def fit_run(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -297,6 +303,7 @@ def fit_run(
             _refuse_others(run)
             return _stored(run) or _trained(run)
 
+# %% ../../nbs/23_train.fit.ipynb #979fdeb8
 def _trained(run):
     "Train a run on its device"
     wanted = run.options
@@ -305,7 +312,7 @@ def _trained(run):
     with deterministic_kernels() if wanted.deterministic and device.type=="cuda" else nullcontext():
         return _train(run, _learner(run, device))
 
-# %% ../../nbs/23_train.fit.ipynb #2a0ecbb1
+# %% ../../nbs/23_train.fit.ipynb #264e98b0
 def _median_seconds(f, steps, device):
     "Median time of a call, after one that isn't timed"
     took = []
@@ -316,6 +323,7 @@ def _median_seconds(f, steps, device):
         took.append(time.perf_counter()-began)
     return float(np.median(took[1:]))
 
+# %% ../../nbs/23_train.fit.ipynb #ecd34b47
 def time_steps(
     cfg:RunConfig, # Network, optimiser, precision
     n_out:int, # Number of classes

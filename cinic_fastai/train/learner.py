@@ -45,7 +45,7 @@ def make_dls(
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
         size=cfg.size, device=device)
 
-# %% ../../nbs/21_train.learner.ipynb #b3573c11
+# %% ../../nbs/21_train.learner.ipynb #3f5beecf
 def _batch_error(dls, size):
     "What of other loaders' batches our networks can't take, '' when all is well"
     b = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
@@ -59,6 +59,7 @@ def _batch_error(dls, size):
     return f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). " \
         f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...)."
 
+# %% ../../nbs/21_train.learner.ipynb #5326ed63
 def check_loaders(
     dls:DataLoaders, # Ours, or any
     cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`
@@ -144,7 +145,7 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #986577b3
+# %% ../../nbs/21_train.learner.ipynb #30e5dd6c
 def _callbacks(cfg, device, own):
     "The callbacks that a configuration asks for"
     out = []
@@ -155,6 +156,7 @@ def _callbacks(cfg, device, own):
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 
+# %% ../../nbs/21_train.learner.ipynb #7f0cb976
 def make_learner(
     data:Pack|DataLoaders, # A pack, or `DataLoaders` from `make_dls` or of fastai, of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision

@@ -5,19 +5,18 @@
 # %% auto #0
 __all__ = ['make_model']
 
-# %% ../../nbs/20_train.models.ipynb #76082a7a
+# %% ../../nbs/20_train.models.ipynb #d50bea0e
 from pathlib import Path
 import torch
 from torch import nn
-from ..core import STEMS, ConfigError, check_choice, derive_seed
+from ..core import ConfigError, derive_seed
 from ..runs import RunConfig
 from .networks import OWN, CustomCNN, SpeedNet, WithSoftmax, set_layout, small_stem, timm_net
 from .weights import find_weights, load_weights
 
-# %% ../../nbs/20_train.models.ipynb #2fffac9c
+# %% ../../nbs/20_train.models.ipynb #f4a36c9a
 def _check(cfg, weights):
     "Refuse settings of a network that don't go together"
-    check_choice("stem", cfg.stem, STEMS)
     if weights and not cfg.pretrained:
         raise ConfigError("weights are given but pretrained is false. Set pretrained=true to start from them.")
     if cfg.pretrained and not weights and cfg.stem=="small":

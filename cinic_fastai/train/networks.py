@@ -35,7 +35,7 @@ def cnn_side(
     for _ in range(2): size = conv_out(conv_out(conv_out(size, 3), 3), 2, s=2)
     return size
 
-# %% ../../nbs/18_train.networks.ipynb #e9038b2c
+# %% ../../nbs/18_train.networks.ipynb #a023ee37
 def _conv_pair(n_in, n_out):
     "Layers of two 3x3 convolutions without padding and a 2x2 max-pool"
     return [nn.Conv2d(n_in, n_out, 3), nn.ReLU(inplace=True), nn.Conv2d(n_out, n_out, 3), nn.MaxPool2d(2),
@@ -45,6 +45,7 @@ class FullSoftmax(nn.Softmax):
     "A softmax that computes in float32 whatever comes in"
     def forward(self, x): return super().forward(x.float())
 
+# %% ../../nbs/18_train.networks.ipynb #babe6d70
 class CustomCNN(nn.Module):
     "The report's own network"
     def __init__(self,
@@ -78,7 +79,7 @@ def whitening(
     filters = (vectors/np.sqrt(values+eps)).T.reshape(-1, 3, side, side)[::-1]
     return torch.from_numpy(np.concatenate([filters, -filters]).astype(np.float32))
 
-# %% ../../nbs/18_train.networks.ipynb #7aef4b48
+# %% ../../nbs/18_train.networks.ipynb #22ac90f8
 class FixedConv(nn.Module):
     "A convolution whose filters are not trained; its bias is"
     def __init__(self,
@@ -90,6 +91,7 @@ class FixedConv(nn.Module):
 
     def forward(self, x): return F.conv2d(x, self.weight, self.bias)
 
+# %% ../../nbs/18_train.networks.ipynb #dff92176
 class BiasNorm(nn.BatchNorm2d):
     "Batch normalisation with a trained bias and no scale"
     def __init__(self,
@@ -100,13 +102,14 @@ class BiasNorm(nn.BatchNorm2d):
         self.register_buffer("weight", torch.ones(n), persistent=False)
         self.bias = nn.Parameter(torch.zeros(n))
 
-# %% ../../nbs/18_train.networks.ipynb #f6d5c2a9
+# %% ../../nbs/18_train.networks.ipynb #0af2d2f4
 def _speed_block(n_in, n_out):
     "Two convolutions, normalised; the first one's output is pooled"
     def conv(i): return nn.Conv2d(i, n_out, 3, padding=1, bias=False)
     first = [conv(n_in), nn.MaxPool2d(2), BiasNorm(n_out), nn.GELU()]
     return nn.Sequential(*first, conv(n_out), BiasNorm(n_out), nn.GELU())
 
+# %% ../../nbs/18_train.networks.ipynb #7e07a7c5
 class SpeedNet(nn.Module):
     "A small fast network after airbench94, <https://arxiv.org/abs/2404.00498>"
     def __init__(self,
@@ -151,7 +154,7 @@ def check_name(
         known = timm.list_pretrained(f"{base}.*")
         raise ConfigError(f"'{name}' has a tag that timm doesn't know. Known: {', '.join(known) or 'none'}.") from None
 
-# %% ../../nbs/18_train.networks.ipynb #1ba35447
+# %% ../../nbs/18_train.networks.ipynb #41505342
 def net_name(
     net:nn.Module # A network
 )->str: # Its name in messages
@@ -166,6 +169,7 @@ def _timm_settings(name, dropout, size):
     if getattr(family, "ResNet", None) is ResNet: kw |= {"zero_init_last": False}
     return kw
 
+# %% ../../nbs/18_train.networks.ipynb #3c2fd6dc
 def timm_net(
     name:str, # A timm name
     n_out:int=10, # Number of classes

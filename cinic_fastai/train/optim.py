@@ -6,7 +6,7 @@
 __all__ = ['in_memory_order', 'FusedSGD', 'FusedAdam', 'torch_opt', 'opt_func', 'split_params', 'triangle', 'one_cycle',
            'rate_at', 'lookahead_keep']
 
-# %% ../../nbs/20a_train.optim.ipynb #c2c428e2
+# %% ../../nbs/20a_train.optim.ipynb #be45d33e
 import math
 from functools import partial
 import numpy as np, torch
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 from ..core import ConfigError
-from ..runs import RunConfig, phases
+from ..runs import RunConfig
 from .networks import head_params, inner_net
 
-# %% ../../nbs/20a_train.optim.ipynb #9ae81a56
+# %% ../../nbs/20a_train.optim.ipynb #57da21ef
 def in_memory_order(
     p:Tensor, # A parameter
     t:Tensor # The parameter itself, its gradient or a part of its state
@@ -31,6 +31,7 @@ def in_memory_order(
             "Take `torch.optim` with fused=False.")
     return t.contiguous(memory_format=torch.channels_last).permute(0,2,3,1)
 
+# %% ../../nbs/20a_train.optim.ipynb #d06f8b0d
 def _fused_inputs(opt, group, *names):
     "Parameters that have gradients, and views of them, of their gradients and of each state, zero at first"
     ps = [p for p in group["params"] if p.grad is not None]
@@ -76,7 +77,7 @@ class FusedAdam(torch.optim.Adam):
         adam(params, grads, avgs, sqs, [], steps, fused=True, amsgrad=False, beta1=g["betas"][0], beta2=g["betas"][1],
             **same)
 
-# %% ../../nbs/20a_train.optim.ipynb #8a3d2396
+# %% ../../nbs/20a_train.optim.ipynb #c50d94eb
 def torch_opt(
     cfg:RunConfig # `opt`, `mom`, `nesterov`, `bias_lr`, `beta1`, `beta2`, `wd`
 )->partial: # A torch optimiser waiting for its parameters
@@ -86,18 +87,20 @@ def torch_opt(
     if cfg.opt=="adam": return partial(FusedAdam, betas=(cfg.beta1, cfg.beta2), weight_decay=cfg.wd, fused=True)
     return partial(torch.optim.RMSprop, momentum=cfg.mom, weight_decay=cfg.wd)
 
+# %% ../../nbs/20a_train.optim.ipynb #66250333
 def opt_func(
     cfg:RunConfig # As for `torch_opt`
 )->partial: # For `Learner(opt_func=...)`
     "The fastai face of `torch_opt`"
     return partial(OptimWrapper, opt=torch_opt(cfg))
 
-# %% ../../nbs/20a_train.optim.ipynb #750aed38
+# %% ../../nbs/20a_train.optim.ipynb #3289ae1b
 def _norm_biases(net):
     "`id`s of the biases of normalisation layers"
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return {id(m.bias) for m in net.modules() if isinstance(m, kinds) and getattr(m, "bias", None) is not None}
 
+# %% ../../nbs/20a_train.optim.ipynb #634aa29d
 def split_params(
     model:nn.Module, # As from `make_model`, or a network of one's own
     biases:bool=False, # Set the biases of normalisation layers apart?
@@ -112,7 +115,7 @@ def split_params(
     groups.append([p for p in ps if id(p) in head-apart])
     return groups if biases else groups[::2][own:]
 
-# %% ../../nbs/20a_train.optim.ipynb #617229d6
+# %% ../../nbs/20a_train.optim.ipynb #6affbedf
 def triangle(
     pos:float, # Part of the training done, in [0, 1]
     lr_max:float # Highest rate
@@ -120,6 +123,7 @@ def triangle(
     "Straight up from a fifth to the highest rate at 23 %, straight down to 7 % of it, as in airbench94"
     return float(np.interp(pos, [0, .23, 1], [.2, 1, .07]))*lr_max
 
+# %% ../../nbs/20a_train.optim.ipynb #8888ade1
 def one_cycle(
     pos:float, # Part of the training done, in [0, 1]
     lr_max:float, # Highest rate
@@ -132,20 +136,17 @@ def one_cycle(
     if pos<pct_start: return cosine(lr_max/div, lr_max, pos/pct_start)
     return cosine(lr_max, lr_max/div_final, (pos-pct_start)/(1-pct_start))
 
-# %% ../../nbs/20a_train.optim.ipynb #1272c12c
+# %% ../../nbs/20a_train.optim.ipynb #5718ea54
 def rate_at(
     cfg:RunConfig, # `schedule` and the phases' rates
     epoch:int, # From 0
     pct:float # Part of the epoch done, in [0, 1]
 )->float: # Learning rate
     "The learning rate at a position of a run"
-    start = 0
-    for frozen,n,lr in phases(cfg):
-        if epoch<start+n or start+n==cfg.epochs: break
-        start += n
-    if frozen or cfg.schedule=="constant": return lr
+    if epoch<cfg.frozen_epochs: return cfg.frozen_lr
+    if cfg.schedule=="constant": return cfg.lr
     schedule = triangle if cfg.schedule=="triangle" else one_cycle
-    return schedule((epoch-start+pct)/n, lr)
+    return schedule((epoch-cfg.frozen_epochs+pct)/(cfg.epochs-cfg.frozen_epochs), cfg.lr)
 
 # %% ../../nbs/20a_train.optim.ipynb #daa21884
 def lookahead_keep(

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ..core import WeightsError
 from .networks import OWN, check_name, head_params, inner_net, net_name
 
-# %% ../../nbs/19_train.weights.ipynb #301a3ea4
+# %% ../../nbs/19_train.weights.ipynb #59564706
 def _unreadable(path, e):
     "Words for a file that can't be read"
     if "Unsupported global" in str(e) or "unrecognized function" in str(e):
@@ -33,6 +33,7 @@ def _unreadable(path, e):
     return f"{path} is damaged or no file of weights ({type(e).__name__}). " \
         "Fetch it again; a .safetensors file or one by `torch.save` is expected."
 
+# %% ../../nbs/19_train.weights.ipynb #6b4ec663
 def read_weights(
     path:Path # `.safetensors`, or written by `torch.save`
 )->dict[str,Tensor]: # Tensors by name, on the CPU
@@ -50,7 +51,7 @@ def read_weights(
             "as `torch.save(net.state_dict())` writes them.")
     return state
 
-# %% ../../nbs/19_train.weights.ipynb #474aa338
+# %% ../../nbs/19_train.weights.ipynb #b844bc96
 def _without_other_head(net, state):
     "Leave out a head that isn't this network's"
     head = head_params(net)
@@ -59,6 +60,7 @@ def _without_other_head(net, state):
     if all(k in state and state[k].shape==p.shape for k,p in head.items()): return state
     return {k:v for k,v in state.items() if k not in head}
 
+# %% ../../nbs/19_train.weights.ipynb #fa7f73f3
 def shape_mismatches(
     net:nn.Module, # The network
     state:dict[str,Tensor] # A file's tensors, without another head
@@ -71,7 +73,7 @@ def shape_mismatches(
     out += [f"{k} is missing in the file" for k in own if k in needed and not k.endswith("num_batches_tracked")]
     return out+[f"{k} is not in the network" for k in wrong if k not in own]
 
-# %% ../../nbs/19_train.weights.ipynb #f0cc3dd0
+# %% ../../nbs/19_train.weights.ipynb #435c4d30
 PREFIXES = ("module.", "model.", "net.") # Of DataParallel and Lightning
 
 def _strip_prefixes(state)->Iterator[dict[str,Tensor]]:
@@ -82,13 +84,14 @@ def _strip_prefixes(state)->Iterator[dict[str,Tensor]]:
         prefix = Counter(p for k in state for p in PREFIXES if k.startswith(p)).most_common(1)
         state = {k.removeprefix(p): v for p,_ in prefix for k,v in state.items() if k.startswith(p)}
 
+# %% ../../nbs/19_train.weights.ipynb #b54f7b67
 def _with_tied(net, state):
     "Add the other names of weights that the network uses twice"
     own = net.state_dict(keep_vars=True)
     given = {id(v): state[k] for k,v in own.items() if k in state}
     return {k: given[id(v)] for k,v in own.items() if id(v) in given}|state
 
-# %% ../../nbs/19_train.weights.ipynb #01f3c510
+# %% ../../nbs/19_train.weights.ipynb #8bbae8c0
 CONVERSIONS = ("checkpoint_filter_fn", "_filter_fn", "_filter_torchvision_pretrained") # As timm's modules call them
 
 def filter_state_dict(
@@ -108,6 +111,7 @@ def _readings(net, state)->Iterator[dict[str,Tensor]]:
         yield s
         for c in filter_state_dict(net, s): yield _without_other_head(net, c)
 
+# %% ../../nbs/19_train.weights.ipynb #17f54aa6
 def match_names(
     net:nn.Module, # The network
     state:dict[str,Tensor] # A file's tensors
@@ -134,13 +138,14 @@ def load_weights(
     net.load_state_dict(state, strict=False)
     return model
 
-# %% ../../nbs/19_train.weights.ipynb #c49ad564
+# %% ../../nbs/19_train.weights.ipynb #2e78a8c7
 def _hub_candidates(source):
     "Arguments of `hf_hub_download`, in order of preference"
     repo,_,revision = (source.hf_hub_id or "").partition("@")
     names = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
     return [dict(repo_id=repo, filename=n, revision=revision or None) for n in names if repo]
 
+# %% ../../nbs/19_train.weights.ipynb #8442fe38
 def weight_urls(
     source # timm's `PretrainedCfg`
 )->dict[str,tuple[Path|None,Callable]]: # Address -> its file in a cache, None where it isn't, and what downloads it
@@ -154,7 +159,7 @@ def weight_urls(
         out[source.url] = file if file.is_file() else None,partial(download_cached_file, source.url)
     return out
 
-# %% ../../nbs/19_train.weights.ipynb #1eff555d
+# %% ../../nbs/19_train.weights.ipynb #a8e8e0fa
 def head_status(
     url:str, # Address of a file
     seconds:float=3. # Time to answer in, finding the host included
@@ -168,6 +173,7 @@ def head_status(
     thread.join(seconds)
     return status[0] if status else None
 
+# %% ../../nbs/19_train.weights.ipynb #81a7bd69
 def _download(places):
     "Weights from the first address that has them; `WeightsError` tells what each host answered"
     answers = {}
