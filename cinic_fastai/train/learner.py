@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #e6b23da2
+# %% ../../nbs/21_train.learner.ipynb #99f5c84c
 import dataclasses, warnings
 from functools import partial
 from itertools import islice
@@ -25,7 +25,7 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..runs import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    Lookahead, TrainState, train_batches)
+    LookaheadCallback, TrainState, train_batches)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
 from .networks import SpeedNet, inner_net, needs_batches, net_name, set_layout
@@ -104,7 +104,7 @@ def _refuse_single(model, dls):
         raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: "
             "its batch normalisation gets one value a channel. Take a larger bs or size.")
 
-# %% ../../nbs/21_train.learner.ipynb #d3c86e8c
+# %% ../../nbs/21_train.learner.ipynb #3f9d9500
 class RunLearner(Learner):
     "fastai's `Learner`, which knows the `RunConfig` it was made from"
     def fit_config(self,
@@ -112,7 +112,7 @@ class RunLearner(Learner):
         cbs=None # fastai callbacks; an exception that one keeps in `error` is raised at the end
     ):
         "Train as the configuration says: its epochs, schedule, frozen phase, averaging and choice of weights"
-        cfg,ahead = self.cfg,getattr(self, "lookahead", None) or Lookahead()
+        cfg,ahead = self.cfg,getattr(self, "lookahead", None) or LookaheadCallback()
         if self.own_net and cfg.frozen_epochs:
             raise ConfigError(f"frozen_epochs = {cfg.frozen_epochs} needs a network whose head is known. "
                 "Take frozen_epochs = 0 for a network of your own.")
@@ -145,14 +145,14 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #30e5dd6c
+# %% ../../nbs/21_train.learner.ipynb #3a22b44e
 def _callbacks(cfg, device, own):
     "The callbacks that a configuration asks for"
     out = []
     if mixes(cfg.policy): out.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     precision = cfg.precision if own else resolve_precision(cfg, device)
     if precision=="bf16": out.append(Bf16())
-    if cfg.average: out.append(Lookahead(cfg.average))
+    if cfg.average: out.append(LookaheadCallback(cfg.average))
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 

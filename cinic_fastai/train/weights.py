@@ -51,14 +51,13 @@ def read_weights(
             "as `torch.save(net.state_dict())` writes them.")
     return state
 
-# %% ../../nbs/19_train.weights.ipynb #b844bc96
+# %% ../../nbs/19_train.weights.ipynb #e829d6c2
 def _without_other_head(net, state):
     "Leave out a head that isn't this network's"
     head = head_params(net)
-    if getattr(net, "AuxLogits", net) is None:
-        state = {k:v for k,v in state.items() if not k.startswith("AuxLogits.")}
-    if all(k in state and state[k].shape==p.shape for k,p in head.items()): return state
-    return {k:v for k,v in state.items() if k not in head}
+    fits = all(k in state and state[k].shape==p.shape for k,p in head.items())
+    aux = "AuxLogits." if getattr(net, "AuxLogits", net) is None else "-"
+    return {k:v for k,v in state.items() if not k.startswith(aux) and (fits or k not in head)}
 
 # %% ../../nbs/19_train.weights.ipynb #fa7f73f3
 def shape_mismatches(
