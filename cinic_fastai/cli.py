@@ -411,7 +411,7 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.study.work import NetworkTimer
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     use_threads(threads)
     check_device(device)
     from cinic_fastai.config import make_config
@@ -519,7 +519,7 @@ def train(
         if cfg.bs>pack.counts()["train"]: raise CinicError(f"bs = {cfg.bs} exceeds the {pack.counts()['train']} training images. Take a smaller bs.")
         store,rid = RunStore(out/"runs"),run_id(cfg, pack.digest)
         from cinic_fastai.train.fit import fit_run
-        from cinic_fastai.train.learner import use_threads
+        from cinic_fastai.train.device import use_threads
         use_threads(threads)
         saw = dict(saw_valid=cfg.train_on!="train")
         def tell(kind, **info):

@@ -291,7 +291,7 @@ def train_one(
         try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
         c.on_event("start", name=name, epochs=cfg.epochs, left=c.clock.left(), share=c.clock.share())
-        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, bars=bars,
+        try: done = (partial(elsewhere, behind=behind) if c.workers else here)(c, cfg, name, expected, full=full, on_place=on_place, min_accs=bars,
             weights=c.weights if cfg.pretrained else None, save_every=c.save_every, device=c.device, deterministic=c.deterministic)
         except WeightsError as e:
             c.missing[cfg.model] = str(e)
@@ -320,7 +320,7 @@ def take_threads(
     c:Conductor # The study
 ):
     "Set the threads of trainings in this process; only where there is one, as it takes torch"
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     if c.threads: use_threads(c.threads)
 
 # %% ../../nbs/43_study.conduct.ipynb #4292ba60
@@ -701,7 +701,7 @@ def check_device(
 ):
     "Refuse a device that isn't there, before any work"
     from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
-    from cinic_fastai.train.learner import ask_cublas
+    from cinic_fastai.train.device import ask_cublas
     if deterministic: ask_cublas(device)
     pick_device(device)
 

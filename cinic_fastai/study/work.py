@@ -32,7 +32,7 @@ def make_task(
     stop_file:Path, # Once it is there, the training saves and ends
     threads:int=1, # Threads of the training
     device:str="auto", # As for `pick_device`, there
-    **kw # As for `fit_run`: `full`, `weights`, `save_every`, `bars`, `deterministic`
+    **kw # As for `fit_run`: `full`, `weights`, `save_every`, `min_accs`, `deterministic`
 )->dict: # Plain values, and the user's policy where the run has one
     "What a worker has to know"
     kw["weights"] = str(Path(kw["weights"]).absolute()) if kw.get("weights") else None
@@ -45,7 +45,7 @@ def train_task(
 )->dict: # `notes`, and `done` as `fit_run` gives it, or `error`, `message`, `signum` and `trace`
     "Train one run, here, whatever process this is"
     from cinic_fastai.train.fit import fit_run
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     notes = []
     def hear(kind, **info):
         if kind=="note": notes.append(info["text"])
@@ -281,7 +281,7 @@ def time_task(
 )->tuple[float,float]: # Seconds an image in training and in validation
     "Time a network, here, whatever process this is"
     from cinic_fastai.train.fit import time_steps
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     import torch
     use_threads(task["threads"])
     took = time_steps(RunConfig(**task["cfg"]), **task["kw"])
