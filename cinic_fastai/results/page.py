@@ -1291,7 +1291,7 @@ def _curves(
     parts:tuple=("valid",) # `train`, `valid` or both
 )->pd.DataFrame: # From `curves_table`, or `over_seeds` where there are several
     "A group's curves, one a setting"
-    df, settings = curves_table(f.out, group, names, parts), _settings(f, group)
+    df, settings = curves_table(StudyFolder(f.out), group, names, parts), _settings(f, group)
     return over_seeds(df, settings) if settings else df
 
 def _band_words(
