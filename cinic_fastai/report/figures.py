@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure']
 
-# %% ../../nbs/35c_report.figures.ipynb #70ba7786
+# %% ../../nbs/35c_report.figures.ipynb #4cf1fe8b
 import base64, io, matplotlib
 from dataclasses import dataclass
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from .facts import Figure
 from .words import say
@@ -45,7 +46,7 @@ def svg(
     "A figure as SVG, letters as outlines"
     return _saved(fig, format="svg", metadata=dict(Title=title, Creator=None, Date=None, Format=None, Type=None))
 
-# %% ../../nbs/35c_report.figures.ipynb #e9f33560
+# %% ../../nbs/35c_report.figures.ipynb #1c33b68d
 @dataclass(frozen=True)
 class Drawn:
     "A figure of the page with its files"
@@ -65,10 +66,11 @@ def draw_figure(
     figure:Figure # Perhaps with nothing to draw
 )->Drawn: # With files
     "Draw one figure of the page"
-    if not figure.draw: return Drawn(figure, {})
-    fig = figure.draw()
+    if not len(figure.data): return Drawn(figure, {})
+    made = figure.plot(figure.data)
+    fig = made.figure if isinstance(made, Axes) else made
     numbered = tuple(number_words(fig))
     lay_out(fig)
     files = dict(png=png(fig))
-    if figure.kind=="chart": files["svg"] = svg(fig, say(figure.about, "title"))
+    if figure.kind=="chart": files["svg"] = svg(fig, say(figure, "title"))
     return Drawn(figure, files, tuple(fig.get_size_inches()), numbered)
