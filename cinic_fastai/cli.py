@@ -174,14 +174,14 @@ def print_json(
 @data_app.command("demo", epilog=_examples("cinic data demo data/digits"))
 def data_demo(folder:Annotated[Path, typer.Argument(help="Where to write it.")]):
     "Write the embedded demo set: 1,797 handwritten digits as 32x32 PNGs, no network needed."
-    from cinic_fastai.data.folder import write_demo
+    from cinic_fastai.data.sources import write_demo
     with Screen() as screen: write_demo(folder, on_event=screen)
     print(f"Demo images in {folder}. Next: cinic study demo --data {folder}")
 
 @data_app.command("get", epilog=_examples("cinic data get data/cinic10"))
 def data_get(folder:Annotated[Path, typer.Argument(help="Where to put it.")]):
     "Download CINIC-10 (688 MB); a download that was cut off continues."
-    from cinic_fastai.data.folder import get_cinic
+    from cinic_fastai.data.sources import get_cinic
     with Screen() as screen: get_cinic(folder, on_event=screen)
     print(f"CINIC-10 in {folder}. Next: cinic study report --data {folder} --dry-run")
 
@@ -192,7 +192,7 @@ def data_split(
     seed:Annotated[int, typer.Option(help="Which images go where.")]=42
 ):
     "Make train, valid and test from a flat folder of classes (stratified, seeded; copies)."
-    from cinic_fastai.data.folder import split_folder
+    from cinic_fastai.data.sources import split_folder
     with Screen() as screen: split_folder(src, folder, seed=seed, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 
@@ -376,7 +376,7 @@ def _own_threads():
     return int(said) if said.isdigit() else 0
 
 def _demo_folder(folder, screen):
-    from cinic_fastai.data.folder import write_demo
+    from cinic_fastai.data.sources import write_demo
     return write_demo(folder, on_event=screen)
 
 def _command(): return shlex.join(["cinic", *sys.argv[1:]])
@@ -384,13 +384,14 @@ def _command(): return shlex.join(["cinic", *sys.argv[1:]])
 # %% ../nbs/50_cli.ipynb #34d18216
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
-    from cinic_fastai.results.tables import predictors_table
+    from cinic_fastai.results.tables.predictors import predictors_table
+    from cinic_fastai.studyfolder import StudyFolder
     from cinic_fastai.study.conduct import search_rows
     rows = record["runs"]+record["searches"]+record["ensembles"]
     fell = [(s, r["name"], r.get("reason", "")) for s in ("skipped", "failed") for r in rows if r["status"]==s]
     fell += [("failed", r["what"], r["reason"]) for s in record["searches"] for r in search_rows(out, s) if r["status"]=="failed"]
     for status,name,reason in fell: print(f"{status}: {name} ({reason})")
-    done = predictors_table(out).query("status=='done'").dropna(axis=1, how="all")
+    done = predictors_table(StudyFolder(out)).query("status=='done'").dropna(axis=1, how="all")
     rows = [{"place": r["place"], "predictor": r["predictor"], "test accuracy": f"{r['test_acc']:.4f}", "95 % interval": f"{r['low']:.3f} to {r['high']:.3f}"}
         |{k: r[k] for k in ("published",) if k in r} for r in done.to_dict("records")]
     if rows: print_table(rows, "Test accuracy")
@@ -400,7 +401,7 @@ def _finish(record, out, seconds):
 # %% ../nbs/50_cli.ipynb #5c3de0bb
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.data.folder import checked, left_out, scan_folder
+    from cinic_fastai.data.folder import left_out, require_layout, scan_folder
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.study.conduct import check_device, estimate, image_seconds, network
     from cinic_fastai.study.work import NetworkTimer
@@ -412,9 +413,9 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     with tempfile.TemporaryDirectory() as tmp:
         folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
         pack = open_pack(folder) if (folder/"manifest.json").exists() else None
-        scan = None if pack else checked(scan_folder(folder))
+        scan = None if pack else require_layout(scan_folder(folder))
         classes,counts = (pack.classes, pack.counts()) if pack else _count(scan.classes, scan.items)
-        if words := left_out(pack.manifest["ignored"] if pack else scan.ignored): print(words, file=sys.stderr)
+        if words := left_out(pack.manifest.ignored if pack else scan.ignored): print(words, file=sys.stderr)
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     todo = [(t, make_config(t["settings"])) for t in trainings(plan)]

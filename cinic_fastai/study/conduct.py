@@ -575,14 +575,14 @@ def augmented_examples(
     "The same images under each policy, as training sees them"
     import torch
     from cinic_fastai.data.augment import image_policy, mixes
-    from cinic_fastai.data.mix import draw_mix, mix_batch, to_device
+    from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     out = []
     for name in policies:
         policy,x = image_policy(name),xb
         if policy is not None: x = policy(x, rows, 0, seed)
         if mixes(name):
-            d = to_device(draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)), x.device)
+            d = draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)).to(x.device)
             x = mix_batch(x.float(), d.perm, d.outside, d.boxes)
         out.append(x.float().clamp(0, 255).round().byte().permute(0,2,3,1).numpy())
     return np.stack(out)
@@ -645,15 +645,16 @@ def write_samples(
     out = dict(original=np.asarray(pack.images[rows]), labels=np.array([pack.classes[i] for i in pack.targs[rows]]), policies=np.array(policies),
         augmented=augmented_examples(pack, rows, policies) if augmented is None else augmented, made_from=np.array(made_from),
         cifar_test_rows=test[[is_cifar_test(f) for f in pack.files[test]]])
-    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p["probs"], p["targs"], p["rows"]), mistakes_of=np.array(p["predictor"]))
+    if p := shown_predictor(c.out): out.update(mistake_samples(pack, p.probs, p.targs, p.rows), mistakes_of=np.array(p.name))
     write_npz(c.out/"samples.npz", **out)
 
 def shown_predictor(
     out:Path # A study's folder
-)->dict|None: # From `predictions`; None where none is finished
+)->"Prediction|None": # From `predictions`; None where none is finished
     "The predictor whose mistakes are shown: the one that `cinic predict` takes, of those that say how sure they are"
-    from cinic_fastai.results.tables import choose_predictor, predictions
-    sure = [p for p in predictions(out) if p.get("probs") is not None]
+    from cinic_fastai.results.predictions import choose_predictor, predictions
+    from cinic_fastai.studyfolder import StudyFolder
+    sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
 # %% ../../nbs/43_study.conduct.ipynb #5f58ddf8
