@@ -640,8 +640,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'cinic_fastai.report.facts.Section.key': ( 'report.facts.html#section.key',
                                                                                       'cinic_fastai/report/facts.py'),
                                            'cinic_fastai.report.facts.Table': ('report.facts.html#table', 'cinic_fastai/report/facts.py'),
-                                           'cinic_fastai.report.facts._prediction': ( 'report.facts.html#_prediction',
-                                                                                      'cinic_fastai/report/facts.py'),
                                            'cinic_fastai.report.facts._settings': ( 'report.facts.html#_settings',
                                                                                     'cinic_fastai/report/facts.py'),
                                            'cinic_fastai.report.facts.favours': ( 'report.facts.html#favours',

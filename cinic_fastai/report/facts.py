@@ -6,7 +6,7 @@
 __all__ = ['ReportData', 'rows_of', 'load_report', 'search_settings', 'trial_settings', 'Figure', 'Table', 'Section',
            'macro_name', 'favours']
 
-# %% ../../nbs/35_report.facts.ipynb #f91bb280
+# %% ../../nbs/35_report.facts.ipynb #b70363fd
 import re
 import pandas as pd
 from collections.abc import Callable
@@ -15,8 +15,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from ..studyfolder import StudyFolder
 from ..results.plots import palette, samples_table
-from ..results.surrogate import learnt_tables
-from ..results.tables import all_tables, predictions, progress_table
+from ..results.predictions import predictions
+from ..results.surrogate import surrogate_tables
+from ..results.tables.study import all_tables, progress_table
 from ..runs import config_fields
 
 # %% ../../nbs/35_report.facts.ipynb #6d837f4c
@@ -59,7 +60,7 @@ class ReportData:
         df = self.tables.seeds
         return rows_of(df[df.group==group].sort_values("valid_mean", ascending=False, kind="stable"))
 
-# %% ../../nbs/35_report.facts.ipynb #b08c25a4
+# %% ../../nbs/35_report.facts.ipynb #fc1fe5b3
 def rows_of(
     df:pd.DataFrame # Any table
 )->list[SimpleNamespace]: # One a row
@@ -70,19 +71,12 @@ def load_report(
     out:Path # A study's folder
 )->ReportData: # Everything the page is made from
     "Read a study's folder"
-    study, preds = StudyFolder(out), predictions(out)
-    tables = SimpleNamespace(**all_tables(out, preds)|learnt_tables(out))
-    preds = [_prediction(p) for p in preds]
+    study = StudyFolder(out)
+    tables, preds = SimpleNamespace(**all_tables(study)|surrogate_tables(study)), predictions(study)
     settings = {m: d.name for d in rows_of(tables.seeds) for m in d.members.split(", ")}
     named = tables.runs.name, tables.table1_search.search, [p.name for p in preds], tables.seeds.name
     names = [n for o in named for n in o]
-    return ReportData(study, tables, preds, progress_table(out), samples_table(out), palette(names, settings))
-
-def _prediction(p):
-    known = {k: p.get(k) for k in ("kind", "status", "reason", "members", "probs", "preds", "targs", "classes", "fitted", "options")}
-    test, valid = p.get("test_members", [p.get("probs")]), p.get("valid_members")
-    return SimpleNamespace(name=p["predictor"], run_ids=(p.get("run_id"),), done="preds" in p, is_vote=p["kind"]!="run",
-        test=[SimpleNamespace(probs=o) for o in test], valid=valid, **known)
+    return ReportData(study, tables, preds, progress_table(study), samples_table(out), palette(names, settings))
 
 # %% ../../nbs/35_report.facts.ipynb #ad170450
 def search_settings(

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['is_ablation', 'has_views', 'Ablation', 'ablation', 'times_to_accuracy', 'Soon', 'soon']
 
-# %% ../../../nbs/35g_report.sections.ablation.ipynb #ada01f1e
+# %% ../../../nbs/35g_report.sections.ablation.ipynb #0b2223c7
 import pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from .runs import Group
 from ..words import reads, statement
 from ...results.plots import new_axes, plot_ablation
-from ...results.tables import ABLATION, MARK, beside_published
+from ...results.tables.report import beside_published
+from ...results.tables.runs import ABLATION, TARGET_ACC
 
 # %% ../../../nbs/35g_report.sections.ablation.ipynb #dad77f32
 def is_ablation(
@@ -60,7 +61,7 @@ def ablation(
     figure = Figure("ablation", shown, plot, "wide", words="ingredients", facts=dict(about=about))
     return Section(about, [figure], [Table("ablation", df, "variants", dict(views=has_views(f.done(group))))])
 
-# %% ../../../nbs/35g_report.sections.ablation.ipynb #5e4be218
+# %% ../../../nbs/35g_report.sections.ablation.ipynb #7cc4e67a
 def times_to_accuracy(
     f:ReportData # The study
 )->pd.DataFrame: # A row a setting, in the plan's order: `n` seeds, how many `reached` it, in which epochs and after how many `seconds`
@@ -76,7 +77,7 @@ def times_to_accuracy(
 class Soon:
     "How long it takes to be as good as the report's best result"
     f:ReportData
-    mark = MARK # The report's best accuracy
+    mark = TARGET_ACC # The report's best accuracy
 
     @property
     def reached(self): return rows_of(times_to_accuracy(self.f).query("reached>0").sort_values("seconds", kind="stable"))
@@ -87,6 +88,6 @@ def soon(
     f:ReportData # The study
 )->list[Section]: # One, none where no run was that good
     "How long it takes to be as good as the report's best result"
-    facts = dict(mark=MARK, same_images=beside_published(f.data.model_dump()))
+    facts = dict(mark=TARGET_ACC, same_images=beside_published(f.data))
     table = Table("soon", times_to_accuracy(f), "soon_table", facts)
     return [Section(Soon(f), tables=[table])]*bool(Soon(f).reached)

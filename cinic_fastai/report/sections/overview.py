@@ -9,7 +9,7 @@ __all__ = ['STATES', 'total_trainings', 'Key', 'TrainingsKey', 'key_numbers', 'p
            'Images', 'Size', 'images', 'sizes', 'size_table', 'Scale', 'Byline', 'training_tables', 'Values', 'Seconds',
            'environment_table']
 
-# %% ../../../nbs/35h_report.sections.overview.ipynb #cc1acc66
+# %% ../../../nbs/35h_report.sections.overview.ipynb #7ad91c69
 import numpy as np, pandas as pd
 from dataclasses import replace
 from types import SimpleNamespace
@@ -22,7 +22,8 @@ from ..words import Tally, reads, statement
 from ...results.ensemble import needs_valid
 from ...results.metrics import interval
 from ...results.plots import new_axes, plot_predictors, pretty
-from ...results.tables import FULL_STUDY, POINT, is_cinic
+from ...results.tables.report import FULL_STUDY, is_cinic
+from ...results.tables.search import POINT
 from ...space import dim_kind
 from ...studyfolder import declared_settings
 
@@ -237,7 +238,7 @@ class Checks:
     @property
     def rotation(self): return rotation(self.trainings)
 
-# %% ../../../nbs/35h_report.sections.overview.ipynb #9aafba98
+# %% ../../../nbs/35h_report.sections.overview.ipynb #9019bd7b
 @statement
 class Images:
     "What the images are"
@@ -263,7 +264,7 @@ def images(
     f:ReportData # The study
 )->Images: # Their name
     "What the images are"
-    return Images(f.data.name, f.data.demo, is_cinic(f.data.model_dump()))
+    return Images(f.data.name, f.data.demo, is_cinic(f.data))
 
 def _group_epochs(f, group):
     "Epochs of a group's runs, as configured or else as planned"

@@ -7,7 +7,7 @@ __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'Searches', 'ranked', 
            'search_figures', 'convergence_figure', 'dependence_figure', 'dimensions_of', 'dimension_columns',
            'search_table', 'search_section']
 
-# %% ../../../nbs/35e_report.sections.search.ipynb #0ac3d040
+# %% ../../../nbs/35e_report.sections.search.ipynb #7c5b0298
 import pandas as pd
 from ...journal import best_first, control_name
 from ..facts import Figure, ReportData, Section, Table, rows_of, search_settings, trial_settings
@@ -16,7 +16,8 @@ from .runs import compare, settings_of
 from ..words import Tally, reads, statement
 from ...results.metrics import mean_interval
 from ...results.plots import new_axes, plot_convergence, plot_dependence, plot_importance, plot_searches
-from ...results.tables import FULL_STUDY, POINT, other_dimensions
+from ...results.tables.report import FULL_STUDY
+from ...results.tables.search import POINT, other_dimensions
 from ...runs import RunConfig, scaled
 
 # %% ../../../nbs/35e_report.sections.search.ipynb #89f63b5e
@@ -220,14 +221,14 @@ def dependence_figure(
     facts = dict(search=name, peaks=rows_of(peaks), failed="failed" in set(trials.status))
     return Figure(f"dependence_{slug(name)}", df, lambda df: plot_dependence(df, trials, f.colours), words="dependence", facts=facts)
 
-# %% ../../../nbs/35e_report.sections.search.ipynb #687ed27c
+# %% ../../../nbs/35e_report.sections.search.ipynb #cfd9de1f
 def dimensions_of(
     f:ReportData # The study
 )->list[str]: # `RunConfig` fields
     "Dimensions of the searches that the report's don't have"
     headers = [j.header for j in f.study.journals.values() if j.header]
     chosen = [k for k in ("model", "opt") if any(k in h.space for h in headers)]
-    return chosen+other_dimensions([h.model_dump() for h in headers])
+    return chosen+other_dimensions(f.study)
 
 def dimension_columns(
     fields:list[str] # Of a `RunConfig`

@@ -8,7 +8,7 @@ __all__ = ['best_predictors', 'top_predictor', 'better_alone', 'Classes', 'VoteA
            'disagreement_figure', 'predictor_table', 'class_table', 'ensemble_tables', 'member_tables', 'origin_tables',
            'vote_section']
 
-# %% ../../../nbs/35f_report.sections.votes.ipynb #66cb2039
+# %% ../../../nbs/35f_report.sections.votes.ipynb #bf94bca7
 import pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from ..format import pretty
@@ -18,7 +18,7 @@ from ...results.ensemble import needs_valid, tied
 from ...results.metrics import confusion, most_confused
 from ...results.plots import (MANY_CLASSES, new_axes, plot_class_origin, plot_classes, plot_confusion,
     plot_disagreement, plot_mistakes, plot_pairs, plot_reliability)
-from ...results.tables import ALL, CIFAR_PARTS, TOTAL
+from ...results.tables.predictors import ALL, CIFAR_PARTS, TOTAL
 
 # %% ../../../nbs/35f_report.sections.votes.ipynb #9dcc857a
 def best_predictors(
