@@ -22,7 +22,7 @@ from cinic_fastai.results.tables.predictors import *
 from cinic_fastai.results.tables.study import *
 from cinic_fastai.results.plots import *
 from cinic_fastai.results.surrogate import *
-from cinic_fastai.results.page import write_page
+from cinic_fastai.report.render import write_page
 from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *
