@@ -9,7 +9,7 @@ from cinic_fastai.report.facts import load_report
 from cinic_fastai.report.figures import Drawn, draw_figure
 from cinic_fastai.report.format import fmt_pct
 from cinic_fastai.report.render import make_report, report_markdown, write_page
-from cinic_fastai.report.sections.runs import SETTINGS, effective
+from cinic_fastai.report.sections.setup import SETTINGS, effective
 from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say
 from cinic_fastai.results.plots import plot_dependence
 from cinic_fastai.results.tables.predictors import ensembles_table
