@@ -1005,6 +1005,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                            'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs.Published': ( 'report.sections.runs.html#published',
                                                                                                     'cinic_fastai/report/sections/runs.py'),
+                                                   'cinic_fastai.report.sections.runs.Published.known': ( 'report.sections.runs.html#published.known',
+                                                                                                          'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs.Ranking': ( 'report.sections.runs.html#ranking',
                                                                                                   'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs.Ranking.best': ( 'report.sections.runs.html#ranking.best',

@@ -20,7 +20,7 @@ from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
 from ..runs import config_fields
 
-# %% ../../nbs/35_report.facts.ipynb #6d837f4c
+# %% ../../nbs/35_report.facts.ipynb #127ccc05
 @dataclass(frozen=True)
 class ReportData:
     "What a study's folder holds, read once"
@@ -46,7 +46,8 @@ class ReportData:
         group:str="" # All groups when empty
     )->list: # Rows of the table of runs
         "The finished runs of a group, the best on valid images first; of equals the one with the lower loss"
-        done = self.tables.runs.query("status=='done'").sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable")
+        done = self.tables.runs.query("status=='done'")
+        done = done.sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable")
         return [r for r in rows_of(done) if group in ("", r.group)]
 
     def finished(self)->list: # Rows of the table of runs, in the plan's order
@@ -78,7 +79,7 @@ def load_report(
     names = [n for o in named for n in o]
     return ReportData(study, tables, preds, progress_table(study), samples_table(out), palette(names, settings))
 
-# %% ../../nbs/35_report.facts.ipynb #ad170450
+# %% ../../nbs/35_report.facts.ipynb #cdb4368b
 def search_settings(
     f:ReportData # The study
 )->list[SimpleNamespace]: # `RunConfig` fields and `name`
@@ -90,7 +91,8 @@ def trial_settings(
     f:ReportData # The study
 )->list[SimpleNamespace]: # `RunConfig` fields, each training once
     "What trials that came to something were trained with, those of controls among them"
-    made = {t.run_id: _settings(j, **t.point) for j in f.study.journals.values() for t in j.trials if t.status!="failed"}
+    journals = f.study.journals.values()
+    made = {t.run_id: _settings(j, **t.point) for j in journals for t in j.trials if t.status!="failed"}
     return list(made.values())
 
 def _settings(journal, **own):

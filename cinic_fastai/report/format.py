@@ -7,9 +7,10 @@ __all__ = ['NBSP', 'KINDS', 'FILTERS', 'missing', 'fmt_pct', 'fmt_points', 'fmt_
            'fmt_sci', 'fmt_value', 'duration', 'plural', 'fmt_fixed', 'fmt_p', 'from_one', 'nth', 'quote_name',
            'dimension', 'join_words', 'slug', 'sep', 'verb', 'one_of', 'minus', 'upper_first', 'Kind']
 
-# %% ../../nbs/35a_report.format.ipynb #28610397
+# %% ../../nbs/35a_report.format.ipynb #ab7ec001
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 from ..results.plots import DIMENSIONS, pretty
 
@@ -199,13 +200,16 @@ def upper_first(
     "Text with a capital letter at its start"
     return text[:1].upper()+text[1:]
 
-# %% ../../nbs/35a_report.format.ipynb #abf18c1d
+# %% ../../nbs/35a_report.format.ipynb #351eeda9
 class Kind(NamedTuple):
     "How cells of a column are shown"
     css:str # Class of the cell
     show:Callable # Text of the cell's values
 
-def _plain(v): return ", ".join(f"{k} {o}" for k,o in v.items()) if isinstance(v, dict) else ", ".join(map(str, v)) if isinstance(v, list) else str(v)
+def _plain(v):
+    if isinstance(v, dict): v = [f"{k} {o}" for k,o in v.items()]
+    return ", ".join(map(str, v)) if isinstance(v, list) else str(v)
+
 def _text(*values): return ": ".join(_plain(v) for v in values if not missing(v) and v!="") or "–"
 def _valid(acc, blind): return f"({fmt_pct(acc)})" if blind and not missing(acc) else fmt_pct(acc)
 def _stated(acc, stated): return fmt_pct(acc)+("" if missing(stated) else f" (≈ {100*stated:.0f})")
@@ -218,15 +222,19 @@ def _names(names): return join_words(map(pretty, names)) or "–"
 def _size(v):
     "A number, or several: of a list any, of a tuple from the first to the last"
     if isinstance(v, str): return v
-    return (" to " if isinstance(v, tuple) else " or ").join(map(plural, v)) or "–" if isinstance(v, (list, tuple)) else plural(v)
+    if not isinstance(v, (list, tuple)): return plural(v)
+    return (" to " if isinstance(v, tuple) else " or ").join(map(plural, v)) or "–"
 
-_WORDS = dict(text=("text", _text), long=("long", _text), label=("name", _text), code=("code", _text), name=("name", pretty),
-    names=("long", _names), trial=("name", _trial), published=("num published", _published))
-_NUMBERS = dict(count=plural, nth=nth, of=_of, share=fmt_pct, valid=_valid, stated=_stated, share_range=_shares, mean_sd=fmt_mean_sd,
-    points=fmt_points, span=fmt_span, range=fmt_range, value=fmt_value, fixed=fmt_fixed, fixed2=lambda x: fmt_fixed(x, 2), duration=duration, p=_p, size=_size)
-KINDS = {k: Kind(*o) for k,o in _WORDS.items()}|{k: Kind("num", o) for k,o in _NUMBERS.items()} # By the names that templates use
+_WORDS = dict(text=("text", _text), long=("long", _text), label=("name", _text), code=("code", _text),
+    name=("name", pretty), names=("long", _names), trial=("name", _trial), published=("num published", _published))
+_NUMBERS = dict(count=plural, nth=nth, of=_of, share=fmt_pct, valid=_valid, stated=_stated, share_range=_shares,
+    mean_sd=fmt_mean_sd, points=fmt_points, span=fmt_span, range=fmt_range, value=fmt_value, fixed=fmt_fixed,
+    fixed2=partial(fmt_fixed, digits=2), duration=duration, p=_p, size=_size)
+KINDS = {k: Kind(*o) for k,o in _WORDS.items()} # By the names that templates use
+KINDS |= {k: Kind("num", o) for k,o in _NUMBERS.items()}
 
-# %% ../../nbs/35a_report.format.ipynb #3eec7bf3
-FILTERS = {f.__name__: f for f in (fmt_pct, fmt_points, fmt_span, fmt_mean_sd, fmt_spread, fmt_range, fmt_sci, fmt_value, fmt_fixed, fmt_p,
-    duration, plural, nth, from_one, pretty, quote_name, dimension, join_words, slug, sep, verb, one_of,
-    minus, upper_first)} # By the names that templates use
+# %% ../../nbs/35a_report.format.ipynb #a4b9e986
+_filters = (fmt_pct, fmt_points, fmt_span, fmt_mean_sd, fmt_spread, fmt_range, fmt_sci, fmt_value, fmt_fixed, fmt_p,
+    duration, plural, nth, from_one, pretty, quote_name, dimension, join_words, slug, sep, verb, one_of, minus,
+    upper_first)
+FILTERS = {f.__name__: f for f in _filters} # By the names that templates use

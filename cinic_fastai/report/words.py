@@ -17,8 +17,8 @@ import cinic_fastai
 from .facts import macro_name, rows_of
 from .format import FILTERS, NBSP, join_words, missing, plural
 
-# %% ../../nbs/35b_report.words.ipynb #6b17ec42
-statement = dataclass(frozen=True) # A class of statements: numbers and names; its words are the macro that is called like it
+# %% ../../nbs/35b_report.words.ipynb #b32e1481
+statement = dataclass(frozen=True) # Makes a class of statements, whose words are the macro that is called like it
 
 TEMPLATES = Path(cinic_fastai.__file__).parent/"report"/"templates"
 

@@ -14,7 +14,7 @@ from ...results.plots import new_axes, plot_ablation
 from ...results.tables.report import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #1e467b30
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #db33f255
 def is_ablation(
     f:ReportData, # The study
     group:str # A group of one's own may be called so, too
@@ -39,7 +39,10 @@ class Ablation(Group):
         "Of the recipe and of the plain training: ingredients with a clear effect, the largest first, and the others"
         def clear(d): return favours(d.low, d.high) in ("first", "second")
         by = {o: [d for d in self.variants if d.against==o and d.ingredient] for o in ("recipe", "plain")}
-        return {o: (sorted(filter(clear, rows), key=lambda d: -abs(d.difference)), [d for d in rows if not clear(d)]) for o,rows in by.items()}
+        def split(rows):
+            first = sorted(filter(clear, rows), key=lambda d: -abs(d.difference))
+            return first, [d for d in rows if not clear(d)]
+        return {o: split(rows) for o,rows in by.items()}
     @property
     def intervals(self):
         "How many there are, 0 for a single one"
@@ -61,15 +64,16 @@ def ablation(
     figure = Figure("ablation", shown, plot, "wide", words="ingredients", facts=dict(about=about))
     return Section(about, [figure], [Table("ablation", df, "variants", dict(views=has_views(f.done(group))))])
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #2c1f4298
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #b583c46c
 def _times_to_accuracy(f):
     "How soon settings, over their seeds, were as good as the report's best"
     names = {(d.group, m): d.name for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
     df = f.tables.soon
     setting = pd.Series([names.get(o, o[1]) for o in zip(df.group, df.name)], df.index, dtype=object)
     by = df.assign(setting=setting).groupby(["group", "setting"], sort=False)
-    return by.agg(n=("name", "size"), reached=("seconds", "count"), first=("epoch", "min"), last=("epoch", "max"), seconds=("seconds", "mean"),
-        total=("total", "mean"), longest=("total", "max"), best=("best", "max"), mean=("best", "mean"), sd=("best", "std")).reset_index()
+    return by.agg(n=("name", "size"), reached=("seconds", "count"), first=("epoch", "min"), last=("epoch", "max"),
+        seconds=("seconds", "mean"), total=("total", "mean"), longest=("total", "max"), best=("best", "max"),
+        mean=("best", "mean"), sd=("best", "std")).reset_index()
 
 @statement
 class Soon:
@@ -78,7 +82,9 @@ class Soon:
     mark = TARGET_ACC # The report's best accuracy
 
     @property
-    def reached(self): return rows_of(_times_to_accuracy(self.f).query("reached>0").sort_values("seconds", kind="stable"))
+    def reached(self):
+        "The quickest first"
+        return rows_of(_times_to_accuracy(self.f).query("reached>0").sort_values("seconds", kind="stable"))
     @property
     def missed(self): return rows_of(_times_to_accuracy(self.f).query("reached==0"))
 

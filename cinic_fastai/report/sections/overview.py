@@ -27,7 +27,7 @@ from ...results.tables.search import POINT
 from ...space import dim_kind
 from ...studyfolder import declared_settings
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #8e148f76
+# %% ../../../nbs/35i_report.sections.overview.ipynb #c44719b0
 STATES = ["done", "skipped", "failed", "left"]
 
 def _total_trainings(f):
@@ -40,10 +40,10 @@ class Key:
     kind:str # `best` predictor, best `single` network, or best `augmentation`
     name:str
     acc:float
-    low:float = np.nan # Ends of its interval
-    high:float = np.nan
-    level:float = np.nan # Accuracy of always saying the most frequent class
-    gain:float = np.nan # Against no augmentation
+    low:float|None = None # Ends of its interval
+    high:float|None = None
+    level:float|None = None # Accuracy of always saying the most frequent class
+    gain:float|None = None # Against no augmentation
 
 @statement
 class TrainingsKey:
@@ -55,19 +55,20 @@ class TrainingsKey:
     @property
     def total(self): return _total_trainings(self.f)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #6b1352c6
+# %% ../../../nbs/35i_report.sections.overview.ipynb #1892817b
 def key_numbers(
     f:ReportData # The study
 )->list: # Statements with a label, a value and a note
     "The numbers that say most"
     table, level = best_predictors(f), f.data.majority_acc("test")
-    single = [Key("single", d.predictor, d.test_acc, d.low, d.high, level) for d in table if d.kind=="run"][:1]
+    keys = [Key(d.kind, d.predictor, d.test_acc, d.low, d.high, level) for d in table]
+    single = [replace(k, kind="single") for k in keys if k.kind=="run"][:1]
     if r := better_alone(f, single[0].acc if single else 0):
         single = [Key("single", r.name, r.test_acc, *interval(r.test_acc, f.data.counts["test"]), level)]
-    best = [Key("best", d.predictor, d.test_acc, d.low, d.high) for d in table[:1]]+[replace(o, kind="best") for o in single]
+    best = sorted(keys[:1]+single, key=lambda o: -o.acc)[:1]
     gains = augmentation_gains(f)
-    augmented = [Key("augmentation", r.name, r.valid_acc, gain=gains.against_none.get(r.name, np.nan)) for r in gains.runs]
-    return [*sorted(best, key=lambda o: -o.acc)[:1], *single, *augmented[:1], TrainingsKey(f)]
+    augmented = [Key("augmentation", r.name, r.valid_acc, gain=gains.against_none.get(r.name)) for r in gains.runs]
+    return [*(replace(o, kind="best") for o in best), *single, *augmented[:1], TrainingsKey(f)]
 
 def predictor_figure(
     f:ReportData # The study
@@ -103,7 +104,7 @@ class Unfinished:
     @property
     def total(self): return _total_trainings(self.f)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #8d9d1f33
+# %% ../../../nbs/35i_report.sections.overview.ipynb #55254a4a
 @statement
 class Missing:
     "What was skipped, failed or is left"
@@ -119,11 +120,13 @@ def missing_tables(
     "What is missing, and why"
     t = f.tables
     left = [p for p in rows_of(f.progress) if p.kind in ("control", "repeats") and p.left]
-    missing = dict(run=t.runs.query("status!='done'"), search=t.table1_search.query("status!='done'"), trial=t.trials.query("status=='failed'"))
+    missing = dict(run=t.runs.query("status!='done'"), search=t.table1_search.query("status!='done'"),
+        trial=t.trials.query("status=='failed'"))
     rows = [Missing(kind, r) for kind,df in missing.items() for r in rows_of(df)]+[Missing("part", p) for p in left]
     rows += [Missing("repeat", r) for r in rows_of(t.repeats.query("valid_acc.isna() and reason!=''"))]
     rows += [Missing("ensemble", p) for p in f.preds if p.is_vote and not p.done]
-    return [Table("table-missing", pd.DataFrame(dict(missing=rows)), "missing_table", dict(trials=len(missing["trial"])))]*bool(rows)
+    facts = dict(trials="failed" in set(t.trials.status))
+    return [Table("table-missing", pd.DataFrame(dict(missing=rows)), "missing_table", facts)]*bool(rows)
 
 # %% ../../../nbs/35i_report.sections.overview.ipynb #ef50ad3d
 @reads("select", "train_on")
@@ -267,22 +270,29 @@ def _group_epochs(f, group):
     both = [(r.epochs, o) for r,o in zip(f.runs(), f.record.runs) if r.group==group]
     return sorted({planned_epochs(f, declared_settings(f.study, o)) if pd.isna(n) else int(n) for n,o in both})
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #b3b3e593
+# %% ../../../nbs/35i_report.sections.overview.ipynb #0f527d48
 def _sizes(f):
     "This study's size beside the full study's"
     counts, planned, full = f.data.counts, f.tables.table1_search.planned, SimpleNamespace(**FULL_STUDY)
     most = f.tables.seeds.n.max() if len(f.tables.seeds) else 1
-    searched = [Size("trials", "", sorted({*map(int, planned)}), full.random+full.guided), Size("trial_epochs", "", trial_epochs(f), full.trial_epochs)]
-    return [Size("data", "", _images(f), "CINIC-10"), *(Size("split", s, [counts.get(s, 0)], full.split) for s in SPLITS),
-        Size("images", "", [sum(counts.values())], full.images), *(Size("epochs", g, _group_epochs(f, g), n) for g,n in full.epochs.items() if f.runs(g)),
-        *searched*bool(len(planned)), Size("trainings", "", [_total_trainings(f)], full.trainings), Size("seeds", "", (1, most) if most>1 else [1], 1)]
+    epochs = {g: n for g,n in full.epochs.items() if f.runs(g)}
+    searched = [Size("trials", "", sorted({*map(int, planned)}), full.random+full.guided),
+        Size("trial_epochs", "", trial_epochs(f), full.trial_epochs)]
+    return [Size("data", "", _images(f), "CINIC-10"),
+        *(Size("split", s, [counts.get(s, 0)], full.split) for s in SPLITS),
+        Size("images", "", [sum(counts.values())], full.images),
+        *(Size("epochs", g, _group_epochs(f, g), n) for g,n in epochs.items()),
+        *searched*bool(len(planned)),
+        Size("trainings", "", [_total_trainings(f)], full.trainings),
+        Size("seeds", "", (1, most) if most>1 else [1], 1)]
 
 def size_table(
     f:ReportData # The study
 )->Table: # A row a number
     "This study's size beside the full study's"
     rows = _sizes(f)
-    return Table("size", pd.DataFrame(dict(size=rows, here=[o.here for o in rows], full=[o.full for o in rows])), "size_table")
+    rows = pd.DataFrame(dict(size=rows, here=[o.here for o in rows], full=[o.full for o in rows]))
+    return Table("size", rows, "size_table")
 
 # %% ../../../nbs/35i_report.sections.overview.ipynb #0fff0566
 @statement
@@ -325,7 +335,7 @@ class Byline:
         planned = r.plan.get("study", {}).get("seed", 42) if r.options.seed is None else r.options.seed
         return seeds(self.f.finished()+trial_settings(self.f)) or seeds([SimpleNamespace(seed=planned)])
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #6a8d7b37
+# %% ../../../nbs/35i_report.sections.overview.ipynb #4c456972
 def training_tables(
     f:ReportData # The study
 )->list[Table]: # Runs, trials and repeats, with anchors
@@ -333,15 +343,16 @@ def training_tables(
     trials, controls, runs = f.tables.trials, f.tables.controls, f.runs()
     both = pd.concat([trials.assign(which=""), controls[~controls.run_id.isin(trials.run_id)].assign(which="control")])
     point = [k for k in POINT if trials[k].notna().any()]+[k for k in dimensions_of(f) if k!="epochs"]
-    tables = [Table("table-runs", f.tables.runs.assign(blind=[*map(saw_valid, runs)]), "run_table", dict(brackets=brackets(runs))),
-        Table("table-trials", both, "trial_table", dict(stopped="stopped" in set(trials.status)), dimension_columns(point)),
+    blind, stopped = [*map(saw_valid, runs)], "stopped" in set(trials.status)
+    tables = [Table("table-runs", f.tables.runs.assign(blind=blind), "run_table", dict(brackets=brackets(runs))),
+        Table("table-trials", both, "trial_table", dict(stopped=stopped), dimension_columns(point)),
         Table("table-repeats", f.tables.repeats, "repeat_table")]
     tables = [t for t in tables if len(t.rows)]
     ids = pd.concat([t.rows.run_id for t in tables], keys=range(len(tables)))
     ids = ids.mask(ids.duplicated(), "")
     return [replace(t, anchors=tuple(ids[i])) for i,t in enumerate(tables)]
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #f8f61f1b
+# %% ../../../nbs/35i_report.sections.overview.ipynb #4aca426d
 @statement
 class Values:
     "Values that trainings have, and how many have which"
@@ -359,8 +370,9 @@ def environment_table(
     "Versions and machine"
     r, df = f.record, f.tables.environments.sort_values("trainings", ascending=False, kind="stable")
     most = df.groupby("what").trainings.sum(min_count=1).max()
-    rows = {what: Values(rows_of(d), len(d)==1 and (pd.isna(most) or d.trainings.iloc[0]==most)) for what,d in df.groupby("what")}
+    def values(d): return Values(rows_of(d), len(d)==1 and (pd.isna(most) or d.trainings.iloc[0]==most))
+    rows = {what: values(d) for what,d in df.groupby("what")}
     options = {k: v for k,v in sorted(r.options.model_dump().items()) if v is not None}
-    rows |= {"data digest": f.data.digest, "classes": f.data.classes, "image size": f.data.size, "options": options, "started": r.started,
-        "time of the whole study": Seconds(r.seconds)}
+    rows |= {"data digest": f.data.digest, "classes": f.data.classes, "image size": f.data.size,
+        "options": options, "started": r.started, "time of the whole study": Seconds(r.seconds)}
     return Table("table-environment", pd.DataFrame(dict(what=list(rows), value=list(rows.values()))), "environment")

@@ -57,7 +57,7 @@ def _levels(f, runs):
         if part and pd.notna(level): found.append(Level(split, level, list(part), above))
     return found
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #d1ea6670
+# %% ../../../nbs/35e_report.sections.runs.ipynb #42f088a9
 @statement
 class Turn:
     "A run's valid loss at its lowest and at the end"
@@ -88,13 +88,14 @@ def _overfitting(f, group):
     "Which runs' valid loss went up again, and whether they overfit"
     blind = {r.name for r in f.runs(group) if saw_valid(r)}
     histories = f.tables.histories.query("group==@group and name not in @blind").groupby("name", sort=False)
-    turns = [Turn(name, h.loc[h.valid_loss.idxmin()], h.iloc[-1], f.data.counts.get("valid", 0)) for name,h in histories]
+    n = f.data.counts.get("valid", 0)
+    turns = [Turn(name, h.loc[h.valid_loss.idxmin()], h.iloc[-1], n) for name,h in histories]
     if blind and blind.issuperset(r.name for r in f.done(group)): return None
     return Overfitting(turns) if turns else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #29dc896c
-_AUGMENTING = ("policy", "interp", "mix_alpha", "mix_per", "flip", "shift") # Fields that say what is done to training images
-_GENTLER = {"simple": "gentle", "combined": "combined-gentle"} # Without crop, invert and solarize
+# %% ../../../nbs/35e_report.sections.runs.ipynb #abc77a2b
+_augmenting = "policy interp mix_alpha mix_per flip shift".split() # Fields that say what is done to training images
+_gentler = {"simple": "gentle", "combined": "combined-gentle"} # Without crop, invert and solarize
 
 def _alike(a, b, *but):
     "Whether two runs differ in nothing else"
@@ -110,12 +111,14 @@ class Gains:
         "Runs and differences of valid accuracy, where exactly one run has no augmentation"
         plain = [r for r in self.runs if (r.policy, r.flip, r.shift)==("none", "none", 0)]
         if len(plain)!=1: return {}
-        return {r.name: r.valid_acc-p.valid_acc for p in plain for r in self.runs if r is not p and _alike(r, p, *_AUGMENTING)}
+        others = [r for r in self.runs if r is not plain[0] and _alike(r, plain[0], *_augmenting)]
+        return {r.name: r.valid_acc-plain[0].valid_acc for r in others}
     @property
     def gentler(self):
         "The gentler run, the full one, and the difference of valid accuracy"
-        pairs = [(a, b) for full in _GENTLER for a in self.runs for b in self.runs if (a.policy, b.policy)==(_GENTLER[full], full)]
-        return [(a, b, a.valid_acc-b.valid_acc) for a,b in pairs if _alike(a, b, "policy")]
+        pairs = [(a, b) for a in self.runs for b in self.runs if a.policy==_gentler.get(b.policy)]
+        pairs = [(a, b, a.valid_acc-b.valid_acc) for a,b in pairs if _alike(a, b, "policy")]
+        return sorted(pairs, key=lambda o: o[0].policy, reverse=True)
 
 def augmentation_gains(
     f:ReportData # The study
@@ -123,7 +126,7 @@ def augmentation_gains(
     "What augmentation brings on valid images"
     return Gains([r for r in f.done("augmentation") if not saw_valid(r)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #cb2073c1
+# %% ../../../nbs/35e_report.sections.runs.ipynb #0f92f6f8
 @statement
 class Longer:
     "A search's best point in a training of its own"
@@ -146,7 +149,8 @@ def _only_longer(f, run):
     own = next(o for o in plan["run"] if (o.get("group", ""), o["name"])==(run.group, run.name))
     trial = plan.get("defaults", {})|search
     settings = {k for k in own if k in config_fields}-{"epochs", "seed"}
-    return all(own[k]==trial.get(k, config_fields[k].default) for k in settings) and not settings&set(search.get("space", {}))
+    same = all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
+    return same and not settings&set(search.get("space", {}))
 
 def _longer(f):
     "What became of searches' best points in trainings of their own"
@@ -190,7 +194,7 @@ class SeedResults:
         accs = [[r.test_acc for r in self.f.done(d.group) if r.name in d.members.split(", ")] for d in self.best]
         return compare(*accs) if len(accs)>1 else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #54e16ed9
+# %% ../../../nbs/35e_report.sections.runs.ipynb #64ffd930
 def _curves(f, group, names=(), parts=("valid",)):
     "A group's curves, one a setting"
     df = curves_table(f.study.out, group, names, parts)
@@ -201,7 +205,8 @@ def _curve_facts(f, group, df, part="valid", names=()):
     "What is said of curves: each one's last values, which are means over seeds, and whose say nothing"
     runs = [r for r in f.done(group) if not names or r.name in names]
     ends = df[df.part==part].groupby("name", sort=False)[["accuracy", "loss"]].last().reset_index()
-    return dict(part=part, ends=rows_of(ends), means=[d.name for d in f.settings(group)], blind=blind(runs) if part=="valid" else None)
+    means = [d.name for d in f.settings(group)]
+    return dict(part=part, ends=rows_of(ends), means=means, blind=blind(runs) if part=="valid" else None)
 
 def _curve_figure(f, name, group, measure, names=(), part="valid"):
     "Accuracy or loss by epoch"
@@ -209,7 +214,7 @@ def _curve_figure(f, name, group, measure, names=(), part="valid"):
     def plot(df): return plot_curves(df, measure, new_axes()[0], f.colours)
     return Figure(name, df, plot, words="curves", facts=_curve_facts(f, group, df, part, names)|dict(measure=measure))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #7f9cbfdb
+# %% ../../../nbs/35e_report.sections.runs.ipynb #587d5eca
 def _both_figure(f):
     df = _curves(f, "architectures", parts=("train", "valid"))
     def plot(df):
@@ -217,13 +222,15 @@ def _both_figure(f):
         for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, f.colours)
         line_key(axs[0])
         return axs[0]
-    return Figure("fig03_architectures", df, plot, "wide", words="both_curves", facts=_curve_facts(f, "architectures", df))
+    facts = _curve_facts(f, "architectures", df)
+    return Figure("fig03_architectures", df, plot, "wide", words="both_curves", facts=facts)
 
 def _gap_figure(f):
     df = f.tables.gap
     height = .9+.235*(len(df)+1.3*df.group.nunique())
+    def plot(df): return plot_gap(df, new_axes(4.8, height)[0], f.colours)
     ways = list(dict.fromkeys(w for o in df.train_differs for w in o.split(", ") if w))
-    return Figure("gap", df, lambda df: plot_gap(df, new_axes(4.8, height)[0], f.colours), "middle", facts=dict(ways=ways))
+    return Figure("gap", df, plot, "middle", facts=dict(ways=ways))
 
 def _photo_figure(f):
     s = f.samples if "original" in f.samples else {}
@@ -231,7 +238,7 @@ def _photo_figure(f):
     def plot(s): return plot_photos(s, new_axes(5.4, .7+4.2*(1+len(policies))/len(s["original"]))[0])
     return Figure("fig07_augmentation", s, plot, "middle", "photo", "photos", dict(policies=policies))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #5d2874bb
+# %% ../../../nbs/35e_report.sections.runs.ipynb #f8908dec
 @statement
 class Scores:
     "What balanced accuracy and macro-F1 are, and the level to beat"
@@ -241,7 +248,10 @@ class Scores:
 class Published:
     "What the report says of a run's valid accuracy"
     run:str # Into `REPORT_RUNS`
-    acc:float # NaN where it only says that the network is similar to ResNet-18
+    acc:float # NaN where it only says that the network is similar to ResNet-18, or nothing
+
+    @property
+    def known(self): return self.run=="custom_cnn" or pd.notna(self.acc)
 
 def scores(
     f:ReportData, # The study
@@ -251,15 +261,18 @@ def scores(
     levels = [(s, f.data.majority_acc(s)) for s in splits]
     return Scores([o for o in levels if pd.notna(o[1])])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #50b39938
+# %% ../../../nbs/35e_report.sections.runs.ipynb #59f97188
 def _group_table(f, group):
     "A group's runs: accuracy and the published number"
     runs, done = f.runs(group), f.done(group)
-    published = [Published(r.report, r.published) if r.report=="custom_cnn" or pd.notna(r.published) else None for r in runs]
-    best = next((r.run_id for r in done if r.valid_acc>0 and not saw_valid(r)), None)
-    facts = dict(group=group, kept=kept(done), published=any(published), brackets=brackets(runs), views=views(done), scores=scores(f, "valid", "test"))
-    rows = f.tables.runs.query("group==@group").assign(published=published, blind=[saw_valid(r) for r in runs])
-    return Table(f"table-{slug(group)}", rows, "group_table", facts, best=rows.run_id.tolist().index(best) if best else None)
+    published = [Published(r.report, r.published) for r in runs]
+    facts = dict(group=group, kept=kept(done), published=any(o.known for o in published), brackets=brackets(runs),
+        views=views(done), scores=scores(f, "valid", "test"))
+    published = [o if o.known else None for o in published]
+    rows = f.tables.runs.query("group==@group").assign(published=published, blind=[*map(saw_valid, runs)])
+    best = [r.run_id for r in done if r.valid_acc>0 and not saw_valid(r)]
+    at = rows.run_id.tolist().index(best[0]) if best else None
+    return Table(f"table-{slug(group)}", rows, "group_table", facts, best=at)
 
 def _seed_table(f, group):
     "A group's settings over their seeds"
@@ -296,7 +309,7 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [*_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #78764dbb
+# %% ../../../nbs/35e_report.sections.runs.ipynb #e7030bef
 class Architectures(Group):
     "Which network learns these images best, and which overfits"
     @property
@@ -305,7 +318,8 @@ class Architectures(Group):
     def gaps(self):
         "Rows of the table of gaps, the largest first"
         blind = [r.name for r in self.f.runs(self.name) if saw_valid(r)]
-        return rows_of(self.f.tables.gap.query("group==@self.name and name not in @blind").sort_values("gap", ascending=False))
+        gaps = self.f.tables.gap.query("group==@self.name and name not in @blind")
+        return rows_of(gaps.sort_values("gap", ascending=False))
 
 class Augmentation(Group):
     "What changing the training images brings"
@@ -325,16 +339,23 @@ class Final(Group):
     @property
     def longer(self): return _longer(self.f)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #9072ff3b
+# %% ../../../nbs/35e_report.sections.runs.ipynb #8259d4f4
 def report_groups(
     f:ReportData # The study
 )->dict: # Section by group
     "The report's groups of runs"
-    no_gentle, gentle = (tuple(r.name for r in f.runs("augmentation") if r.policy not in o) for o in (_GENTLER.values(), _GENTLER))
-    augmented = dict(fig08_accuracy_augmentation=no_gentle, fig09_loss_augmentation=no_gentle, fig10_accuracy_alternative=gentle,
-        fig11_loss_alternative=gentle)
-    figures = dict(architectures=[_both_figure(f), _gap_figure(f)],
-        augmentation=[_photo_figure(f), *(_curve_figure(f, k, "augmentation", k.split("_")[1], v) for k,v in augmented.items())],
-        final=[_curve_figure(f, k, "final", k.split("_")[1]) for k in ("fig12_accuracy_final", "fig13_loss_final")])
+    runs = f.runs("augmentation")
+    full = tuple(r.name for r in runs if r.policy not in _gentler.values())
+    gentle = tuple(r.name for r in runs if r.policy not in _gentler)
+    figures = dict(
+        architectures=[_both_figure(f), _gap_figure(f)],
+        augmentation=[_photo_figure(f),
+            _curve_figure(f, "fig08_accuracy_augmentation", "augmentation", "accuracy", full),
+            _curve_figure(f, "fig09_loss_augmentation", "augmentation", "loss", full),
+            _curve_figure(f, "fig10_accuracy_alternative", "augmentation", "accuracy", gentle),
+            _curve_figure(f, "fig11_loss_alternative", "augmentation", "loss", gentle)],
+        final=[_curve_figure(f, "fig12_accuracy_final", "final", "accuracy"),
+            _curve_figure(f, "fig13_loss_final", "final", "loss")])
     kinds = dict(architectures=Architectures, augmentation=Augmentation, final=Final)
-    return {g: Section(kind(f, g), figures[g], [_group_table(f, g), *_seed_table(f, g)]) for g,kind in kinds.items() if f.runs(g)}
+    return {g: Section(kind(f, g), figures[g], [_group_table(f, g), *_seed_table(f, g)])
+        for g,kind in kinds.items() if f.runs(g)}

@@ -20,7 +20,7 @@ from ...results.tables.report import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
 from ...runs import RunConfig, scaled
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #d7f58435
+# %% ../../../nbs/35f_report.sections.search.ipynb #929f15cd
 def planned_epochs(
     f:ReportData, # The study
     fields:dict # `RunConfig` fields, before `scale`
@@ -35,9 +35,10 @@ def trial_epochs(
     "Epochs of the trials, as run or else as planned"
     plan = f.record.plan
     done = set(f.tables.trials.query("status=='done'").epochs.dropna())
-    return sorted(map(int, done)) or sorted({planned_epochs(f, plan.get("defaults", {})|s) for s in plan.get("search", [])})
+    planned = [plan.get("defaults", {})|s for s in plan.get("search", [])]
+    return sorted(map(int, done)) or sorted({planned_epochs(f, o) for o in planned})
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #ab92308e
+# %% ../../../nbs/35f_report.sections.search.ipynb #2d0cbf43
 @reads("select")
 def optimised(runs): return Tally("optimised_accuracies", runs)
 
@@ -86,7 +87,9 @@ class Searches:
     @property
     def top(self): return max(self.best, key=lambda b: b.valid_acc, default=None)
     @property
-    def gains(self): return [(b.search, b.guided_best-b.random_best) for b in self.best if pd.notna(b.guided_best-b.random_best)]
+    def gains(self):
+        gains = [(b.search, b.guided_best-b.random_best) for b in self.best]
+        return [o for o in gains if pd.notna(o[1])]
     @property
     def helped(self): return [o for s in self.controlled if (o := _helped(self.f, s.name))]
 
@@ -125,7 +128,7 @@ def _helped(f, name, other="control"):
     a, b = _repeated(f, name, "winner"), _repeated(f, name, other)
     return Helped(name, a, b) if a and b else None
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #42587043
+# %% ../../../nbs/35f_report.sections.search.ipynb #4532cd9e
 @statement
 class OneSearch:
     "A search by itself"
@@ -169,9 +172,12 @@ class OneSearch:
     @property
     def stops(self): return bool(self.row.stopped or self.header and self.header.rungs)
     @property
-    def all_epochs(self): return int(self.f.tables.trials.query("search==@self.name and status!='failed'").planned_epochs.sum())
+    def all_epochs(self):
+        "Epochs of all trials, had those that were stopped gone on"
+        trials = self.f.tables.trials.query("search==@self.name and status!='failed'")
+        return int(trials.planned_epochs.sum())
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #edaf7cb3
+# %% ../../../nbs/35f_report.sections.search.ipynb #bc1c1383
 _FELT = .005 # A difference of accuracy that is worth a word
 
 def _search_figures(f):
@@ -179,9 +185,11 @@ def _search_figures(f):
     best, importance = f.tables.table1_search, f.tables.importance
     published = best.dropna(subset="published").set_index("search").published.to_dict()
     most = importance.loc[importance.groupby("search", sort=False).total.idxmax()]
+    def plot_all(df): return plot_searches(df, published, f.colours)
+    def plot_learnt(df): return plot_importance(df, f.colours)
     facts = dict(best=rows_of(best.dropna(subset="valid_acc")), published=bool(published))
-    trials = Figure("trials", f.tables.trials, lambda df: plot_searches(df, published, f.colours), "middle", facts=facts)
-    learnt = Figure("importance", importance, lambda df: plot_importance(df, f.colours), "middle", facts=dict(most=rows_of(most)))
+    trials = Figure("trials", f.tables.trials, plot_all, "middle", facts=facts)
+    learnt = Figure("importance", importance, plot_learnt, "middle", facts=dict(most=rows_of(most)))
     return [trials]+[learnt]*bool(len(importance))
 
 def _convergence_figure(f, name):
@@ -200,7 +208,8 @@ def _dependence_figure(f, name):
     by = df.groupby("dimension", sort=False).valid_acc
     peaks = df.loc[by.idxmax()][(by.max()-by.min()>_FELT).to_numpy()]
     facts = dict(search=name, peaks=rows_of(peaks), failed="failed" in set(trials.status))
-    return Figure(f"dependence_{slug(name)}", df, lambda df: plot_dependence(df, trials, f.colours), words="dependence", facts=facts)
+    def plot(df): return plot_dependence(df, trials, f.colours)
+    return Figure(f"dependence_{slug(name)}", df, plot, words="dependence", facts=facts)
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #4e35f380
 def dimensions_of(

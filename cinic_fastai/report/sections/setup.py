@@ -12,12 +12,12 @@ from types import SimpleNamespace
 from ..words import Tally, reads, statement
 from ...runs import config_fields
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #b5b8d5bc
-SETTINGS = ("numbers_of_epochs", "batch_sizes", "optimizers", "learning_rates", "rates_of_biases", "L2_coefficients", "dropouts",
-    "label_smoothings", "weight_averagings", "augmentations", "kinds_of_views", "networks", "stems", "kinds_of_SpeedNet",
-    "initial_weights", "image_sizes", "splits_to_learn_from", "precisions", "ways_to_compile", "memory_layouts") # Macros of settings
-_UNSAID = ("weights", "bias_lr", "dropout", "label_smoothing", "average", "policy", "flip", "shift", "tta", "stem", "size", "train_on",
-    "precision", "compile", "channels_last", "width", "whiten", "dirac") # Where they are as usual
+# %% ../../../nbs/35d_report.sections.setup.ipynb #e7790aeb
+SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases L2_coefficients dropouts
+    label_smoothings weight_averagings augmentations kinds_of_views networks stems kinds_of_SpeedNet initial_weights
+    image_sizes splits_to_learn_from precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
+_unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta stem size train_on precision compile
+    channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
 
 def effective(
     run # With the fields of a `RunConfig`
@@ -27,7 +27,7 @@ def effective(
     if run.tta=="none": idle.append("softmax")
     if run.model!="speednet": idle += ["width", "whiten", "dirac"]
     if not run.pretrained: idle.append("weights")
-    usual = [k for k in _UNSAID if getattr(run, k)==config_fields[k].default]
+    usual = [k for k in _unsaid if getattr(run, k)==config_fields[k].default]
     return SimpleNamespace(**vars(run)|dict.fromkeys(idle+usual))
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #8eaef4ca
@@ -72,9 +72,10 @@ class Setup:
     @property
     def frozen(self): return frozen(self.runs)
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #8de1b015
+# %% ../../../nbs/35d_report.sections.setup.ipynb #7302491c
 MIXING = ("advanced", "combined", "combined-gentle") # Policies that mix images
-TURNING = {"simple": "simple", "gentle": "gentle", "combined": "simple", "combined-gentle": "gentle"} # What they do to single images
+TURNING = { # What policies do to single images
+    "simple": "simple", "gentle": "gentle", "combined": "simple", "combined-gentle": "gentle"}
 
 @statement
 class Effects:
@@ -119,13 +120,16 @@ def blind(runs): return Blind(list(dict.fromkeys(r.name for r in runs if saw_val
 @reads("train_on")
 def brackets(runs): return any(map(saw_valid, runs))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #0bdc9a61
+# %% ../../../nbs/35d_report.sections.setup.ipynb #0873af3b
 @statement
 class Views:
     "Numbers of averages over views"
     outputs:list # What is averaged: `probabilities` or `logits`
 
 @reads("tta", "softmax")
-def views(runs): return Views(list(dict.fromkeys("probabilities" if r.softmax else "logits" for r in runs if r.tta!="none")))
+def views(runs):
+    outputs = ["probabilities" if r.softmax else "logits" for r in runs if r.tta!="none"]
+    return Views(list(dict.fromkeys(outputs)))
+
 @reads("select")
 def kept(runs): return Tally("kept_weights", runs)

@@ -60,7 +60,7 @@ class Classes:
         p = next(p for p in self.f.preds if p.name==self.name)
         return most_confused(confusion(p.preds, p.targs, len(p.classes)), p.classes, 3)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #c695ecf8
+# %% ../../../nbs/35g_report.sections.votes.ipynb #7642d2e0
 @statement
 class VoteAgainstMember:
     "A vote and its best member on the same images"
@@ -101,7 +101,10 @@ class Ensembling:
     @property
     def chosen_on(self): return {"valid" if p.valid else "test" for p in self.votes if p.done}
     @property
-    def ties(self): return [(int(tied([o.probs for o in p.test]).sum()), len(p.preds)) for p in self.votes if p.kind=="hard" and p.done]
+    def ties(self):
+        "Of each hard vote: images on which members tie, and all images"
+        hard = [p for p in self.votes if p.kind=="hard" and p.done]
+        return [(int(tied([o.probs for o in p.test]).sum()), len(p.preds)) for p in hard]
     @property
     def classes(self): return Classes(self.f, self.table[0].predictor) if self.table else None
     @property
@@ -142,7 +145,7 @@ class Members:
         df = self.f.tables.leave_one_out.sort_values("difference", ascending=False, kind="stable")
         return [d for d in rows_of(df) if best and d.predictor==best.predictor]
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #d661210c
+# %% ../../../nbs/35g_report.sections.votes.ipynb #6f4e8c99
 @statement
 class Calibration:
     "How sure the best network and the votes are"
@@ -150,16 +153,17 @@ class Calibration:
 
     @property
     def parts(self):
-        "Expected calibration error `ece`, mean confidence minus accuracy `gap`, and what the error was before a temperature"
+        "Expected calibration error `ece`, mean confidence minus accuracy `gap`, and the error before a temperature"
         df = self.f.tables.calibration
         off = df["count"]*(df.confidence-df.accuracy)
-        by = df.assign(n=df["count"], gap=off, ece=off.abs()).groupby(["predictor", "stage"], sort=False)[["n", "gap", "ece"]].sum()
-        by = by.astype(float).div(by.n, axis=0).reset_index().drop_duplicates("predictor", keep="last")
+        by = df.assign(n=df["count"], gap=off, ece=off.abs()).groupby(["predictor", "stage"], sort=False)
+        sums = by[["n", "gap", "ece"]].sum().astype(float)
+        last = sums.div(sums.n, axis=0).reset_index().drop_duplicates("predictor", keep="last")
+        last = last.assign(cooled=last.stage=="after", sure=last.gap>0)
         before = self.f.tables.ensembles[["predictor", "ece_before", "temperature"]]
-        parts = by.merge(before, on="predictor", how="left").assign(cooled=by.stage.to_numpy()=="after", sure=by.gap.to_numpy()>0)
-        return rows_of(parts)
+        return rows_of(last.merge(before, on="predictor", how="left"))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #be0126ef
+# %% ../../../nbs/35g_report.sections.votes.ipynb #deaf8a6a
 @statement
 class Origins:
     "How the best predictor does by origin"
@@ -170,7 +174,8 @@ class Origins:
     @property
     def accs(self):
         "Accuracy by class and origin"
-        return self.f.tables.class_origin.query("predictor==@self.name").pivot(index="class", columns="origin", values="accuracy")
+        df = self.f.tables.class_origin.query("predictor==@self.name")
+        return df.pivot(index="class", columns="origin", values="accuracy")
     @property
     def total(self): return self.accs.loc[TOTAL].to_dict() if {"cifar", "imagenet"}<=set(self.accs) else {}
     @property
@@ -179,11 +184,12 @@ class Origins:
     def gaps(self):
         "Gaps (CIFAR minus ImageNet) in total and by class, the widest first"
         gaps = self.accs.cifar-self.accs.imagenet if self.total else pd.Series()
-        return gaps.get(TOTAL), list(gaps.drop(TOTAL, errors="ignore").dropna().sort_values(kind="stable").items())[::-1]
+        by_class = gaps.drop(TOTAL, errors="ignore").dropna().sort_values(kind="stable")
+        return gaps.get(TOTAL), list(by_class.items())[::-1]
 
 def cifar_tests(
     f:ReportData # The study
-)->tuple[int,int]: # Test images that are CIFAR-10's test images, and that are its training images; 0 and 0 where that isn't known yet
+)->tuple[int,int]: # CIFAR-10's test images, and its training images; 0 and 0 where that isn't known yet
     "How many test images come from each part of CIFAR-10, by their names"
     if "cifar_test_rows" not in f.samples: return 0, 0
     df = f.tables.class_origin.query("`class`==@TOTAL").drop_duplicates("origin").set_index("origin").images
@@ -205,7 +211,7 @@ class SeenBefore:
     @property
     def pretrained(self): return any(r.pretrained==True for r in self.f.done())
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #d626575a
+# %% ../../../nbs/35g_report.sections.votes.ipynb #b957db88
 def _photo_figure(f, name, kind, plot, height):
     "Photos of mistakes, which the study keeps with right and predicted class"
     s = f.samples if len(f.samples.get(f"{kind}s", ())) else {}
@@ -218,14 +224,17 @@ def _vote_figures(f):
     "Accuracy by class, and mistakes"
     df = f.tables.classes
     def plot(df): return plot_classes(df, new_axes(4.8, 1.25+.31*df["class"].nunique())[0], f.colours)
-    dots = Figure("fig14_test_accuracy", df, plot, "middle", words="class_dots", facts=dict(totals=rows_of(df[df["class"]==TOTAL])))
-    return [dots, *_photo_figure(f, "mistakes", "mistake", plot_mistakes, lambda s,_: .05+.97*-(-len(s["mistakes"])//6))]
+    def height(s, _): return .05+.97*-(-len(s["mistakes"])//6)
+    facts = dict(totals=rows_of(df[df["class"]==TOTAL]))
+    dots = Figure("fig14_test_accuracy", df, plot, "middle", words="class_dots", facts=facts)
+    return [dots, *_photo_figure(f, "mistakes", "mistake", plot_mistakes, height)]
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #c748916d
+# %% ../../../nbs/35g_report.sections.votes.ipynb #e2935659
 def _reliability_figure(f):
     "Accuracy by confidence"
     facts = dict(names=list(dict.fromkeys(f.tables.calibration.predictor)), calibration=Calibration(f))
-    return Figure("reliability", f.tables.calibration, lambda df: plot_reliability(df, f.colours), "middle", facts=facts)
+    def plot(df): return plot_reliability(df, f.colours)
+    return Figure("reliability", f.tables.calibration, plot, "middle", facts=facts)
 
 def _map_figures(f):
     "The best predictor by class and origin, and what it takes for what"
@@ -233,8 +242,10 @@ def _map_figures(f):
     def map_of(plot, height): return lambda df: plot(df, new_axes(4.6, height)[0])
     df = f.tables.confusion.query("predictor==@name")
     mistakes = df[df["class"]!=df.taken_for].nlargest(3, "share").rename(columns={"class": "right"})
-    origin_map = Figure("class_origin", f.tables.class_origin.query("predictor==@name"), map_of(plot_class_origin, .75+.26*(n+1)), facts=dict(origins=by, seen_before=SeenBefore(f)))
-    class_map = Figure("confusion", df, map_of(plot_confusion, 1+.27*min(n, MANY_CLASSES)), facts=dict(top=name, mistakes=rows_of(mistakes)))
+    origin_map = Figure("class_origin", f.tables.class_origin.query("predictor==@name"),
+        map_of(plot_class_origin, .75+.26*(n+1)), facts=dict(origins=by, seen_before=SeenBefore(f)))
+    class_map = Figure("confusion", df, map_of(plot_confusion, 1+.27*min(n, MANY_CLASSES)),
+        facts=dict(top=name, mistakes=rows_of(mistakes)))
     pairs = _photo_figure(f, "confused_pairs", "pair", plot_pairs, lambda _,pairs: .1+.52*len(pairs))
     return [origin_map]*bool(by.total)+pairs+[class_map]*bool(len(df))
 
@@ -266,32 +277,40 @@ def _class_table(f):
     facts = dict(stated=bool(wide.published.notna().any(axis=None)))
     return [Table("classes", rows, "class_table", facts, more, total=TOTAL in classes)]
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #9b0816ec
+# %% ../../../nbs/35g_report.sections.votes.ipynb #f51787d4
 def _ensemble_tables(f):
     "Ensembles side by side"
     df, made = f.tables.ensembles, [p for p in f.preds if p.is_vote and p.done]
     weighted, cooled = [p.name for p in made if needs_valid(p.kind)], [p.name for p in made if any(p.options.values())]
     facts = dict(members=[o.split(", ") for o in dict.fromkeys(df.members)], weighted=weighted, cooled=cooled)
-    rows = df.assign(weights=df.weights.where(df.method!="hard", ""), temperature=df.temperature.mask(df.temperature==1))
+    weights, temperature = df.weights.where(df.method!="hard", ""), df.temperature.mask(df.temperature==1)
+    rows = df.assign(weights=weights, temperature=temperature)
     return [Table("ensembles", rows, "ensemble_table", facts, best=int(df.test_acc.argmax()))] if made else []
 
 def _member_tables(f):
     "Ensembles without each of their members; the change is against the whole ensemble"
     df = f.tables.leave_one_out
-    return [Table("leave-one-out", df.assign(change=-df.difference, least=-df.high, most=-df.low), "without_members")]*bool(len(df))
+    rows = df.assign(change=-df.difference, least=-df.high, most=-df.low)
+    return [Table("leave-one-out", rows, "without_members")]*bool(len(df))
 
 def _origin_tables(f):
     "The best predictor by origin"
     name, shown = _top_predictor(f), {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
     rows = f.tables.class_origin.query("predictor==@name and `class`==@TOTAL")
-    return [Table("origins", rows.replace({"origin": shown}), "origin_table", dict(top=name), total=True)]*bool(Origins(f).total)
+    table = Table("origins", rows.replace({"origin": shown}), "origin_table", dict(top=name), total=True)
+    return [table]*bool(Origins(f).total)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #1cff820f
+# %% ../../../nbs/35g_report.sections.votes.ipynb #6a7ba482
 def vote_section(
     f:ReportData # The study
 )->Section: # Experiment 4 of the report, with what members bring, calibration and origins as parts
     "Whether several networks together see more than the best one alone"
-    parts = [Section(Members(f), _disagreement_figure(f), _member_tables(f)), Section(Calibration(f), [_reliability_figure(f)]),
+    parts = [Section(Members(f), _disagreement_figure(f), _member_tables(f)),
+        Section(Calibration(f), [_reliability_figure(f)]),
+        Section(Origins(f), _map_figures(f), _origin_tables(f))]
+    parts = [Section(Members(f), _disagreement_figure(f), _member_tables(f)),
+        Section(Calibration(f), [_reliability_figure(f)]),
         Section(Origins(f), _map_figures(f), _origin_tables(f))]
     parts = [p for p in parts if p.tables or any(len(d.data) for d in p.figures)]
-    return Section(Ensembling(f), _vote_figures(f), [_predictor_table(f), *_ensemble_tables(f), *_class_table(f)], parts)
+    tables = [_predictor_table(f), *_ensemble_tables(f), *_class_table(f)]
+    return Section(Ensembling(f), _vote_figures(f), tables, parts)
