@@ -61,13 +61,14 @@ class ReportData:
         df = self.tables.seeds
         return rows_of(df[df.group==group].sort_values("valid_mean", ascending=False, kind="stable"))
 
-# %% ../../nbs/35_report.facts.ipynb #fc1fe5b3
+# %% ../../nbs/35_report.facts.ipynb #db4fc5eb
 def rows_of(
     df:pd.DataFrame # Any table
 )->list[SimpleNamespace]: # One a row
     "A table's rows, whose values are attributes"
     return [SimpleNamespace(**d) for d in df.to_dict("records")]
 
+# %% ../../nbs/35_report.facts.ipynb #54b00d62
 def load_report(
     out:Path # A study's folder
 )->ReportData: # Everything the page is made from
@@ -79,7 +80,7 @@ def load_report(
     names = [n for o in named for n in o]
     return ReportData(study, tables, preds, progress_table(study), samples_table(out), palette(names, settings))
 
-# %% ../../nbs/35_report.facts.ipynb #cdb4368b
+# %% ../../nbs/35_report.facts.ipynb #235bea1c
 def search_settings(
     f:ReportData # The study
 )->list[SimpleNamespace]: # `RunConfig` fields and `name`
@@ -87,6 +88,7 @@ def search_settings(
     journals = {s.name: f.study.journals[s.name] for s in f.record.searches}
     return [_settings(j, name=n) for n,j in journals.items() if j.header]
 
+# %% ../../nbs/35_report.facts.ipynb #b4593a94
 def trial_settings(
     f:ReportData # The study
 )->list[SimpleNamespace]: # `RunConfig` fields, each training once
@@ -99,7 +101,7 @@ def _settings(journal, **own):
     base = journal.header.base if journal.header else {}
     return SimpleNamespace(**{k: o.default for k,o in config_fields.items()}|base|own)
 
-# %% ../../nbs/35_report.facts.ipynb #a55a6b27
+# %% ../../nbs/35_report.facts.ipynb #9ce96681
 @dataclass(frozen=True)
 class Figure:
     "A figure of the page, not drawn yet"
@@ -111,6 +113,7 @@ class Figure:
     words:str = "" # Macros that say what it shows, `name` when empty
     facts:dict = field(default_factory=dict) # What these read besides `name` and `data`
 
+# %% ../../nbs/35_report.facts.ipynb #c277c215
 @dataclass(frozen=True)
 class Table:
     "A table of the page"
@@ -123,6 +126,7 @@ class Table:
     total:bool = False # Is the last row a total? It stays where it is when the table is sorted
     anchors:tuple = () # Run id that leads to each row, "" for none; of tables that list trainings
 
+# %% ../../nbs/35_report.facts.ipynb #650d0675
 @dataclass(frozen=True)
 class Section:
     "A section of the page"
@@ -134,6 +138,7 @@ class Section:
     @property
     def key(self): return macro_name(self.about)
 
+# %% ../../nbs/35_report.facts.ipynb #f95cf6da
 def macro_name(
     x # A statement, figure or table
 )->str: # For example `one_search` for a `OneSearch`; figures and tables have names of their own

@@ -14,7 +14,7 @@ from .facts import Figure
 from .words import say
 from ..results.plots import STYLE, number_words
 
-# %% ../../nbs/35c_report.figures.ipynb #d90714e0
+# %% ../../nbs/35c_report.figures.ipynb #41177646
 DPI = 200 # Twice the page's pixels, so that a figure is sharp on a phone and on paper
 
 def _drawing(): return matplotlib.rc_context({**STYLE, "svg.hashsalt": "cinic_fastai", "svg.fonttype": "path"})
@@ -24,6 +24,7 @@ def _saved(fig, **kw):
     with _drawing(): fig.savefig(buf, **kw)
     return buf.getvalue()
 
+# %% ../../nbs/35c_report.figures.ipynb #b5da83a2
 def lay_out(
     fig:Canvas # With a layout engine
 ):
@@ -32,6 +33,7 @@ def lay_out(
     with _drawing(): fig.get_layout_engine().execute(fig)
     fig.set_layout_engine(None)
 
+# %% ../../nbs/35c_report.figures.ipynb #e5252eb8
 def png(
     fig:Canvas, # Drawn
     dpi:int=DPI # Dots an inch
@@ -46,7 +48,7 @@ def svg(
     "A figure as SVG, letters as outlines"
     return _saved(fig, format="svg", metadata=dict(Title=title, Creator=None, Date=None, Format=None, Type=None))
 
-# %% ../../nbs/35c_report.figures.ipynb #1c33b68d
+# %% ../../nbs/35c_report.figures.ipynb #936993ff
 @dataclass(frozen=True)
 class Drawn:
     "A figure of the page with its files"
@@ -62,6 +64,7 @@ class Drawn:
         suffix, kind = ("svg", "image/svg+xml") if "svg" in self.files else ("png", "image/png")
         return f"data:{kind};base64,{base64.b64encode(self.files[suffix]).decode()}"
 
+# %% ../../nbs/35c_report.figures.ipynb #c94ce781
 def draw_figure(
     figure:Figure # Perhaps with nothing to draw
 )->Drawn: # With files

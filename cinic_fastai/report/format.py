@@ -31,7 +31,7 @@ def fmt_pct(
     "A share as percent"
     return "–" if missing(x) else f"{100*x:.{digits}f}{NBSP}%"
 
-# %% ../../nbs/35a_report.format.ipynb #c8beb4b2
+# %% ../../nbs/35a_report.format.ipynb #294f42d7
 def fmt_points(
     x:float, # Difference of two shares
     sign:bool=True, # With a plus or minus?
@@ -44,6 +44,7 @@ def _points(x, sign="+", digits=1):
     text = f"{100*x:{sign}.{digits}f}"
     return "0.0" if float(text)==0 else text.replace("-", "−")
 
+# %% ../../nbs/35a_report.format.ipynb #10842864
 def fmt_span(
     low:float, # Ends of a difference's interval
     high:float
@@ -51,7 +52,7 @@ def fmt_span(
     "Between how many points a difference lies"
     return "–" if missing(low) else f"{_points(low)} to {_points(high)}"
 
-# %% ../../nbs/35a_report.format.ipynb #ef984fc7
+# %% ../../nbs/35a_report.format.ipynb #cddc09a8
 def fmt_mean_sd(
     mean:float, # Accuracy
     sd:float # Over the seeds, missing for one
@@ -65,6 +66,7 @@ def fmt_spread(
     "A mean with its standard deviation, as a pair"
     return fmt_mean_sd(*spread)
 
+# %% ../../nbs/35a_report.format.ipynb #647ee280
 def fmt_range(
     low:float, # Share
     high:float # Share
@@ -72,7 +74,7 @@ def fmt_range(
     "Two shares between which something lies"
     return "–" if missing(low) else f"{100*low:.1f} to {fmt_pct(high)}"
 
-# %% ../../nbs/35a_report.format.ipynb #25feb552
+# %% ../../nbs/35a_report.format.ipynb #8485499a
 _superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def fmt_sci(
@@ -85,6 +87,7 @@ def fmt_sci(
     digits, power = digits.rstrip("0").rstrip("."), "10"+str(int(exponent)).translate(_superscript)
     return power if digits=="1" else f"{digits} × {power}"
 
+# %% ../../nbs/35a_report.format.ipynb #9e794e44
 def fmt_value(
     v # Of a hyperparameter: number, flag or text
 )->str: # As in a table
@@ -93,7 +96,7 @@ def fmt_value(
     is_number = hasattr(v, "__float__") and type(v).__name__ not in ("bool", "bool_")
     return fmt_sci(v) if is_number else str(v)
 
-# %% ../../nbs/35a_report.format.ipynb #f0ed1dc9
+# %% ../../nbs/35a_report.format.ipynb #50d19d31
 def duration(
     seconds:float|None # Time span
 )->str: # For example `3 min 20 s`
@@ -103,6 +106,7 @@ def duration(
     if s<60: return f"{seconds:.1f} s" if seconds<10 else f"{s} s"
     return f"{s//60} min {s%60} s" if s<3600 else f"{s//3600} h {s%3600//60} min"
 
+# %% ../../nbs/35a_report.format.ipynb #06f40e77
 def plural(
     n:int, # How many
     one:str="", # Of what, one of it
@@ -113,6 +117,7 @@ def plural(
     if not one: return f"{round(n):,}"
     return f"{round(n):,} {one if n==1 else many or one+'s'}"
 
+# %% ../../nbs/35a_report.format.ipynb #03731c71
 def fmt_fixed(
     x:float, # Number
     digits:int=3 # Decimals
@@ -126,6 +131,7 @@ def fmt_p(
     "A p-value"
     return "< 0.001" if p<.001 else f"= {p:.2g}"
 
+# %% ../../nbs/35a_report.format.ipynb #f6b414bb
 def from_one(
     i:int # Number of a trial, from 0
 )->int: # From 1
@@ -139,7 +145,7 @@ def nth(
     "Which one of several"
     return "–" if missing(i) else f"{i if isinstance(i, str) else from_one(i)} of {n}"
 
-# %% ../../nbs/35a_report.format.ipynb #224112bc
+# %% ../../nbs/35a_report.format.ipynb #a036d19b
 def quote_name(
     name:str # As in the plan
 )->str: # For example `ResNet-18 Adam`, or `“gentle”`
@@ -152,6 +158,7 @@ def dimension(
     "What a hyperparameter is called"
     return DIMENSIONS.get(field, field)
 
+# %% ../../nbs/35a_report.format.ipynb #b86975cb
 def join_words(
     words:Iterable[str] # Any number
 )->str: # `a, b and c`
@@ -165,7 +172,7 @@ def slug(
     "A name for ids and files"
     return re.sub(r"[^a-z0-9_-]", "-", name.lower()) or "x"
 
-# %% ../../nbs/35a_report.format.ipynb #6167d260
+# %% ../../nbs/35a_report.format.ipynb #f3ae8931
 def sep(
     loop # Of a template's `for`
 )->str: # Comma, `and`, or nothing after the last
@@ -180,6 +187,7 @@ def verb(
     "The verb that agrees with a number of things"
     return one if len(things)==1 else many
 
+# %% ../../nbs/35a_report.format.ipynb #ac0a6fad
 def one_of(
     numbers:list[int], # Of things, for example `[7]` trials in each search
     one:str, # Word for one thing
@@ -194,13 +202,14 @@ def minus(
     "The difference the other way round"
     return -x
 
+# %% ../../nbs/35a_report.format.ipynb #c9334192
 def upper_first(
     text:str # A sentence's beginning
 )->str: # The rest as it was
     "Text with a capital letter at its start"
     return text[:1].upper()+text[1:]
 
-# %% ../../nbs/35a_report.format.ipynb #351eeda9
+# %% ../../nbs/35a_report.format.ipynb #0df9afff
 class Kind(NamedTuple):
     "How cells of a column are shown"
     css:str # Class of the cell
@@ -211,14 +220,21 @@ def _plain(v):
     return ", ".join(map(str, v)) if isinstance(v, list) else str(v)
 
 def _text(*values): return ": ".join(_plain(v) for v in values if not missing(v) and v!="") or "–"
+
+# %% ../../nbs/35a_report.format.ipynb #9510cb2c
 def _valid(acc, blind): return f"({fmt_pct(acc)})" if blind and not missing(acc) else fmt_pct(acc)
 def _stated(acc, stated): return fmt_pct(acc)+("" if missing(stated) else f" (≈ {100*stated:.0f})")
 def _published(v): return v or "–" if isinstance(v, str) else fmt_pct(v)
+
+# %% ../../nbs/35a_report.format.ipynb #347f1d6c
 def _trial(search, number, which=""): return f"{pretty(search)}{' control'*(which=='control')} {from_one(number)}"
 def _of(k, n): return f"{plural(k)} of {plural(n)}"
 def _shares(low, high): return "–" if missing(low) else f"{fmt_pct(low)} to {fmt_pct(high)}"
+
+# %% ../../nbs/35a_report.format.ipynb #de64b268
 def _p(p): return fmt_p(p).removeprefix("= ")
 def _names(names): return join_words(map(pretty, names)) or "–"
+
 def _size(v):
     "A number, or several: of a list any, of a tuple from the first to the last"
     if isinstance(v, str): return v
@@ -227,6 +243,8 @@ def _size(v):
 
 _WORDS = dict(text=("text", _text), long=("long", _text), label=("name", _text), code=("code", _text),
     name=("name", pretty), names=("long", _names), trial=("name", _trial), published=("num published", _published))
+
+# %% ../../nbs/35a_report.format.ipynb #1f95cb82
 _NUMBERS = dict(count=plural, nth=nth, of=_of, share=fmt_pct, valid=_valid, stated=_stated, share_range=_shares,
     mean_sd=fmt_mean_sd, points=fmt_points, span=fmt_span, range=fmt_range, value=fmt_value, fixed=fmt_fixed,
     fixed2=partial(fmt_fixed, digits=2), duration=duration, p=_p, size=_size)

@@ -49,7 +49,7 @@ class Report:
         "Figures of the answer and of all sections"
         return [d for s in (self, *(o for e in self.sections for o in (e, *e.parts))) for d in s.figures]
 
-# %% ../../nbs/35j_report.render.ipynb #b82c68e6
+# %% ../../nbs/35j_report.render.ipynb #0e9ef52e
 def make_sections(
     f:ReportData # The study
 )->list[Section]: # The report's experiments in its order, groups of one's own, votes, and how soon
@@ -61,6 +61,7 @@ def make_sections(
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
+# %% ../../nbs/35j_report.render.ipynb #246dd5fc
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
@@ -71,7 +72,7 @@ def make_report(
     details = Checks(f), Scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 
-# %% ../../nbs/35j_report.render.ipynb #2c9875dc
+# %% ../../nbs/35j_report.render.ipynb #9e008efa
 class Column(NamedTuple):
     "A column of a table as it is shown"
     heading:str
@@ -86,6 +87,7 @@ class Cell(NamedTuple):
     text:str
     key:float|None # To sort by
 
+# %% ../../nbs/35j_report.render.ipynb #5349bb94
 def shown_columns(
     table:Table # Of the page
 )->list[Column]: # The templates', and the table's own in their place; that of published numbers only where there is one
@@ -95,7 +97,7 @@ def shown_columns(
     def is_empty(c): return c.kind=="published" and all(missing(v) for v in table.rows[c.fields[0]])
     return [c for c in columns if not is_empty(c)]
 
-# %% ../../nbs/35j_report.render.ipynb #f09a82f5
+# %% ../../nbs/35j_report.render.ipynb #6717945c
 def _first_number(values):
     "What a cell sorts by"
     v = values[0][0] if isinstance(values[0], (list, tuple)) and values[0] else values[0]
@@ -110,6 +112,7 @@ def _cell(row, column):
     values = [_value(row, k) for k in column.fields]
     return Cell(KINDS[column.kind].show(*values), _first_number(values) if "num" in column.css else None)
 
+# %% ../../nbs/35j_report.render.ipynb #0c79081a
 def shown_rows(
     table:Table # Of the page
 )->list[list[Cell]]: # A list a row
@@ -148,7 +151,7 @@ def page_html(
     facts = dict(drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
     return env.get_template("page.html").render(vars(report), **facts)
 
-# %% ../../nbs/35j_report.render.ipynb #e8191536
+# %% ../../nbs/35j_report.render.ipynb #a5534be8
 def _escape_markdown(text):
     "Plain text as Markdown"
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", text)
@@ -158,16 +161,17 @@ def report_markdown(
 )->str: # Figures are links to `figures/`
     "A report as Markdown"
     env = environment()
-    env.filters |= _VIEWS|dict(md=escape_markdown)
+    env.filters |= _VIEWS|dict(md=_escape_markdown)
     return env.get_template("report.md").render(vars(report))
 
-# %% ../../nbs/35j_report.render.ipynb #f7dac6c5
+# %% ../../nbs/35j_report.render.ipynb #fc0bdbca
 _always = "table1_search table2_predictors runs histories trials classes gap".split() # Tables that every study has
 
 def _csv_files(f):
     tables = {name: df for name,df in vars(f.tables).items() if len(df) or name in _always}
     return {f"tables/{k}.csv": df.to_csv(index=False, lineterminator="\n").encode() for k,df in tables.items()}
 
+# %% ../../nbs/35j_report.render.ipynb #b05e6270
 def write_page(
     out:Path, # A study's folder
     on_event:Callable=noop # Hears of `progress` after each figure

@@ -17,9 +17,8 @@ import cinic_fastai
 from .facts import macro_name, rows_of
 from .format import FILTERS, NBSP, join_words, missing, plural
 
-# %% ../../nbs/35b_report.words.ipynb #b32e1481
+# %% ../../nbs/35b_report.words.ipynb #cf5253fb
 statement = dataclass(frozen=True) # Makes a class of statements, whose words are the macro that is called like it
-
 TEMPLATES = Path(cinic_fastai.__file__).parent/"report"/"templates"
 
 @functools.cache
@@ -29,6 +28,7 @@ def _words():
     names = [n for n in env.list_templates() if n.startswith("words/")]
     return {k: v for n in names for k,v in vars(env.get_template(n).module).items() if k[0]!="_"}
 
+# %% ../../nbs/35b_report.words.ipynb #920cb6e1
 def environment(
     autoescape:bool=False # For HTML?
 )->Environment: # With the package's templates
@@ -40,13 +40,14 @@ def environment(
     env.tests |= dict(missing=missing)
     return env
 
+# %% ../../nbs/35b_report.words.ipynb #3b5b9354
 def fields_read(
     macro:str # Its name
 )->tuple[str,...]: # Names of its arguments
     "Which fields a macro reads"
     return _words()[macro].arguments
 
-# %% ../../nbs/35b_report.words.ipynb #7c1854bc
+# %% ../../nbs/35b_report.words.ipynb #2dd30f48
 @statement
 class Tally:
     "What runs have of a setting: the same for all, or how many of them have what"
@@ -64,6 +65,7 @@ class Tally:
     @property
     def is_shared(self): return len(self.values)==1
 
+# %% ../../nbs/35b_report.words.ipynb #b4239f9b
 _most_values = 4 # More different ones are counted instead of listed
 
 def _say_tally(tally):
@@ -78,7 +80,7 @@ def _clean(text):
     "Text as one line a paragraph"
     return "\n\n".join(filter(None, (re.sub("[ \n]+", " ", p).strip() for p in text.split("\n\n"))))
 
-# %% ../../nbs/35b_report.words.ipynb #a1c93a86
+# %% ../../nbs/35b_report.words.ipynb #ae8cc0e7
 def say(
     x, # A statement, figure or table, or a list of them; text stays as it is, None is nothing
     part:str="" # Another part than its sentence: `title`, `caption`, `alt` ...
@@ -92,6 +94,7 @@ def say(
     values = getattr(x, "facts", {})
     return _clean(macro(**{k: values[k] if k in values else getattr(x, k) for k in macro.arguments}))
 
+# %% ../../nbs/35b_report.words.ipynb #ff88b11d
 def paragraphs(
     x, # As for `say`
     part:str="" # As for `say`

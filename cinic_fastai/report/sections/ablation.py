@@ -14,7 +14,7 @@ from ...results.plots import new_axes, plot_ablation
 from ...results.tables.report import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #db33f255
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #9455824d
 def is_ablation(
     f:ReportData, # The study
     group:str # A group of one's own may be called so, too
@@ -25,6 +25,7 @@ def is_ablation(
 @reads("tta")
 def has_views(runs): return any(r.tta!="none" for r in runs)
 
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #c1edf892
 class Ablation(Group):
     "What each ingredient of a recipe brings"
     @property
@@ -64,7 +65,7 @@ def ablation(
     figure = Figure("ablation", shown, plot, "wide", words="ingredients", facts=dict(about=about))
     return Section(about, [figure], [Table("ablation", df, "variants", dict(views=has_views(f.done(group))))])
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #b583c46c
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #c5949b26
 def _times_to_accuracy(f):
     "How soon settings, over their seeds, were as good as the report's best"
     names = {(d.group, m): d.name for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
@@ -75,6 +76,7 @@ def _times_to_accuracy(f):
         seconds=("seconds", "mean"), total=("total", "mean"), longest=("total", "max"), best=("best", "max"),
         mean=("best", "mean"), sd=("best", "std")).reset_index()
 
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #f3b8b2c4
 @statement
 class Soon:
     "How long it takes to be as good as the report's best result"
@@ -88,6 +90,7 @@ class Soon:
     @property
     def missed(self): return rows_of(_times_to_accuracy(self.f).query("reached==0"))
 
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #1c179b3a
 def soon(
     f:ReportData # The study
 )->list[Section]: # One, none where no run was that good

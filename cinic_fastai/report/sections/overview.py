@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['STATES', 'Key', 'TrainingsKey', 'key_numbers', 'predictor_figure', 'PartName', 'Unfinished', 'Missing',
            'missing_tables', 'chooses_epochs', 'Pretrained', 'pretrained', 'Misnamed', 'misnamed', 'MisnamedVotes',
-           'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'Rotation', 'rotation', 'Checks', 'Images', 'Size',
-           'size_table', 'Scale', 'Byline', 'training_tables', 'Values', 'Seconds', 'environment_table']
+           'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'Rotation', 'rotation', 'Decided', 'Checks',
+           'Images', 'Size', 'size_table', 'Scale', 'Byline', 'training_tables', 'Values', 'Seconds',
+           'environment_table']
 
 # %% ../../../nbs/35i_report.sections.overview.ipynb #860b3ca4
 import numpy as np, pandas as pd
@@ -27,13 +28,14 @@ from ...results.tables.search import POINT
 from ...space import dim_kind
 from ...studyfolder import declared_settings
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #c44719b0
+# %% ../../../nbs/35i_report.sections.overview.ipynb #62191f70
 STATES = ["done", "skipped", "failed", "left"]
 
 def _total_trainings(f):
     "How many trainings the study has in all"
     return int(f.progress[STATES].sum().sum())
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #25301576
 @statement
 class Key:
     "An accuracy that says much"
@@ -45,6 +47,7 @@ class Key:
     level:float|None = None # Accuracy of always saying the most frequent class
     gain:float|None = None # Against no augmentation
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #b3f4e088
 @statement
 class TrainingsKey:
     "How many trainings are done"
@@ -55,7 +58,7 @@ class TrainingsKey:
     @property
     def total(self): return _total_trainings(self.f)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #1892817b
+# %% ../../../nbs/35i_report.sections.overview.ipynb #b971b4f3
 def key_numbers(
     f:ReportData # The study
 )->list: # Statements with a label, a value and a note
@@ -70,6 +73,7 @@ def key_numbers(
     augmented = [Key("augmentation", r.name, r.valid_acc, gain=gains.against_none.get(r.name)) for r in gains.runs]
     return [*(replace(o, kind="best") for o in best), *single, *augmented[:1], TrainingsKey(f)]
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #2ba6c18e
 def predictor_figure(
     f:ReportData # The study
 )->list[Figure]: # One, none without results
@@ -79,7 +83,7 @@ def predictor_figure(
     def plot(df): return plot_predictors(df, new_axes(4.8, .95+.3*len(df))[0], f.colours)
     return [Figure("predictors", shown, plot, "middle", facts=dict(shown=len(shown), total=len(df)))]*bool(len(df))
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #eaea1c93
+# %% ../../../nbs/35i_report.sections.overview.ipynb #915ff080
 @statement
 class PartName:
     "A part of the study: a group, a search, a search's control or repeats"
@@ -92,6 +96,7 @@ class PartName:
         kind = self.part.partition("~")[2]
         return kind if kind in ("control", "repeats") else ""
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #d417f7ee
 @statement
 class Unfinished:
     "What is left to do"
@@ -104,7 +109,7 @@ class Unfinished:
     @property
     def total(self): return _total_trainings(self.f)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #55254a4a
+# %% ../../../nbs/35i_report.sections.overview.ipynb #9af9974e
 @statement
 class Missing:
     "What was skipped, failed or is left"
@@ -114,6 +119,7 @@ class Missing:
     @property
     def part(self): return PartName(self.row.part) if self.kind=="part" else None
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #383b01cb
 def missing_tables(
     f:ReportData # The study
 )->list[Table]: # One, none when everything is done
@@ -128,7 +134,7 @@ def missing_tables(
     facts = dict(trials="failed" in set(t.trials.status))
     return [Table("table-missing", pd.DataFrame(dict(missing=rows)), "missing_table", facts)]*bool(rows)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #ef50ad3d
+# %% ../../../nbs/35i_report.sections.overview.ipynb #0a7ea22d
 @reads("select", "train_on")
 def chooses_epochs(runs): return any(r.select=="best" and r.train_on=="train" for r in runs)
 
@@ -140,6 +146,7 @@ class Pretrained:
 @reads("name", "model", "pretrained", "weights")
 def pretrained(runs): return Pretrained([r for r in runs if r.pretrained==True])
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #e608770a
 @statement
 class Misnamed:
     "Runs and searches that are called like one of the report's, but are another"
@@ -154,6 +161,7 @@ def _fits(run):
 @reads("name", "model", "pretrained", "opt", "policy")
 def misnamed(runs): return Misnamed([r for r in runs if not _fits(r)])
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #38c2afbf
 @statement
 class MisnamedVotes:
     "Votes that are called like another method"
@@ -162,10 +170,9 @@ class MisnamedVotes:
 @reads("name", "method")
 def misnamed_votes(votes): return MisnamedVotes([v for v in votes if pretty(v.name)!=v.name!=v.method])
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #3cc24e45
+# %% ../../../nbs/35i_report.sections.overview.ipynb #492b8bb0
 @reads("select")
 def kept_epochs(runs): return Tally("epochs_of_weights", runs)
-
 @reads("wd")
 def coupled_l2(runs): return any(r.wd for r in runs)
 
@@ -174,6 +181,7 @@ def mixing(runs):
     mixed = [r for r in runs if r.policy in MIXING]
     return Tally("mixing_weights", mixed) if mixed else None
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #e4da4047
 @statement
 class Rotation:
     "How images are rotated"
@@ -187,18 +195,37 @@ class Rotation:
 @reads("policy", "interp")
 def rotation(runs): return Rotation([r for r in runs if r.policy in TURNING])
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #ef7c46fe
+# %% ../../../nbs/35i_report.sections.overview.ipynb #70f02bfd
 @statement
-class Checks:
-    "What a reader must know to read the numbers rightly"
+class Decided:
+    "What a study does where the report is silent"
     f:ReportData
 
-    @property
-    def done(self): return [r for r in self.f.runs() if r.status=="done"]
     @property
     def trials(self): return trial_settings(self.f)
     @property
     def trainings(self): return self.f.finished()+self.trials
+    @property
+    def kept(self): return kept_epochs(self.trainings)
+    @property
+    def mixing(self): return mixing(self.trainings)
+    @property
+    def spaces(self):
+        "Dimensions by kind"
+        kinds = {}
+        for h in Searches(self.f).headers.values():
+            for k,dim in h.space.items(): kinds.setdefault(dim_kind(dim)[0], {})[k] = True
+        return {k: kinds[k] for k in ("log", "real", "log2", "int", "choices") if k in kinds}
+    @property
+    def coupled_l2(self): return coupled_l2(self.trainings)
+    @property
+    def rotation(self): return rotation(self.trainings)
+
+# %% ../../../nbs/35i_report.sections.overview.ipynb #980c4c1b
+class Checks(Decided):
+    "What a reader must know to read the numbers rightly"
+    @property
+    def done(self): return [r for r in self.f.runs() if r.status=="done"]
     @property
     def several(self): return list(dict.fromkeys(self.f.tables.seeds.name))
     @property
@@ -223,23 +250,8 @@ class Checks:
     def blind(self): return blind(self.done)
     @property
     def misnamed(self): return [misnamed(self.done+search_settings(self.f)), misnamed_votes(self.f.record.ensembles)]
-    @property
-    def kept(self): return kept_epochs(self.trainings)
-    @property
-    def mixing(self): return mixing(self.trainings)
-    @property
-    def spaces(self):
-        "Dimensions by kind"
-        kinds = {}
-        for h in Searches(self.f).headers.values():
-            for k,dim in h.space.items(): kinds.setdefault(dim_kind(dim)[0], {})[k] = True
-        return {k: kinds[k] for k in ("log", "real", "log2", "int", "choices") if k in kinds}
-    @property
-    def coupled_l2(self): return coupled_l2(self.trainings)
-    @property
-    def rotation(self): return rotation(self.trainings)
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #617d82eb
+# %% ../../../nbs/35i_report.sections.overview.ipynb #ecbbaf4d
 @statement
 class Images:
     "What the images are"
@@ -247,6 +259,7 @@ class Images:
     demo:bool # The built-in demo set?
     cinic:bool # CINIC-10's, or some of them?
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #54cd4a51
 @statement
 class Size:
     "One number of this study beside the full study's"
@@ -261,6 +274,7 @@ class Size:
         if isinstance(self.here, Images): return not self.here.cinic
         return bool(self.here) and max(self.here)<self.full
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #4b03ac85
 def _images(f):
     "What the images are"
     return Images(f.data.name, f.data.demo, is_cinic(f.data))
@@ -270,7 +284,7 @@ def _group_epochs(f, group):
     both = [(r.epochs, o) for r,o in zip(f.runs(), f.record.runs) if r.group==group]
     return sorted({planned_epochs(f, declared_settings(f.study, o)) if pd.isna(n) else int(n) for n,o in both})
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #0f527d48
+# %% ../../../nbs/35i_report.sections.overview.ipynb #738886ac
 def _sizes(f):
     "This study's size beside the full study's"
     counts, planned, full = f.data.counts, f.tables.table1_search.planned, SimpleNamespace(**FULL_STUDY)
@@ -286,6 +300,7 @@ def _sizes(f):
         Size("trainings", "", [_total_trainings(f)], full.trainings),
         Size("seeds", "", (1, most) if most>1 else [1], 1)]
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #ebf8fd75
 def size_table(
     f:ReportData # The study
 )->Table: # A row a number
@@ -352,7 +367,7 @@ def training_tables(
     ids = ids.mask(ids.duplicated(), "")
     return [replace(t, anchors=tuple(ids[i])) for i,t in enumerate(tables)]
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #4aca426d
+# %% ../../../nbs/35i_report.sections.overview.ipynb #67432747
 @statement
 class Values:
     "Values that trainings have, and how many have which"
@@ -364,6 +379,7 @@ class Seconds:
     "A time span"
     seconds:float
 
+# %% ../../../nbs/35i_report.sections.overview.ipynb #84a799b5
 def environment_table(
     f:ReportData # The study
 )->Table: # A row a thing

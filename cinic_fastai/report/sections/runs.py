@@ -35,7 +35,7 @@ class Ranking:
     @property
     def tested(self): return sorted(filter(saw_valid, self.runs), key=lambda r: -r.test_acc)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #3a3fc840
+# %% ../../../nbs/35e_report.sections.runs.ipynb #b31c4fd5
 @statement
 class Level:
     "Runs that are clearly above the level to beat"
@@ -47,6 +47,7 @@ class Level:
     @property
     def every(self): return len(self.names)==len(self.above)>1
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #c8c68b91
 def _levels(f, runs):
     "Which runs are clearly above the level to beat"
     found = []
@@ -57,7 +58,7 @@ def _levels(f, runs):
         if part and pd.notna(level): found.append(Level(split, level, list(part), above))
     return found
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #42f088a9
+# %% ../../../nbs/35e_report.sections.runs.ipynb #c3fb5890
 @statement
 class Turn:
     "A run's valid loss at its lowest and at the end"
@@ -75,6 +76,7 @@ class Turn:
         return self.last.valid_loss>Overfitting.clear_rise*self.low.valid_loss and gap>Overfitting.gap \
             and self.last.valid_acc-self.low.valid_acc<=chance
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #d8870fa8
 @statement
 class Overfitting:
     "Runs whose valid loss rose again, and those that overfit"
@@ -84,6 +86,7 @@ class Overfitting:
     @property
     def rose(self): return [t for t in self.turns if t.rises]
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #19e91fcd
 def _overfitting(f, group):
     "Which runs' valid loss went up again, and whether they overfit"
     blind = {r.name for r in f.runs(group) if saw_valid(r)}
@@ -93,7 +96,7 @@ def _overfitting(f, group):
     if blind and blind.issuperset(r.name for r in f.done(group)): return None
     return Overfitting(turns) if turns else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #abc77a2b
+# %% ../../../nbs/35e_report.sections.runs.ipynb #1385921c
 _augmenting = "policy interp mix_alpha mix_per flip shift".split() # Fields that say what is done to training images
 _gentler = {"simple": "gentle", "combined": "combined-gentle"} # Without crop, invert and solarize
 
@@ -101,6 +104,7 @@ def _alike(a, b, *but):
     "Whether two runs differ in nothing else"
     return all(str(getattr(a, k))==str(getattr(b, k)) for k in config_fields if k not in but)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #8b2ab062
 @statement
 class Gains:
     "What augmentation brings"
@@ -120,13 +124,14 @@ class Gains:
         pairs = [(a, b, a.valid_acc-b.valid_acc) for a,b in pairs if _alike(a, b, "policy")]
         return sorted(pairs, key=lambda o: o[0].policy, reverse=True)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #a24ed239
 def augmentation_gains(
     f:ReportData # The study
 )->Gains: # Perhaps without any
     "What augmentation brings on valid images"
     return Gains([r for r in f.done("augmentation") if not saw_valid(r)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #0f92f6f8
+# %% ../../../nbs/35e_report.sections.runs.ipynb #9f627657
 @statement
 class Longer:
     "A search's best point in a training of its own"
@@ -142,6 +147,7 @@ class Longer:
         planned = self.f.tables.trials.groupby("search").planned_epochs.max()
         return all(r.epochs>planned[r.search] for r in self.runs)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #8131fa76
 def _only_longer(f, run):
     "Does a run differ from the trials of its search in epochs and seed alone?"
     plan = f.record.plan
@@ -152,13 +158,14 @@ def _only_longer(f, run):
     same = all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
     return same and not settings&set(search.get("space", {}))
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #af1f855f
 def _longer(f):
     "What became of searches' best points in trainings of their own"
     best = f.tables.table1_search.dropna(subset="valid_acc").set_index("search").valid_acc
     runs = [r for r in f.done("final") if r.search in best.index and not saw_valid(r) and _only_longer(f, r)]
     return Longer(f, runs, best) if runs else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #acdb680b
+# %% ../../../nbs/35e_report.sections.runs.ipynb #76dc6913
 @statement
 class Comparison:
     "Difference of the means of two settings, and Welch's interval"
@@ -170,6 +177,7 @@ class Comparison:
     @property
     def favours(self): return favours(self.low, self.high)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #567a921b
 def compare(
     a:list[float], # Accuracies of one setting, one a seed
     b:list[float] # Of another
@@ -194,7 +202,7 @@ class SeedResults:
         accs = [[r.test_acc for r in self.f.done(d.group) if r.name in d.members.split(", ")] for d in self.best]
         return compare(*accs) if len(accs)>1 else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #64ffd930
+# %% ../../../nbs/35e_report.sections.runs.ipynb #ff43a25b
 def _curves(f, group, names=(), parts=("valid",)):
     "A group's curves, one a setting"
     df = curves_table(f.study.out, group, names, parts)
@@ -208,13 +216,14 @@ def _curve_facts(f, group, df, part="valid", names=()):
     means = [d.name for d in f.settings(group)]
     return dict(part=part, ends=rows_of(ends), means=means, blind=blind(runs) if part=="valid" else None)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #635bed56
 def _curve_figure(f, name, group, measure, names=(), part="valid"):
     "Accuracy or loss by epoch"
     df = _curves(f, group, names, (part,))
     def plot(df): return plot_curves(df, measure, new_axes()[0], f.colours)
     return Figure(name, df, plot, words="curves", facts=_curve_facts(f, group, df, part, names)|dict(measure=measure))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #587d5eca
+# %% ../../../nbs/35e_report.sections.runs.ipynb #38a745ba
 def _both_figure(f):
     df = _curves(f, "architectures", parts=("train", "valid"))
     def plot(df):
@@ -225,6 +234,7 @@ def _both_figure(f):
     facts = _curve_facts(f, "architectures", df)
     return Figure("fig03_architectures", df, plot, "wide", words="both_curves", facts=facts)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #1a7b1508
 def _gap_figure(f):
     df = f.tables.gap
     height = .9+.235*(len(df)+1.3*df.group.nunique())
@@ -238,7 +248,7 @@ def _photo_figure(f):
     def plot(s): return plot_photos(s, new_axes(5.4, .7+4.2*(1+len(policies))/len(s["original"]))[0])
     return Figure("fig07_augmentation", s, plot, "middle", "photo", "photos", dict(policies=policies))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #f8908dec
+# %% ../../../nbs/35e_report.sections.runs.ipynb #87eb1959
 @statement
 class Scores:
     "What balanced accuracy and macro-F1 are, and the level to beat"
@@ -253,6 +263,7 @@ class Published:
     @property
     def known(self): return self.run=="custom_cnn" or pd.notna(self.acc)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #2f97f7c0
 def scores(
     f:ReportData, # The study
     *splits:str # Whose images are scored
@@ -261,7 +272,7 @@ def scores(
     levels = [(s, f.data.majority_acc(s)) for s in splits]
     return Scores([o for o in levels if pd.notna(o[1])])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #59f97188
+# %% ../../../nbs/35e_report.sections.runs.ipynb #16973d1b
 def _group_table(f, group):
     "A group's runs: accuracy and the published number"
     runs, done = f.runs(group), f.done(group)
@@ -274,12 +285,13 @@ def _group_table(f, group):
     at = rows.run_id.tolist().index(best[0]) if best else None
     return Table(f"table-{slug(group)}", rows, "group_table", facts, best=at)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #d4941ce6
 def _seed_table(f, group):
     "A group's settings over their seeds"
     rows = pd.DataFrame([vars(d) for d in f.settings(group)])
     return [Table(f"seeds-{slug(group)}", rows, "seed_table")]*bool(len(rows))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #0fad61e8
+# %% ../../../nbs/35e_report.sections.runs.ipynb #017ddb3c
 @statement
 class Group:
     "A group of runs that the report doesn't have"
@@ -299,6 +311,7 @@ class Group:
     @property
     def overfitting(self): return _overfitting(self.f, self.name)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #5c65a20e
 def own_group(
     f:ReportData, # The study
     group:str # Not one of the report's
@@ -309,7 +322,7 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [*_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #e7030bef
+# %% ../../../nbs/35e_report.sections.runs.ipynb #d1fd15f7
 class Architectures(Group):
     "Which network learns these images best, and which overfits"
     @property
@@ -321,6 +334,7 @@ class Architectures(Group):
         gaps = self.f.tables.gap.query("group==@self.name and name not in @blind")
         return rows_of(gaps.sort_values("gap", ascending=False))
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #ec798db8
 class Augmentation(Group):
     "What changing the training images brings"
     @property
@@ -328,6 +342,7 @@ class Augmentation(Group):
     @property
     def gains(self): return augmentation_gains(self.f)
 
+# %% ../../../nbs/35e_report.sections.runs.ipynb #923913a2
 class Final(Group):
     "How far the final networks get"
     @property

@@ -12,13 +12,14 @@ from types import SimpleNamespace
 from ..words import Tally, reads, statement
 from ...runs import config_fields
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #e7790aeb
+# %% ../../../nbs/35d_report.sections.setup.ipynb #b9c02243
 SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases L2_coefficients dropouts
     label_smoothings weight_averagings augmentations kinds_of_views networks stems kinds_of_SpeedNet initial_weights
     image_sizes splits_to_learn_from precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
 _unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta stem size train_on precision compile
     channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #6c42b03d
 def effective(
     run # With the fields of a `RunConfig`
 )->SimpleNamespace: # The same fields
@@ -30,7 +31,7 @@ def effective(
     usual = [k for k in _unsaid if getattr(run, k)==config_fields[k].default]
     return SimpleNamespace(**vars(run)|dict.fromkeys(idle+usual))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #8eaef4ca
+# %% ../../../nbs/35d_report.sections.setup.ipynb #10a58d3f
 @statement
 class Seeds:
     "Which seeds runs have"
@@ -45,13 +46,14 @@ class Seeds:
 @reads("seed")
 def seeds(runs): return Seeds(sorted({int(r.seed) for r in runs}))
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #74217bcd
 def settings_of(
     runs:list # With the fields of a `RunConfig`
 )->list: # Statements with `is_shared` and `reads`
     "Every setting of some runs"
     return [*(Tally(name, [*map(effective, runs)]) for name in SETTINGS), seeds(runs)]
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #bf80a86d
+# %% ../../../nbs/35d_report.sections.setup.ipynb #fa58383a
 @statement
 class Frozen:
     "Bodies that are frozen at first"
@@ -60,6 +62,7 @@ class Frozen:
 @reads("name", "pretrained", "frozen_epochs", "frozen_lr")
 def frozen(runs): return Frozen([r for r in runs if r.frozen_epochs>0])
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #b4f5193b
 @statement
 class Setup:
     "What runs share, what they differ in, and which bodies are frozen"
@@ -72,7 +75,7 @@ class Setup:
     @property
     def frozen(self): return frozen(self.runs)
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #7302491c
+# %% ../../../nbs/35d_report.sections.setup.ipynb #a083ca53
 MIXING = ("advanced", "combined", "combined-gentle") # Policies that mix images
 TURNING = { # What policies do to single images
     "simple": "simple", "gentle": "gentle", "combined": "simple", "combined-gentle": "gentle"}
@@ -82,6 +85,7 @@ class Effects:
     "What policies do"
     policies:dict # Names by effect: `simple`, `gentle`, or what pairs are mixed for, `image` or `batch`
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #c28b3f03
 @reads("policy", "mix_per")
 def effects(runs):
     found = {}
@@ -96,13 +100,14 @@ class SoftmaxEnds:
     custom:Tally|None # Of CustomCNN
     others:list # Other networks that do
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #6123762c
 @reads("model", "softmax")
 def softmax_ends(runs):
     custom = [r for r in runs if r.model=="custom_cnn"]
     others = dict.fromkeys(r.model for r in runs if r.softmax and r.model!="custom_cnn")
     return SoftmaxEnds(Tally("softmax_readings", custom) if custom else None, list(others))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #8fa2dc19
+# %% ../../../nbs/35d_report.sections.setup.ipynb #87f44f83
 def saw_valid(
     run # With `train_on`
 )->bool: # Then its valid accuracy says nothing
@@ -117,6 +122,7 @@ class Blind:
 @reads("name", "train_on")
 def blind(runs): return Blind(list(dict.fromkeys(r.name for r in runs if saw_valid(r))))
 
+# %% ../../../nbs/35d_report.sections.setup.ipynb #b253408b
 @reads("train_on")
 def brackets(runs): return any(map(saw_valid, runs))
 
