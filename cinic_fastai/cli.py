@@ -19,7 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 from . import __version__
-from .core import SPLITS, CinicError, DataError, stop_on_signals, stoppable, thread_share
+from .core import SPLITS, CinicError, DataError, thread_share
+from .signals import interruptible
+from .signals import stop_on_signals
 from .files import check_writable, lock
 
 # %% ../nbs/50_cli.ipynb #7d9146db
@@ -253,24 +255,26 @@ def data_pack(
 @plan_app.command("list", epilog=_examples("cinic plan list"))
 def plan_list(as_json:AsJson=False):
     "The plans that come with the package."
-    from cinic_fastai.study.plan import plan_names, read_plan, trainings
+    from cinic_fastai.plan_file import plan_names, read_plan
+    from cinic_fastai.study.expand import trainings
     rows = []
     for name in plan_names():
         plan = read_plan(name)
         todo = trainings(plan)
-        rows.append(dict(plan=name, trainings=len(todo), epochs=sum(t["epochs"] for t in todo), title=plan.title))
+        rows.append(dict(plan=name, trainings=len(todo), epochs=sum(t.epochs for t in todo), title=plan.title))
     print_json(rows) if as_json else print_table(rows)
 
 @plan_app.command("show", epilog=_examples("cinic plan show report > mine.toml"))
 def plan_show(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
     "Print a plan, to read or to change."
-    from cinic_fastai.study.plan import plan_text
+    from cinic_fastai.plan_file import plan_text
     print(plan_text(plan), end="")
 
 @plan_app.command("check", epilog=_examples("cinic plan check mine.toml"))
 def plan_check(plan:Annotated[str, typer.Argument(help="A plan's name, or a TOML file.")]):
     "Name everything wrong with a plan, before any work."
-    from cinic_fastai.study.plan import read_plan, trainings
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.expand import trainings
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
 
@@ -283,8 +287,9 @@ def plan_ablate(
     alone:Annotated[bool, typer.Option("--alone/--no-alone", help="Each ingredient alone, too?")]=True
 ):
     "Write a plan that switches each ingredient of a recipe off and on."
-    from cinic_fastai.runs import parse_settings
-    from cinic_fastai.study.plan import ablation_text, read_plan
+    from cinic_fastai.config import parse_settings
+    from cinic_fastai.study.ablation import ablation_text
+    from cinic_fastai.plan_file import read_plan
     words = shlex.join(["cinic", "plan", "ablate", plan, run, *(settings or []), "--seeds", str(seeds), *["--no-alone"]*(not alone)])
     print(f"# {words}\n\n{ablation_text(read_plan(plan), run, parse_settings(settings or []), seeds, alone)}", end="")
 
@@ -346,7 +351,8 @@ def study(
     as_json:AsJson=False
 ):
     "Carry out a plan and write its page. Running it again does only what is missing."
-    from cinic_fastai.study.plan import read_plan, with_options
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.expand import with_options
     from cinic_fastai.study.track import check_track
     from cinic_fastai.study.work import check_backend
     p = with_options(read_plan(plan), scale=scale, trials=parse_trials(trials), seed=seed, published=published)
@@ -362,8 +368,8 @@ def study(
     check_writable(out)
     check_writable(store or out)
     with stop_on_signals() as stop, Screen() as screen:
-        folder = data or _demo_folder(out/"data", stoppable(screen, stop))
-        pack = get_pack(folder, on_bad=on_bad, on_event=stoppable(screen, stop)).limit(limit)
+        folder = data or _demo_folder(out/"data", interruptible(screen, stop))
+        pack = get_pack(folder, on_bad=on_bad, on_event=interruptible(screen, stop)).limit(limit)
         options = dict(limit=limit, scale=scale, trials=list(parse_trials(trials) or []) or None, seed=p.seed, published=published)
         record = conduct(p, pack, out, options, dict(name=folder.name if data else "digits", demo=data is None), store, weights, _command(), screen, stop, save_every,
             jobs, backend, address, threads, device, deterministic)
@@ -408,8 +414,8 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
     check_device(device)
-    from cinic_fastai.runs import make_config
-    from cinic_fastai.study.plan import trainings
+    from cinic_fastai.config import make_config
+    from cinic_fastai.study.expand import trainings
     with tempfile.TemporaryDirectory() as tmp:
         folder = data or _demo_folder(Path(tmp)/"demo", lambda *a, **kw: None)
         pack = open_pack(folder) if (folder/"manifest.json").exists() else None
@@ -418,12 +424,12 @@ def _dry_run(plan, data, limit, as_json, threads, device):
         if words := left_out(pack.manifest.ignored if pack else scan.ignored): print(words, file=sys.stderr)
         size = pack.size if pack else 32
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
-    todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
+    todo = [(t, make_config(t.settings)) for t in trainings(plan)]
     timer = NetworkTimer()
     speed = image_seconds({network(cfg) for _,cfg in todo}, len(classes), size, timer=timer, device=device)
     timer.close()
     for why in timer.ended.values(): err_console.print(why, markup=False)
-    rows = [dict(number=i, kind=t["kind"], name=t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
+    rows = [dict(number=i, kind=t.kind, name=t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}", model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
         seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
@@ -503,12 +509,13 @@ def train(
 ):
     "Train one network, without a plan."
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.runs import RunStore, parse_config, run_id, with_weights
+    from cinic_fastai.store import RunStore
+    from cinic_fastai.config import parse_config, run_id, with_weights
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     with stop_on_signals() as stop, Screen() as screen:
-        folder = data or _demo_folder(out/"data", stoppable(screen, stop))
-        pack = get_pack(folder, on_bad=on_bad, on_event=stoppable(screen, stop)).limit(limit)
+        folder = data or _demo_folder(out/"data", interruptible(screen, stop))
+        pack = get_pack(folder, on_bad=on_bad, on_event=interruptible(screen, stop)).limit(limit)
         if cfg.bs>pack.counts()["train"]: raise CinicError(f"bs = {cfg.bs} exceeds the {pack.counts()['train']} training images. Take a smaller bs.")
         store,rid = RunStore(out/"runs"),run_id(cfg, pack.digest)
         from cinic_fastai.train.fit import fit_run
@@ -566,7 +573,7 @@ def export(
     dest:Annotated[Optional[Path], typer.Option("--dest", help="Folder to write to; OUT/export where none is given.")]=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."
-    from cinic_fastai.results.predict import export_predictor
+    from cinic_fastai.results.export import export_predictor
     check_writable(dest or out)
     path,gap = export_predictor(out, format, member, dest, device)
     print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. Model card: {path.parent/'README.md'}")
@@ -583,15 +590,13 @@ def bench(
     as_json:AsJson=False
 ):
     "Our figures beside those of fastai, torchvision and bare PyTorch, from one run."
-    from cinic_fastai.bench import bench as measure, machine
+    from cinic_fastai.bench import load_benchmarks
+    benchmarks = load_benchmarks()
     with tempfile.TemporaryDirectory() as tmp, Screen() as screen:
-        rows = measure(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen, device)
-    if as_json: return print_json(rows)
-    print_table([{"name": r["name"], "peer": r["peer"], "ours": _figure(r["ours"]), "theirs": _figure(r["theirs"]), "unit": r["unit"], "ratio": f"{r['ratio']:.2f}",
-        "spread": f"{r['spread'][0]:.2f} to {r['spread'][1]:.2f}", "note": r["note"]} for r in rows], machine())
+        rows = benchmarks.bench(name, data or _demo_folder(Path(tmp)/"demo", screen), limit, reps, screen, device)
+    if as_json: return print_json([r.asdict() for r in rows])
+    print_table([r.shown() for r in rows], benchmarks.machine())
     print("\nMedians of repetitions by turns; a ratio above 1 means that ours is better.")
-
-def _figure(x): return f"{x:,.0f}" if x>=1000 else f"{x:.3g}"
 
 # %% ../nbs/50_cli.ipynb #89f197d1
 if __name__=="__main__": main()

@@ -11,9 +11,9 @@ from cinic_fastai.report.format import fmt_pct
 from cinic_fastai.report.render import make_report, report_markdown, write_page
 from cinic_fastai.report.sections.setup import SETTINGS, effective
 from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say
-from cinic_fastai.results.plots import plot_dependence
+from cinic_fastai.results.plots.search import plot_dependence
 from cinic_fastai.results.tables.predictors import ensembles_table
-from cinic_fastai.runs import config_fields
+from cinic_fastai.config import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 

@@ -6,7 +6,8 @@ import timm, torch, torchvision
 from safetensors.torch import save_file, save_model
 from cinic_fastai.core import WeightsError
 from cinic_fastai.results.predict import read_member
-from cinic_fastai.runs import RunConfig, RunStore, run_id
+from cinic_fastai.config import RunConfig, run_id
+from cinic_fastai.store import RunStore
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train import models
 from cinic_fastai.train.fit import fit_run
@@ -124,7 +125,7 @@ def test_volo_has_two_heads(tmp_path):
 def test_tied_weights_are_saved_and_read(tmp_path):
     pack, store, cfg = tiny_pack(n=4), RunStore(tmp_path/"runs"), RunConfig(model="coat_lite_tiny", bs=12, epochs=1)
     fit_run(cfg, pack, store)
-    member, _ = read_member(store.folder(run_id(cfg, pack.digest)))
+    member = read_member(store.folder(run_id(cfg, pack.digest)))
     x = torch.from_numpy(pack.images[pack.rows["test"]]).permute(0, 3, 1, 2)
     assert abs(member(x).numpy()-store.probs(run_id(cfg, pack.digest), "test")["probs"]).max()<1e-5
     save_model(timm.create_model("coat_lite_tiny"), tmp_path/"tied.safetensors") # leaves out what is there under another name

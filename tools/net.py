@@ -3,8 +3,8 @@
     python tools/net.py              # what differs from what is frozen, pictures included
     python tools/net.py --freeze     # freeze it anew: only after the differences were read, and said in the commit
 
-Ids, points and tables are a test, too (`tests/test_net.py`). Pictures' bytes move with matplotlib and its fonts, so they
-are compared here alone, beside the environment that drew them.
+Ids, points and tables are a test, too (`tests/test_net.py`). Pictures' bytes move with matplotlib and its fonts, so
+they are compared here alone, beside the environment that drew them.
 """
 import argparse, io, json, platform, sys, tempfile, zipfile
 from importlib.metadata import version
@@ -20,17 +20,19 @@ def environment():
 
 def random_configs(n=200):
     "Configurations that differ from the defaults in many ways, as plain values"
-    from cinic_fastai.runs import config_fields
+    from cinic_fastai.config import config_fields
     rng = np.random.default_rng(0)
     choices = dict(model=["custom_cnn", "resnet18", "resnet18.tv_in1k", "speednet"], stem=["imagenet", "small"],
-        policy=["none", "simple", "advanced", "combined-gentle"], opt=["sgd", "adam", "rmsprop"], mix_per=["image", "batch"],
+        policy=["none", "simple", "advanced", "combined-gentle"], opt=["sgd", "adam", "rmsprop"],
+        mix_per=["image", "batch"],
         flip=["none", "random", "alternating"], tta=["none", "flip", "flip-shift"], interp=["bilinear", "nearest"],
         schedule=["constant", "one-cycle", "triangle"], precision=["auto", "float32", "bf16"], select=["best", "last"])
     varied = {k: f for k,f in config_fields.items() if k not in ("weights", "train_on", "nesterov", "bias_lr")}
     def value(k, f):
         if k in choices: return str(rng.choice(choices[k]))
-        if f.type is bool: return bool(rng.integers(2))
-        return int(rng.integers(1, 64)) if f.type is int else float(np.round(rng.uniform(.01, .9), 4))
+        kind = type(f.default)
+        if kind is bool: return bool(rng.integers(2))
+        return int(rng.integers(1, 64)) if kind is int else float(np.round(rng.uniform(.01, .9), 4))
     out = []
     for _ in range(n):
         d = {k: value(k, f) for k,f in varied.items() if rng.random()<.3}
@@ -40,9 +42,9 @@ def random_configs(n=200):
 
 def ids():
     "Run ids by what is trained: runs of the shipped plans, and configurations drawn at random"
-    from cinic_fastai.runs import make_config, run_id
-    from cinic_fastai.study.plan import read_plan
-    from cinic_fastai.study.plan import run_config, trial_config
+    from cinic_fastai.config import make_config, run_id
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.resolve import run_config, trial_config
     out = {}
     for name in ("demo", "fast", "modern", "report", "thorough"):
         plan = read_plan(name)
@@ -53,7 +55,8 @@ def ids():
 SPACE = dict(bs={"log2": [4,8]}, lr={"log": [1e-4,1e-1]}, mom=[0,.99], opt={"choices": ["sgd", "adam"]},
     frozen_epochs={"int": [0,5]})
 SEARCHES = dict(
-    gp=dict(random=3, guided=4), batch=dict(random=2, guided=4, batch=2), rungs=dict(random=4, guided=2, rungs=[1], factor=2),
+    gp=dict(random=3, guided=4), batch=dict(random=2, guided=4, batch=2),
+    rungs=dict(random=4, guided=2, rungs=[1], factor=2),
     random=dict(random=3, guided=3, strategy="random"), grid=dict(random=4, guided=8, strategy="grid"),
     start=dict(random=2, guided=2, start=[dict(bs=32, lr=.01, mom=.5, opt="adam", frozen_epochs=1)]))
 

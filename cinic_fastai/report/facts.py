@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from ..studyfolder import StudyFolder
-from ..results.plots import palette, samples_table
+from ..results.plots.style import palette
+from ..results.plots.photos import samples_table
 from ..results.predictions import predictions
 from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
-from ..runs import config_fields
+from ..config import config_fields
 
 # %% ../../nbs/35_report.facts.ipynb #127ccc05
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from .facts import Figure
 from .words import say
-from ..results.plots import STYLE, number_words
+from ..results.plots.style import STYLE, number_words
 
 # %% ../../nbs/35c_report.figures.ipynb #41177646
 DPI = 200 # Twice the page's pixels, so that a figure is sharp on a phone and on paper

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
-from ..results.plots import DIMENSIONS, pretty
+from ..results.plots.style import DIMENSIONS, pretty
 
 # %% ../../nbs/35a_report.format.ipynb #a9788c48
 NBSP = "\u00a0" # Keeps a number and its unit on one line

@@ -12,7 +12,7 @@ __all__ = ['new_record', 'differences', 'open_record', 'Clock', 'image_seconds',
            'one_at_a_time', 'track_runs', 'carry_out', 'study_status', 'search_rows', 'trial_failures', 'is_active',
            'clean_list']
 
-# %% ../../nbs/43_study.conduct.ipynb #ab8f8d43
+# %% ../../nbs/43_study.conduct.ipynb #5ad0dc84
 import datetime as dt, math, os, threading, time, tomllib, traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +21,23 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, DataError, Halt, Interrupted, NetworkError, PlanError, StoreError, WeightsError, WriteError, differing, rng, stop_on_signals, stoppable
+from ..core import (CinicError, DataError, FatalError, Interrupted, NetworkError, PlanError, StoreError,
+    WeightsError, WriteError, diff_dicts)
+from ..seeds import rng
+from ..signals import stop_on_signals, interruptible
 from ..data.folder import is_cifar_test
 from ..data.pack import Pack
 from ..files import cannot_write, is_locked, lock, read_json, read_npz, write_json, write_npz
 from ..results.metrics import confusion, majority_accuracy, most_confused
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, fallen, one_training, own_policy, run_id, validates, with_weights
+from ..config import (RESULT_VERSION, RunConfig, non_defaults, pruned_at, one_training, own_policy, run_id,
+    is_validated, with_weights)
+from ..store import RunStore
 from ..space import dim_kind
-from .plan import Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials, plan_problems, plan_search, run_config, trial_config, with_seeds
+from ..plan import Plan
+from ..plan import PlanRun, PlanSearch, plan_search
+from .resolve import final_config, run_config, trial_config
+from .expand import middle_bs, plan_problems
+from ..plan_file import with_seeds
 from .search import best_first, best_trial, read_journal, search, wanting
 from .track import Tracker, check_track
 from .work import DECISIVE, NetworkTimer, RunError, insist, known_safe, make_task, open_workers, outcome
@@ -50,8 +59,8 @@ def new_record(
     all_options = dict(limit=pack.limited, scale=1., trials=None, seed=plan.seed, published=False)|options
     return dict(name=plan.name, title=plan.title, command=command, plan=with_seeds(tomllib.loads(plan.text)), options=all_options, store=store, data=about,
         runs=[dict(name=r.name, group=r.group, run_id="", status="left", reason="") for r in plan.runs],
-        searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=n_trials(s), status="left", reason="", best=None,
-            control=dict(trials=n_trials(s), shared=n_trials(s)-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
+        searches=[dict(name=s.name, model=s.settings.get("model", ""), opt=s.settings.get("opt", ""), trials=s.n_trials, status="left", reason="", best=None,
+            control=dict(trials=s.n_trials, shared=s.n_trials-s.guided, best=None, reason="") if s.control else None, repeats=s.repeats, repeated=[]) for s in plan.searches],
         ensembles=[{**asdict(e), "members": list(e.members), "status": "left", "reason": ""} for e in plan.ensembles],
         env={}, started=dt.datetime.now().astimezone().isoformat(timespec="seconds"), seconds=0.)
 
@@ -60,7 +69,7 @@ def differences(
     new:dict # The record asked for
 )->list[str]: # One phrase each
     "What makes two studies different ones"
-    out = differing(_all_options(old), _all_options(new))
+    out = diff_dicts(_all_options(old), _all_options(new))
     if _untracked(old["plan"])!=_untracked(new["plan"]): out.append(f"plan '{old['name']}' there, '{new['name']}' here" if old["name"]!=new["name"] else f"plan '{old['name']}' reads differently")
     if old["data"]["digest"]!=new["data"]["digest"] and not any(o.startswith("limit") for o in out): out.append(f"images: {old['data']['name']} there, {new['data']['name']} here, or changed")
     return out
@@ -135,7 +144,7 @@ def image_seconds(
     out,timed = {},timer or NetworkTimer()
     for m in networks:
         try: out[m] = timed(m, n_out=n_out, size=size, device=device)
-        except Halt: raise
+        except FatalError: raise
         except Exception: pass # its training will say why it can't be
     if timer is None: timed.close()
     return out
@@ -152,7 +161,7 @@ def estimate(
     same = [m for m in speed if (m.model, m.stem, m.size)==(cfg.model, cfg.stem, cfg.size)]
     train,valid = speed[min(same, key=unlike)] if same else (0., 0.) # the nearest that was measured, where a search chooses the rest
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
-    return cfg.epochs*rows*train+sum(validates(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
+    return cfg.epochs*rows*train+sum(is_validated(cfg, e) for e in range(cfg.epochs))*counts["valid"]*valid
 
 def network(
     cfg:RunConfig # One run
@@ -277,7 +286,7 @@ def train_one(
     "Train a run that is missing, tell about it, and keep the clock"
     rid = run_id(cfg, c.pack.digest)
     with c.alone(rid):
-        if c.store.is_sound(rid, full) and not (bars and fallen(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
+        if c.store.is_sound(rid, full) and not (bars and pruned_at(c.store.history(rid).valid_acc.tolist(), bars)): return c.store.done(rid)
         if cfg.pretrained and cfg.model in c.missing: raise WeightsError(c.missing[cfg.model])
         try_network(c, cfg)
         expected = estimate(cfg, c.record["data"]["counts"], c.speed)
@@ -427,7 +436,7 @@ def do_run(
     rid = run_id(cfg, c.pack.digest)
     if not c.store.is_sound(rid, full=True): c.mark(entry, run_id=rid, status="left", reason="")
     try: train_one(c, cfg, f"{run.group}/{run.name}", full=True, on_place=partial(c.mark, entry, status="running"))
-    except Halt: raise
+    except FatalError: raise
     except Exception as e: failed(c, entry, e)
     else: entry.update(run_id=rid, status="done", reason="")
 
@@ -437,12 +446,12 @@ def run_search(
     name:str # Of the journal, and for events
 )->list[dict]: # All trials
     "Carry one search out; a trial that fails counts as no better than train's most frequent class"
-    total = n_trials(s)
+    total = s.n_trials
     def objective(number, point, bars=None):
         cfg = with_weights(trial_config(s, point), c.weights)
         rid = run_id(cfg, c.pack.digest)
         try: done = train_one(c, cfg, f"{name} trial {number+1}/{total}", full=False, bars=bars, behind=total-number)
-        except (Halt, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
+        except (FatalError, WeightsError, DataError, StoreError): raise # no fault of the point: it can be put right, and the trial tried again
         except Exception as e:
             trial = dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=str(e) or type(e).__name__)
             if isinstance(e, NetworkError) and not wanting(trial) and not {*DECISIVE}&{*s.space}: raise # every point has this network
@@ -451,7 +460,7 @@ def run_search(
         status,accs = ("stopped", done["accs"]) if "stopped" in done else ("done", c.store.history(rid).valid_acc.tolist())
         return dict(run_id=rid, accs=accs, valid_acc=done["valid_acc"], valid_loss=done.get("valid_loss"), best_epoch=done["best_epoch"],
             seconds=done["seconds"], status=status, cause="")
-    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=declared(trial_config(s, {})), **search_sources(s, c.weights))
+    header = dict(search=s.name, data=c.pack.digest, result_version=RESULT_VERSION, base=non_defaults(trial_config(s, {})), **search_sources(s, c.weights))
     return search(s.space, objective, journal_path(c.out, name), random=s.random, guided=s.guided, seed=s.seed, strategy=s.strategy, batch=s.batch, start=s.start,
         rungs=s.rungs, factor=s.factor, header=header, chance=_level(c.pack), on_event=c.on_event, each=in_threads if c.workers else map)
 
@@ -484,7 +493,7 @@ def do_search(
     entry = c.entry("searches", s.name)
     c.mark(entry, status="running", reason="")
     try: best = best_trial(run_search(c, s, s.name))
-    except Halt: raise
+    except FatalError: raise
     except CinicError as e: return failed(c, entry, e)
     c.mark(entry, status="done", best=_winner(best))
 
@@ -495,7 +504,7 @@ def do_control(
     "Carry a search's control out: random points of the same space, as many, and the same at the start"
     control = dict(c.entry("searches", s.name)["control"], best=None, reason="")
     try: control["best"] = _winner(best_trial(run_search(c, replace(s, strategy="random"), control_name(s.name))))
-    except Halt: raise
+    except FatalError: raise
     except CinicError as e:
         control["reason"] = str(e)
         c.log(f"{control_name(s.name)}: {e}")
@@ -528,7 +537,7 @@ def do_repeats(
         cfg = replace(with_weights(trial_config(s, trial["point"]), c.weights), seed=row["seed"])
         row["run_id"] = run_id(cfg, c.pack.digest)
         try: row["valid_acc"] = train_one(c, cfg, f"{s.name} {row['of']}, seed {row['seed']}", full=False)["valid_acc"]
-        except Halt: raise
+        except FatalError: raise
         except Exception as e:
             c.log(f"{s.name} {row['of']}, seed {row['seed']}: {_trace(e)}")
             row["reason"] = _cause(e)
@@ -574,7 +583,8 @@ def augmented_examples(
 )->np.ndarray: # uint8 `(policies,rows,h,w,3)`
     "The same images under each policy, as training sees them"
     import torch
-    from cinic_fastai.data.augment import image_policy, mixes
+    from cinic_fastai.data.augment import image_policy
+    from cinic_fastai.config import mixes
     from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     out = []
@@ -668,8 +678,8 @@ def planned(
         journals = [journal_path(c.out, name) for name in (s.name, control_name(s.name))]
         made,control = (sum(not wanting(o) for o in read_journal(f)[1]) if f.exists() else 0 for f in journals)
         repeated = c.entry("searches", s.name).get("repeated") # all at once, fewer than planned where points came up twice
-        repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else n_repeats(s)
-        left += [trial_config(s, middle_bs(s))]*(n_trials(s)-made+s.control*min(s.guided, n_trials(s)-control)+repeats)
+        repeats = sum(r["valid_acc"] is None for r in repeated) if repeated else s.n_repeats
+        left += [trial_config(s, middle_bs(s))]*(s.n_trials-made+s.control*min(s.guided, s.n_trials-control)+repeats)
     finals = [r for r in c.plan.runs if r.source and c.entry("runs", r.name, r.group)["status"]!="done"]
     return left+[final_config(c.plan, r, middle_bs(plan_search(c.plan, r.source))) for r in finals]
 
@@ -748,7 +758,7 @@ def conduct(
         c.save()
         from cinic_fastai.report.render import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
-        write_page(out, stoppable(on_event, stop))
+        write_page(out, interruptible(on_event, stop))
     return c.record
 
 # %% ../../nbs/43_study.conduct.ipynb #9b10ebc4

@@ -13,10 +13,12 @@ from functools import partial
 from itertools import chain, islice, product
 from pathlib import Path
 import numpy as np
-from ..core import CinicError, PlanError, StoreError, check_choice, differing
+from ..core import CinicError, PlanError, StoreError, check_choice, diff_dicts
 from ..files import append_line, line_of, read_lines, write_bytes, write_text
 from ..space import coordinates, dim_kind, make_space, space_errors, spec_of, to_point, trial_point
-from .plan import STRATEGIES, budget_errors, grid_counts, n_points, start_errors
+from ..config import in_our_words
+from ..space import STRATEGIES, grid_counts, start_errors
+from ..space import SearchBudget
 
 # %% ../../nbs/41_study.search.ipynb #9092bf9e
 def _origin(
@@ -106,7 +108,8 @@ def proposals(
 )->Generator[list, list, None]: # Lists of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
     check_choice("strategy", strategy, STRATEGIES, PlanError)
-    if errors := space_errors(spec)+start_errors(spec, start)+budget_errors(random, guided, strategy, batch, len(start)): raise PlanError("; ".join(errors)+".")
+    with in_our_words(SearchBudget, PlanError): SearchBudget(random=random, guided=guided, strategy=strategy, batch=batch, start=start)
+    if errors := space_errors(spec)+start_errors(spec, start): raise PlanError("; ".join(errors)+".")
     first = [coordinates(spec, o) for o in start]
     if strategy=="gp": return _gp_points(spec, random, guided, seed, batch, first)
     rest = _grid_points(spec, random+guided) if strategy=="grid" else _random_points(spec, random+guided, seed)
@@ -187,7 +190,7 @@ def _differences(
 )->list[str]: # One phrase each
     "What differs between two headers, the order of the space included"
     orders = [", ".join(o.get("space", {})) for o in (there, here)]
-    return differing(there, here) or [f"space is in the order {orders[0]} there, {orders[1]} here"]*(orders[0]!=orders[1])
+    return diff_dicts(there, here) or [f"space is in the order {orders[0]} there, {orders[1]} here"]*(orders[0]!=orders[1])
 
 def _open_journal(
     path:Path, # A journal, perhaps missing
@@ -289,7 +292,7 @@ def _coordinates(
     journal:Path # For the message
 )->list: # skopt's coordinates
     "A trial's coordinates; a point that can't be is named with its line"
-    try: return trial_point(spec, trial)
+    try: return trial_point(spec, trial["point"], trial["number"])
     except StoreError as e: raise StoreError(f"{journal} is damaged in line {trial['number']+2}: {e}. {_cure}") from None
 
 # %% ../../nbs/41_study.search.ipynb #b7865284
@@ -331,7 +334,7 @@ def search(
     spec,start = spec_of(space),list(start)
     journal,points,tell = Path(journal),proposals(spec, random, guided, seed, strategy, batch, start),on_event or (lambda kind, **info: None)
     about = dict(space=spec, strategy=strategy, random=random, guided=guided, batch=batch, seed=seed, start=start, rungs=list(rungs), factor=factor)
-    trials,total = _open_journal(journal, (header or {})|about),n_points(spec, random, guided, strategy)+len(start)
+    trials,total = _open_journal(journal, (header or {})|about),SearchBudget(random=random, guided=guided, strategy=strategy, start=start).n_points(spec)
     known = [_coordinates(spec, o, journal) for o in trials]
     def made(numbers, points):
         bars = dict(bars=trial_bars(trials[:number], rungs, factor)) if rungs else {}

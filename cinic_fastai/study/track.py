@@ -13,7 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from ..core import ConfigError, check_choice
 from ..files import read_json, write_json
-from ..runs import HISTORY, RunConfig
+from ..store import HISTORY
+from ..config import RunConfig
 
 # %% ../../nbs/39_study.track.ipynb #0abf650e
 TRACKERS = ("tensorboard", "wandb")

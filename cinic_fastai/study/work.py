@@ -18,9 +18,11 @@ from itertools import count
 from pathlib import Path
 import psutil
 import cinic_fastai.core as core
-from ..core import CinicError, ConfigError, Interrupted, NetworkError, StoreError, check_choice, deaf_processes
+from ..core import CinicError, ConfigError, Interrupted, NetworkError, StoreError, check_choice
+from ..signals import signals_blocked
 from ..data.pack import Pack, open_pack
-from ..runs import RunConfig, RunStore
+from ..config import RunConfig, policy_registry
+from ..store import RunStore
 
 # %% ../../nbs/42_study.work.ipynb #c7aa0890
 def make_task(
@@ -34,7 +36,7 @@ def make_task(
 )->dict: # Plain values, and the user's policy where the run has one
     "What a worker has to know"
     kw["weights"] = str(Path(kw["weights"]).absolute()) if kw.get("weights") else None
-    own = {k: v for k,v in core.own_policies.items() if k==cfg.policy}
+    own = {k: v for k,v in policy_registry.items() if k==cfg.policy}
     return dict(cfg=asdict(cfg), pack=str(pack.path), limit=pack.limited, digest=pack.digest, store=str(store.path.absolute()),
         stop_file=str(stop_file), threads=threads, device=device, kw=kw, own=own)
 
@@ -49,7 +51,7 @@ def train_task(
         if kind=="note": notes.append(info["text"])
     try:
         use_threads(task["threads"])
-        core.own_policies.update(task["own"])
+        policy_registry.update(task["own"])
         cfg,store = RunConfig(**task["cfg"]),RunStore(task["store"])
         pack = _pack_of(task["pack"], task["limit"], task["digest"])
         device = _own_gpu(task["device"], task.get("slot", 0))
@@ -199,7 +201,7 @@ def _loky(jobs, address):
     def call(task):
         pool = pools.get(task["slot"]) or pools.setdefault(task["slot"], ProcessPoolExecutor(max_workers=1, initializer=_leave_with, initargs=(os.getpid(),)))
         try:
-            with deaf_processes(): waiting = pool.submit(train_task, task)
+            with signals_blocked(): waiting = pool.submit(train_task, task)
             return waiting.result()
         except Exception as e: # `train_task` raises nothing
             if type(e).__name__=="PicklingError": raise RunError(f"Policy '{task['cfg']['policy']}' can't be sent to another process ({e.__cause__ or e}). Make it of plain functions, or take --jobs 1.") from None
@@ -218,7 +220,7 @@ def _dask(jobs, address):
     "A cluster of dask.distributed"
     Client,LocalCluster = _extra("dask", "distributed", "Client", "LocalCluster")
     cluster = address or LocalCluster(n_workers=jobs or 1, threads_per_worker=1, processes=True, dashboard_address=None, memory_limit=0)
-    with deaf_processes(), Client(cluster) as client:
+    with signals_blocked(), Client(cluster) as client:
         def call(task):
             try: return client.submit(train_task, task, pure=False, retries=0).result()
             except Exception as e: raise LostWorker(f"{type(e).__name__}: {e}") from None
@@ -329,7 +331,7 @@ class NetworkTimer:
         if self.pool is None: self.pool = ProcessPoolExecutor(max_workers=1, timeout=60, initializer=_leave_with,
             initargs=(os.getpid(),), env=dict(PYTHONFAULTHANDLER="")) # what it printed of its end would be no error message
         try:
-            with deaf_processes(): waiting = self.pool.submit(time_task, self._task(cfg, kw))
+            with signals_blocked(): waiting = self.pool.submit(time_task, self._task(cfg, kw))
             return waiting.result()
         except BrokenProcessPool as e:
             self.close()

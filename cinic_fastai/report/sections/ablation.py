@@ -10,7 +10,8 @@ import pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from .runs import Group
 from ..words import reads, statement
-from ...results.plots import new_axes, plot_ablation
+from ...results.plots.style import new_axes
+from ...results.plots.curves import plot_ablation
 from ...results.tables.report import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
 

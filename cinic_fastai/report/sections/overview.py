@@ -9,21 +9,24 @@ __all__ = ['STATES', 'Key', 'TrainingsKey', 'key_numbers', 'predictor_figure', '
            'Images', 'Size', 'size_table', 'Scale', 'Byline', 'training_tables', 'Values', 'Seconds',
            'environment_table']
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #860b3ca4
+# %% ../../../nbs/35i_report.sections.overview.ipynb #2f7a85cd
 import numpy as np, pandas as pd
 from dataclasses import replace
 from types import SimpleNamespace
+from ...config import mixes
 from ...core import SPLITS
 from ..facts import Figure, ReportData, Table, rows_of, search_settings, trial_settings
 from .runs import augmentation_gains
-from .setup import MIXING, TURNING, blind, brackets, saw_valid, seeds
+from .setup import TURNING, blind, brackets, saw_valid, seeds
 from .search import Searches, dimension_columns, dimensions_of, planned_epochs, trial_epochs
 from .votes import best_predictors, better_alone, cifar_tests
 from ..words import Tally, reads, statement
-from ...results.ensemble import needs_valid
+from ...core import needs_valid
 from ...results.metrics import interval
-from ...results.plots import new_axes, plot_predictors, pretty
-from ...results.tables.report import FULL_STUDY, is_cinic
+from ...results.plots.style import new_axes, pretty
+from ...results.plots.predictors import plot_predictors
+from ...published import FULL_STUDY
+from ...results.tables.report import is_cinic
 from ...results.tables.search import POINT
 from ...space import dim_kind
 from ...studyfolder import declared_settings
@@ -170,7 +173,7 @@ class MisnamedVotes:
 @reads("name", "method")
 def misnamed_votes(votes): return MisnamedVotes([v for v in votes if pretty(v.name)!=v.name!=v.method])
 
-# %% ../../../nbs/35i_report.sections.overview.ipynb #492b8bb0
+# %% ../../../nbs/35i_report.sections.overview.ipynb #173a7dfe
 @reads("select")
 def kept_epochs(runs): return Tally("epochs_of_weights", runs)
 @reads("wd")
@@ -178,7 +181,7 @@ def coupled_l2(runs): return any(r.wd for r in runs)
 
 @reads("policy", "mix_alpha", "mix_per")
 def mixing(runs):
-    mixed = [r for r in runs if r.policy in MIXING]
+    mixed = [r for r in runs if mixes(r.policy)]
     return Tally("mixing_weights", mixed) if mixed else None
 
 # %% ../../../nbs/35i_report.sections.overview.ipynb #e4da4047

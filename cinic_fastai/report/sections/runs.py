@@ -16,9 +16,10 @@ from cinic_fastai.report.sections.setup import (Setup, blind, brackets, effects,
     softmax_ends, views)
 from ..words import statement
 from ...results.metrics import interval, welch
-from cinic_fastai.results.plots import (curves_table, line_key, new_axes, over_seeds, plot_curves, plot_gap,
-    plot_photos)
-from ...runs import config_fields
+from ...results.plots.curves import curves_table, line_key, over_seeds, plot_curves, plot_gap
+from ...results.plots.style import new_axes
+from ...results.plots.photos import plot_photos
+from ...config import config_fields
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #da5e9d38
 @statement
@@ -202,10 +203,10 @@ class SeedResults:
         accs = [[r.test_acc for r in self.f.done(d.group) if r.name in d.members.split(", ")] for d in self.best]
         return compare(*accs) if len(accs)>1 else None
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #ff43a25b
+# %% ../../../nbs/35e_report.sections.runs.ipynb #dee03f29
 def _curves(f, group, names=(), parts=("valid",)):
     "A group's curves, one a setting"
-    df = curves_table(f.study.out, group, names, parts)
+    df = curves_table(f.study, group, names, parts)
     settings = {m: d.name for d in f.settings(group) for m in d.members.split(", ")}
     return over_seeds(df, settings) if settings else df
 

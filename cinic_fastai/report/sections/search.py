@@ -15,10 +15,11 @@ from .runs import compare
 from .setup import settings_of
 from ..words import Tally, reads, statement
 from ...results.metrics import mean_interval
-from ...results.plots import new_axes, plot_convergence, plot_dependence, plot_importance, plot_searches
-from ...results.tables.report import FULL_STUDY
+from ...results.plots.style import new_axes
+from ...results.plots.search import plot_convergence, plot_dependence, plot_importance, plot_searches
+from ...published import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
-from ...runs import RunConfig, scaled
+from ...config import RunConfig, scaled
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #0d1c67aa
 def planned_epochs(

@@ -9,13 +9,16 @@ __all__ = ['best_predictors', 'better_alone', 'Classes', 'VoteAgainstMember', 'H
 # %% ../../../nbs/35g_report.sections.votes.ipynb #9f6a7b84
 import pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
-from ..format import pretty
+from ...results.plots.style import pretty
 from .runs import scores
 from ..words import statement
-from ...results.ensemble import needs_valid, tied
+from ...core import needs_valid
+from ...results.ensemble import tied
 from ...results.metrics import confusion, most_confused
-from ...results.plots import (MANY_CLASSES, new_axes, plot_class_origin, plot_classes, plot_confusion,
-    plot_disagreement, plot_mistakes, plot_pairs, plot_reliability)
+from cinic_fastai.results.plots.predictors import (MANY_CLASSES, plot_class_origin, plot_classes, plot_confusion,
+    plot_disagreement, plot_reliability)
+from ...results.plots.style import new_axes
+from ...results.plots.photos import plot_mistakes, plot_pairs
 from ...results.tables.predictors import ALL, CIFAR_PARTS, TOTAL
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #14aa1a16
