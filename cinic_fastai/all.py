@@ -35,7 +35,7 @@ from cinic_fastai.results.plots.photos import *
 from cinic_fastai.results.plots.search import *
 from cinic_fastai.results.plots.predictors import *
 from cinic_fastai.results.surrogate import *
-from cinic_fastai.results.page import write_page
+from cinic_fastai.report.render import write_page
 from cinic_fastai.results.predict import *
 from cinic_fastai.results.export import *
 from cinic_fastai.study.track import *

@@ -471,7 +471,7 @@ def _status_view(s, out):
 @app.command(epilog=_examples("cinic report out/demo"))
 def report(out:Annotated[Path, typer.Argument(help="A study's folder.")]):
     "Write a study's page, figures and tables again, finished or not."
-    from cinic_fastai.results.page import write_page
+    from cinic_fastai.report.render import write_page
     print(f"Report: {write_page(out)}")
 
 @app.command(epilog=_examples("cinic clean out/demo --weights"))

@@ -173,7 +173,7 @@ def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypa
     monkeypatch.delenv(CUBLAS)
     monkeypatch.setattr(loaders, "pick_device", lambda *args: started.append(1) or pick(*args))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
     run, = conduct(plan, pack, tmp_path, stop=lambda: 0, deterministic=True)["runs"]
     assert run["status"]=="done", run["reason"]

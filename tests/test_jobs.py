@@ -301,7 +301,7 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
         elif "bs" not in space and cfg.channels_last: self.ended[self._network(cfg)] = "it crashed"
         return 1., 1.
     monkeypatch.setattr(NetworkTimer, "__call__", tried)
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     text = TOO_LARGE%space
     if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
     found, = conduct(parse_plan(text), get_pack(images), tmp_path)["searches"]

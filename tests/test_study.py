@@ -175,7 +175,7 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
 
 def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     "The study is run again: the trial is counted as left, trained, and may win"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render
     from cinic_fastai.study.conduct import Conductor, conduct, planned
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.store import RunStore
@@ -189,7 +189,7 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
         if len(calls)==2: raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return right(*args, **kw)
     monkeypatch.setattr(fit, "fit_run", full)
-    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    monkeypatch.setattr(render, "write_page", lambda *args: None)
     def trials(): return [o["status"] for o in read_lines(out/"searches"/"s.jsonl")[0][1:]]
     record = conduct(plan, pack, out)
     assert trials()==["done", "failed", "done"]
@@ -226,7 +226,7 @@ def test_the_bar_says_what_it_was_trained_on():
 
 def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
     "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render
     from cinic_fastai.study.conduct import conduct
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.data.pack import get_pack
@@ -236,19 +236,19 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
         for f in sorted((root/split/label).iterdir())[keep:]: f.unlink()
     def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
     monkeypatch.setattr(fit, "fit_run", diverged)
-    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    monkeypatch.setattr(render, "write_page", lambda *args: None)
     conduct(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
     trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
     assert trial["status"]=="failed" and trial["told"]==3/27
 
 def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     "Its failure is recorded, the study goes on to its page"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render
     from cinic_fastai.study.conduct import conduct
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.test_utils import tiny_pack
     drawn = []
-    monkeypatch.setattr(page, "write_page", lambda *args: drawn.append(1))
+    monkeypatch.setattr(render, "write_page", lambda *args: drawn.append(1))
     plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
         'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
     run, = conduct(plan, tiny_pack(), tmp_path/"out")["runs"]

@@ -4,7 +4,7 @@ import pytest
 from conftest import cinic
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import read_json
-from cinic_fastai.results import page
+from cinic_fastai.report import render
 from cinic_fastai.store import RunStore
 from cinic_fastai.study import conduct as c, track
 from cinic_fastai.plan_file import parse_plan
@@ -47,7 +47,7 @@ def seen(monkeypatch):
     def open_one(folder, project, name, id, config): return (lambda row: rows.append((name, row["epoch"], row["valid_acc"]))),(lambda: None)
     monkeypatch.setitem(track._open, "tensorboard", open_one)
     monkeypatch.setattr(c, "check_track", lambda name: None)
-    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    monkeypatch.setattr(render, "write_page", lambda *args: None)
     return rows
 
 def plan(tracked): return parse_plan(PLAN.format(track='track = "tensorboard"' if tracked else ""))
@@ -58,7 +58,7 @@ def bare(pack, tmp_path_factory):
     "The study without a tracker"
     out = tmp_path_factory.mktemp("bare")
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(page, "write_page", lambda *args: None)
+        m.setattr(render, "write_page", lambda *args: None)
         return out,c.conduct(plan(False), pack, out)
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -84,7 +84,7 @@ def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp
     "With TensorBoard itself, and its own reader"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     heard = []
-    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    monkeypatch.setattr(render, "write_page", lambda *args: None)
     def hear(kind, **info): heard.append(kind)
     with pytest.raises(c.Interrupted): c.conduct(plan(True), pack, tmp_path, on_event=hear, stop=lambda: 15*("epoch" in heard))
     assert read_json(tmp_path/"track"/"runs"/"a"/"track.json")["epochs"]==1

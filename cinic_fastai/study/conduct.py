@@ -756,7 +756,7 @@ def conduct(
             if c.tracker: c.tracker.close()
         c.record["seconds"] = before+time.monotonic()-began
         c.save()
-        from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
+        from cinic_fastai.report.render import write_page # matplotlib and pandas would slow `cinic status`
         on_event("note", text="Drawing the page ...")
         write_page(out, interruptible(on_event, stop))
     return c.record
