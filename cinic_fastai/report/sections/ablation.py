@@ -97,5 +97,5 @@ def soon(
 )->list[Section]: # One, none where no run was that good
     "How long it takes to be as good as the report's best result"
     facts = dict(mark=TARGET_ACC, same_images=beside_published(f.data))
-    table = Table("soon", _times_to_accuracy(f), "time_to_accuracy_table", facts)
+    table = Table("soon", _times_to_accuracy(f), "soon_table", facts)
     return [Section(Soon(f), tables=[table])]*bool(Soon(f).reached)
