@@ -275,7 +275,7 @@ def prob_error(
     if not np.isfinite(probs).all() or probs.min(initial=0)<0: return "probabilities that are negative or not finite"
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
-# %% ../nbs/02_runs.ipynb #088e079d
+# %% ../nbs/02_runs.ipynb #d50c9917
 class RunStore:
     "A folder of runs"
     def __init__(self,
@@ -294,16 +294,18 @@ class RunStore:
         full:bool=False # Must weights and test probabilities be there, which a trial doesn't keep?
     )->bool: # Finished, with what is wanted
         "Is the run finished?"
-        try: done = read_json(self.folder(rid)/"done.json")
+        try: done = self._read_done(rid)
         except (FileNotFoundError, StoreError): return False
         return not full or done["full"]
+
+    def _read_done(self, rid): return read_json(self.folder(rid)/"done.json")
 
     def done(self,
         rid:str # Run id
     )->dict: # `best_epoch`, `valid_acc`, `valid_loss`, `seconds`, `full`, ...
         "Summary of a finished run"
         if not self.is_done(rid): raise StoreError(f"Run {rid} is not finished in {self.path}. Run its study or `cinic train` again.")
-        return {k: v for k,v in read_json(self.folder(rid)/"done.json").items() if k!="files"}
+        return {k: v for k,v in self._read_done(rid).items() if k!="files"}
 
     def finish(self,
         rid:str, # Run id
@@ -318,7 +320,7 @@ class RunStore:
     )->dict[str,str]: # What is wrong, by file name; empty when all is well
         "Which of a run's files are not what was written; weights may be gone, tables and votes don't need them"
         folder = self.folder(rid)
-        try: known = read_json(folder/"done.json").get("files", {})
+        try: known = self._read_done(rid).get("files", {})
         except FileNotFoundError: return {}
         except StoreError: return {"done.json": f"{folder/'done.json'} is damaged."}
         def wrong(f, digest):
@@ -339,7 +341,7 @@ class RunStore:
     )->Path: # Where it is
         "A run's file, once its checksum is seen to be right"
         f = self.folder(rid)/name
-        known = read_json(self.folder(rid)/"done.json").get("files", {}) if (self.folder(rid)/"done.json").exists() else {}
+        known = self._read_done(rid).get("files", {}) if (self.folder(rid)/"done.json").exists() else {}
         if name in known and sha256(f)!=known[name]: raise StoreError(f"{f} is damaged (its checksum is wrong). Run its study again, which makes it again.")
         return f
 

@@ -1,22 +1,28 @@
-"The house's table: which module may import which, and which needs torch. DESIGN: a module imports only what stands above it."
-import ast, subprocess, sys
+"Rooms: which module may import which, and which needs torch, as `nbs/explanations/architecture.ipynb` has it."
+import ast, json, re, subprocess, sys
 from pathlib import Path
 import pytest
 
-package = Path(__file__).resolve().parents[1]/"cinic_fastai"
+root = Path(__file__).resolve().parents[1]
+package = root/"cinic_fastai"
 
-# module, in order of dependence -> may it import torch when it is imported?
-LAYERS = {
-    "core": False, "files": False, "runs": False, "space": False,
-    "data.folder": False, "data.hub": False, "data.pack": False, "data.augment": True, "data.loaders": True, "data.mix": True,
-    "train.models": True, "train.learner": True, "train.checkpoint": True, "train.fit": True,
-    "results.metrics": False, "results.ensemble": False, "results.tables": False, "results.plots": False, "results.surrogate": False, "results.page": False, "results.predict": True,
-    "study.track": False, "study.plan": False, "study.search": False, "study.work": False, "study.conduct": False,
-    "bench": True, "cli": False,
-}
-TEST_HELPERS = {"test_utils": False, "test_study": False}
+def modules():
+    "The package's modules, but for what nbdev makes and the star import"
+    files = [p for p in package.rglob("*.py") if p.name not in ("_modidx.py", "all.py")]
+    names = {".".join(p.relative_to(package).with_suffix("").parts): p for p in files}
+    full = {k: p for k,p in names.items() if k!="__init__" and (p.stem!="__init__" or p.stat().st_size)}
+    return {k.removesuffix(".__init__"): p for k,p in full.items()}
 
-def path_of(module): return package/(module.replace(".", "/")+".py")
+def layers():
+    "Module -> may it import torch when it is imported? In order of dependence"
+    notebook = json.loads((root/"nbs"/"explanations"/"architecture.ipynb").read_text(encoding="utf-8"))
+    table = next(o for o in ("".join(c["source"]) for c in notebook["cells"]) if o.startswith("## Rooms"))
+    rows = re.findall(r"^\| `(\S+)` \| (yes|no) \|", table, re.M)
+    return {name: torch=="yes" for name,torch in rows}
+
+FILES = modules()
+LAYERS = {k: torch for k,torch in layers().items() if k in FILES}
+TEST_HELPERS = {"test_utils", "test_study", "example"}
 
 def imports(module, late):
     "Names of the package's modules that a module imports at the top, or (late) inside functions"
@@ -28,15 +34,21 @@ def imports(module, late):
 def imported(module, n):
     "What one import statement names, without the package's own name"
     if isinstance(n, ast.Import): names = [a.name for a in n.names]
-    elif n.level: names = [".".join(["cinic_fastai", *module.split(".")[:-n.level], n.module or ""])]
-    else: names = [n.module]
-    return [o.removeprefix("cinic_fastai.") for o in names if o.startswith("cinic_fastai.") and o!="cinic_fastai."]
+    else:
+        base = _absolute(module, n) if n.level else n.module
+        inside = {f"{base}.{a.name}" for a in n.names}&{f"cinic_fastai.{m}" for m in FILES}
+        names = inside or [base]
+    return [o.removeprefix("cinic_fastai.") for o in names if o.startswith("cinic_fastai.")]
 
-def tree_of(module): return ast.parse(path_of(module).read_text(encoding="utf-8"))
+def _absolute(module, n):
+    "The module that a relative import means"
+    parts = ["cinic_fastai", *module.split(".")]
+    above = n.level-(FILES[module].name=="__init__.py")
+    return ".".join([*parts[:len(parts)-above], *([n.module] if n.module else [])])
 
-def test_every_module_has_a_place():
-    found = {".".join(p.relative_to(package).with_suffix("").parts) for p in package.rglob("*.py") if p.name not in ("__init__.py", "_modidx.py", "all.py")}
-    assert found==set(LAYERS)|set(TEST_HELPERS)
+def tree_of(module): return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+def test_every_module_has_a_place(): assert set(FILES)-TEST_HELPERS==set(LAYERS)
 
 @pytest.mark.parametrize("module", LAYERS)
 def test_imports_only_what_stands_above(module):
@@ -45,11 +57,15 @@ def test_imports_only_what_stands_above(module):
     assert set(imports(module, late=False))<=above
     assert set(imports(module, late=True))<=above
 
-@pytest.mark.parametrize("module", [m for m,torch in {**LAYERS, **TEST_HELPERS}.items() if not torch])
+LIGHT = [m for m,torch in LAYERS.items() if not torch]+sorted(TEST_HELPERS&set(FILES))
+
+@pytest.mark.parametrize("module", LIGHT)
 def test_imports_no_torch(module):
-    code = f"import cinic_fastai.{module}, sys; bad = {{'torch', 'fastai', 'timm', 'torchvision'}} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
+    heavy = "{'torch', 'fastai', 'timm', 'torchvision'}"
+    code = f"import cinic_fastai.{module}, sys; bad = {heavy} & set(sys.modules); sys.exit(str(bad) if bad else 0)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 @pytest.mark.parametrize("module", LAYERS)
 def test_no_star_imports(module):
-    assert not [n for n in ast.walk(tree_of(module)) if isinstance(n, ast.ImportFrom) and any(a.name=="*" for a in n.names)]
+    names = [a.name for n in ast.walk(tree_of(module)) if isinstance(n, ast.ImportFrom) for a in n.names]
+    assert "*" not in names
