@@ -21,4 +21,6 @@ from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
 from cinic_fastai.study.plan import *
 from cinic_fastai.study.search import *
-from cinic_fastai.study.conduct import *
+from cinic_fastai.study.clock import *
+from cinic_fastai.study.trainer import *
+from cinic_fastai.study.runner import *

@@ -573,7 +573,7 @@ import cinic_fastai.all as c
 with tempfile.TemporaryDirectory() as tmp:
     pack = c.get_pack(c.write_demo(Path(tmp)/"digits"))
     plan = replace(c.read_plan("demo"), runs=(), ensembles=())
-    print(c.conduct(plan, pack, Path(tmp)/"out", jobs={jobs}, threads=c.use_threads({threads} or c.thread_share({jobs})))["seconds"])
+    print(c.run_study(plan, pack, Path(tmp)/"out", c.StudyOptions(jobs={jobs}, threads=c.use_threads({threads} or c.thread_share({jobs})))).seconds)
 '''
 
 # %% ../nbs/45_bench.ipynb #69864896
