@@ -28,7 +28,8 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 from .core import ConfigError, DataError, check_choice, rng
 from .data.augment import FlipShift, image_policy
-from .data.folder import list_images, tell
+from .data.folder import list_images
+from .files import emit
 from .data.loaders import pack_dls, pick_device
 from .data.pack import Pack, get_pack, make_pack
 from .results.ensemble import hard_vote, soft_vote
@@ -645,10 +646,10 @@ def bench(
     out,total,done,began = [],sum(e.weight for _,e,_ in todo),0.,time.monotonic()
     for n,e,b in todo:
         pace = (time.monotonic()-began)/done if done else reps/3
-        tell(on_event, "progress", what=n+b.suffix, done=round(done), total=round(total), left=pace*(total-done))
+        emit(on_event, "progress", what=n+b.suffix, done=round(done), total=round(total), left=pace*(total-done))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             out += e.rows(b, name=n)
         done += e.weight
-        tell(on_event, "note", text=f"{n}{b.suffix}: done, about {(time.monotonic()-began)/done*(total-done)/60:.0f} min to go")
+        emit(on_event, "note", text=f"{n}{b.suffix}: done, about {(time.monotonic()-began)/done*(total-done)/60:.0f} min to go")
     return out

@@ -47,7 +47,7 @@ class Trial(_Open):
 class JournalHeader(_Open):
     "What tells a search from another: the first line of its journal"
     search:str = ""
-    space:dict # A dimension by name, in order
+    space:dict = {} # A dimension by name, in order; journals from before may lack it
     strategy:str = "gp"
     random:int = 0 # Random trials at the start
     guided:int = 0 # Trials that the strategy proposes

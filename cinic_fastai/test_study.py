@@ -9,8 +9,7 @@ __all__ = ['example_study', 'as_the_report']
 from pathlib import Path
 import numpy as np
 from .core import CINIC_CLASSES, POLICIES, SPLITS, rng
-from .files import line_of, read_json, write_json, write_npz, write_text
-from .results.tables import read_journal
+from .files import line_of, read_json, read_lines, write_json, write_npz, write_text
 from .runs import RunStore, declared, make_config, run_id
 
 # %% ../nbs/61_test_study.ipynb #c3c55be1
@@ -327,7 +326,7 @@ def as_the_report(
         write_json(out/"runs"/rid/"config.json", declared(run_config(plan, run)))
     for s in read_plan("report").searches:
         journal = out/"searches"/f"{s.name}.jsonl"
-        header, trials = read_journal(journal)
+        (header, *trials), _ = read_lines(journal, "")
         header |= dict(base=declared(trial_config(s, {})), space=s.space, random=s.random, guided=s.guided)
         for k in ("start", "rungs", "factor"): header.pop(k, None)
         write_text(journal, "".join(map(line_of, [header, *trials])))

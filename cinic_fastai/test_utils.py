@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['tiny_image', 'tiny_name', 'tiny_folder', 'tiny_pack']
 
-# %% ../nbs/60_test_utils.ipynb #940e1ae0
+# %% ../nbs/60_test_utils.ipynb #5beaa6a7
 import colorsys, tempfile
 from pathlib import Path
 import numpy as np
+from PIL import Image
 from .core import SPLITS, rng
 from .data.pack import Pack, get_pack
 
-# %% ../nbs/60_test_utils.ipynb #eea571ca
+# %% ../nbs/60_test_utils.ipynb #6ef46691
 def tiny_image(
     c:int, # Class number
     n_classes:int, # How many there are
@@ -27,12 +28,14 @@ def tiny_image(
     im = color+.15*stripes[...,None]+r.normal(0, .1, (size,size,3))
     return (im.clip(0, 1)*255).astype(np.uint8)
 
+# %% ../nbs/60_test_utils.ipynb #e2bc5e1e
 def tiny_name(
     i:int # Image number
 )->str: # File name
     "A name as in CINIC-10's CIFAR part, its ImageNet part, or neither"
     return (f"cifar10-train-{i}.png", f"n02121808_{i}.png", f"photo-{i}.png")[i%3]
 
+# %% ../nbs/60_test_utils.ipynb #2899cdfa
 def tiny_folder(
     dest:Path, # Folder to make
     n:int=12, # Images of each class in each split
@@ -41,14 +44,16 @@ def tiny_folder(
     seed:int=0 # Of the noise
 )->Path: # `dest`
     "Write an easy, learnable image folder"
-    from PIL import Image
     for s in SPLITS:
         for c,label in enumerate(classes):
             folder = Path(dest)/s/label
             folder.mkdir(parents=True, exist_ok=True)
-            for i in range(n): Image.fromarray(tiny_image(c, len(classes), size, rng("tiny", seed, s, label, i))).save(folder/tiny_name(i))
+            for i in range(n):
+                im = tiny_image(c, len(classes), size, rng("tiny", seed, s, label, i))
+                Image.fromarray(im).save(folder/tiny_name(i))
     return Path(dest)
 
+# %% ../nbs/60_test_utils.ipynb #6eba933d
 def tiny_pack(
     dest:Path=None, # Folder to make, a fresh temporary one if not given
     **kw # As for `tiny_folder`

@@ -1,15 +1,20 @@
 "The numbers of tables, page and model card against scikit-learn, file names and the plan `report`"
+from dataclasses import replace
 import pandas as pd, pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from cinic_fastai.core import SPLITS
 from cinic_fastai.files import read_json, write_json
-from cinic_fastai.results.ensemble import fit_ensemble
+from cinic_fastai.journal import JournalHeader
 from cinic_fastai.results.page import rendered, write_page
-from cinic_fastai.results.tables import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS, beside_published, ensembles_table, predictions, read_study,
-    report_run, report_search, runs_table, study_store)
+from cinic_fastai.results.tables.report import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS,
+    beside_published, report_run, report_search)
+from cinic_fastai.results.tables.predictors import best_member
+from cinic_fastai.results.predictions import predictions
+from cinic_fastai.results.tables.runs import runs_table
 from cinic_fastai.runs import declared
 from cinic_fastai.study.plan import parse_plan, read_plan, run_config, trial_config, with_options
 from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.studyfolder import StudyFolder
 from test_page import read
 
 NAMES = ("all", "(total)")
@@ -50,10 +55,11 @@ def uneven(tmp_path_factory):
 
 def test_unequal_classes(uneven):
     images, out, _ = uneven
-    counts = {s: [len(list((images/s/c).iterdir())) for c in read_study(out)["data"]["classes"]] for s in SPLITS}
-    assert read_study(out)["data"]["class_counts"]==counts and sorted(counts["train"])==[1,19]
-    run = runs_table(out).iloc[0]
-    d = study_store(out).probs(run.run_id, "test")
+    study = StudyFolder(out)
+    counts = {s: [len(list((images/s/c).iterdir())) for c in study.data.classes] for s in SPLITS}
+    assert study.data.class_counts==counts and sorted(counts["train"])==[1,19]
+    run = runs_table(study).iloc[0]
+    d = study.store.probs(run.run_id, "test")
     preds = d["probs"].argmax(1)
     f1 = f1_score(d["targs"], preds, average="macro", zero_division=0)
     want = accuracy_score(d["targs"], preds), balanced_accuracy_score(d["targs"], preds), f1
@@ -69,10 +75,11 @@ def test_unequal_classes(uneven):
 def test_the_card_says_what_accuracy_is_worth(uneven):
     from cinic_fastai.results.predict import load_predictor, model_card
     _, out, _ = uneven
-    run = runs_table(out).iloc[0]
+    run = runs_table(StudyFolder(out)).iloc[0]
     card = model_card(out, load_predictor(out))
     scores = f"the classes) is {100*run.test_balanced_acc:.1f} %, macro-F1 {100*run.test_macro_f1:.1f} %"
-    for words in ("the training images would give 95.0 %", scores, "| (total) | 1 |", "| all | 19 |"): assert words in card, words
+    level = "the training images would give 95.0 %"
+    for words in (level, scores, "| (total) | 1 |", "| all | 19 |"): assert words in card, words
 
 def test_a_record_from_before_learns_its_classes_by_split(uneven):
     _, out, again = uneven
@@ -80,9 +87,9 @@ def test_a_record_from_before_learns_its_classes_by_split(uneven):
     counts = study["data"].pop("class_counts")
     write_json(out/"study.json", study)
     assert "most frequent class would give" not in read(write_page(out)).text()
-    assert runs_table(out).test_majority_acc.isna().all()
+    assert runs_table(StudyFolder(out)).test_majority_acc.isna().all()
     again()
-    assert read_study(out)["data"]["class_counts"]==counts
+    assert StudyFolder(out).data.class_counts==counts
 
 def test_any_class_name_works(tmp_path, monkeypatch):
     "Those of totals among them, in tables, words and figures"
@@ -105,7 +112,7 @@ def test_the_report_is_the_plan_report():
     for s in plan.searches:
         assert (s.random, s.guided)==(FULL_STUDY["random"], FULL_STUDY["guided"])
         assert (s.strategy, s.batch, bool(s.start), bool(s.rungs))==("gp", 1, False, False)
-        assert report_search(dict(base=fixed[s.name], space=s.space, random=s.random, guided=s.guided))==s.name
+        assert report_search(JournalHeader(base=fixed[s.name], space=s.space, random=s.random, guided=s.guided))==s.name
     assert {e.method: tuple(e.members) for e in plan.ensembles}==dict.fromkeys(("soft", "hard"), REPORT_VOTERS)
     assert not any(e.temperature or e.member_temperature for e in plan.ensembles)
     p = with_options(plan, published=True)
@@ -131,31 +138,32 @@ def test_a_scaled_report_is_not_the_report(options):
 
 def test_every_environment_is_told(tmp_path, monkeypatch):
     out = example_study(tmp_path, images=20)
-    rid = read_study(out)["runs"][0]["run_id"]
+    rid = StudyFolder(out).record.runs[0].run_id
     f = out/"runs"/rid/"env.json"
     write_json(f, read_json(f)|dict(device="cuda", precision="bf16", torch="2.6.0"))
     monkeypatch.setattr("cinic_fastai.results.page.rendered", shows(()))
     text = read(write_page(out)).text()
-    for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")): assert f"{a} (14 trainings), {b} (1 training)" in text
+    for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")):
+        assert f"{a} (14 trainings), {b} (1 training)" in text
     assert len(pd.read_csv(out/"tables"/"environments.csv").query("what=='device'"))==2
 
-@pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)), dict(counts=dict.fromkeys(SPLITS, 30_000))])
+@pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)),
+    dict(counts=dict.fromkeys(SPLITS, 30_000))])
 def test_other_sizes_and_splits_are_not_the_reports_images(tmp_path, change):
     out = as_the_report(example_study(tmp_path, images=20, trials=(1,1)))
-    study = read_study(out)
-    assert beside_published(study["data"]) and not beside_published(study["data"]|change)
-    write_json(out/"study.json", study|{"data": study["data"]|change})
-    assert runs_table(out).published.isna().all()
+    study = StudyFolder(out)
+    assert beside_published(study.data) and not beside_published(study.data.model_copy(update=change))
+    record = read_json(out/"study.json")
+    write_json(out/"study.json", record|{"data": record["data"]|change})
+    assert runs_table(StudyFolder(out)).published.isna().all()
 
 def test_of_members_with_equal_accuracy_the_surer_one_is_best(tmp_path):
     "Whichever comes first"
     out = example_study(tmp_path, images=60, trials=(1,1))
-    p = next(p for p in predictions(out) if p["predictor"]=="soft")
-    sharp = p["valid_members"][0]
-    flat = .5*sharp+.5/sharp.shape[1]
-    scores = {n: log_loss(p["valid_targs"], m) for n,m in (("sharp", sharp), ("flat", flat))}
-    better = min(scores, key=scores.get)
-    for names in (("sharp", "flat"), ("flat", "sharp")):
-        members = [dict(sharp=sharp, flat=flat)[n] for n in names]
-        made = {**p, "members": list(names), "valid_members": members, "test_members": p["test_members"][:2], "fitted": fit_ensemble("soft", members)}
-        assert ensembles_table(out, [made]).best_member.item()==better
+    p = next(p for p in predictions(StudyFolder(out)) if p.name=="soft")
+    sharp = p.valid[0]
+    flat = replace(sharp, probs=.5*sharp.probs+.5/sharp.probs.shape[1])
+    losses = [log_loss(o.targs, o.probs) for o in (sharp, flat)]
+    better = losses.index(min(losses))
+    assert best_member(replace(p, valid=(sharp, flat)))==better
+    assert best_member(replace(p, valid=(flat, sharp)))==1-better

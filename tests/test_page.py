@@ -3,12 +3,13 @@ import base64, hashlib
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 import numpy as np, pytest
-from cinic_fastai.files import line_of, read_json, read_npz, write_json, write_text
+from cinic_fastai.files import line_of, read_json, read_lines, read_npz, write_json, write_text
 from cinic_fastai.results.page import STATEMENTS, ensemble_words, experiments, facts, key_numbers, pct, rendered, write_page
 from cinic_fastai.results.plots import plot_dependence
-from cinic_fastai.results.tables import ensembles_table, read_journal
+from cinic_fastai.results.tables.predictors import ensembles_table
 from cinic_fastai.runs import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.studyfolder import StudyFolder
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",
     "fig10_accuracy_alternative", "fig11_loss_alternative", "fig12_accuracy_final", "fig13_loss_final", "fig14_test_accuracy", "gap", "trials"]
@@ -144,7 +145,7 @@ def test_what_chooses_is_never_below_its_best_member_on_valid(tmp_path):
     ways = [dict(method=m, temperature=t, member_temperature=o) for m in ("soft", "greedy", "weighted") for t in (False, True) for o in (False, True)]
     study["ensembles"] = [dict(study["ensembles"][0], name=f"{w['method']} {w['temperature']} {w['member_temperature']}", **w) for w in ways]
     write_json(out/"study.json", study)
-    d = ensembles_table(out).set_index("predictor")
+    d = ensembles_table(StudyFolder(out)).set_index("predictor")
     assert len(d)==12
     for o in (False, True):
         assert d.valid_acc[f"greedy {o} {o}"]>=d.best_valid_acc[f"greedy {o} {o}"] and d.valid_nll[f"weighted {o} {o}"]<=d.best_valid_nll[f"weighted {o} {o}"]
@@ -196,7 +197,7 @@ def test_other_seeds_may_say_otherwise(tmp_path):
 def test_a_stopped_trial_is_never_the_best(tmp_path):
     out = example_study(tmp_path, images=50)
     journal = out/"searches"/"custom_cnn-adam.jsonl"
-    header,trials = read_journal(journal)
+    (header, *trials), _ = read_lines(journal, "")
     next(t for t in trials if t["status"]=="stopped").update(accs=[.987], valid_acc=.987)
     write_text(journal, "".join(map(line_of, [header,*trials])))
     assert undrawn(out).text().count("98.7 %")==1 # in the table of all trials
@@ -214,7 +215,7 @@ def test_a_journal_without_its_space(tmp_path):
     "Nothing is learnt from it, everything else is there"
     out = example_study(tmp_path, images=50)
     for f in (out/"searches").iterdir():
-        header,trials = read_journal(f)
+        (header, *trials), _ = read_lines(f, "")
         write_text(f, "".join(map(line_of, [{k: v for k,v in header.items() if k!="space"}, *trials])))
     page = undrawn(out)
     assert "a surrogate needs four trials" in page.text() and {a["id"] for a in page.all("figure")}>=set(FIGURES) and page.stack==[]
@@ -326,7 +327,7 @@ def with_fields(out, names, **fields):
     study = read_json(out/"study.json")
     for f in {out/"runs"/r["run_id"]/"config.json" for r in study["runs"] if not names or r["name"] in names}: write_json(f, read_json(f)|fields)
     for f in [] if names else (out/"searches").iterdir():
-        header,trials = read_journal(f)
+        (header, *trials), _ = read_lines(f, "")
         write_text(f, "".join(map(line_of, [header|{"base": header["base"]|fields}, *trials])))
     return told(out)
 
@@ -363,7 +364,7 @@ def test_equal_trials_have_one_winner_everywhere(tmp_path):
     "Of two with the same accuracy the one with the lower loss, in words, table 1 and the star of its figure"
     out = example_study(tmp_path, images=50)
     journal = out/"searches"/"resnet18-sgd.jsonl"
-    header,trials = read_journal(journal)
+    (header, *trials), _ = read_lines(journal, "")
     done = [t for t in trials if t["status"]=="done"]
     for t in done: t.update(valid_acc=.5, valid_loss=2.-.1*t["number"])
     write_text(journal, "".join(map(line_of, [header,*trials])))

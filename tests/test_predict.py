@@ -2,6 +2,7 @@
 import json, subprocess, sys
 import pytest
 from conftest import ENV, cinic
+from cinic_fastai.studyfolder import StudyFolder
 
 @pytest.fixture(scope="module")
 def files(images): return sorted((images/"test").rglob("*.png"))
@@ -9,10 +10,10 @@ def files(images): return sorted((images/"test").rglob("*.png"))
 def stored(out, images, name):
     "Classes that a study stored for its test images, by file"
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.results.tables import predictions
-    p = next(p for p in predictions(out, everyone=True) if p["predictor"]==name)
-    names = get_pack(images).files[p["rows"]]
-    return {str(images/f): p["classes"][i] for f,i in zip(names, p["preds"])}
+    from cinic_fastai.results.predictions import predictions
+    p = next(p for p in predictions(StudyFolder(out), everyone=True) if p.name==name)
+    names = get_pack(images).files[p.rows]
+    return {str(images/f): p.classes[i] for f,i in zip(names, p.preds)}
 
 @pytest.mark.parametrize("member", ["soft", "hard", "custom_cnn-sgd", "custom_cnn"])
 def test_classes_are_the_stored_ones(study, images, files, member):

@@ -176,7 +176,7 @@ def test_stopped_while_another_process_packs(images, tmp_path):
 @posix
 def test_a_helper_killed_while_packing():
     "As the system does where memory runs out"
-    script = "import os, signal\nfrom cinic_fastai.data.folder import map_batches\nme = os.getpid()\n" \
+    script = "import os, signal\nfrom cinic_fastai.data.decode import map_batches\nme = os.getpid()\n" \
         "def dies(batch): return batch if os.getpid()==me else os.kill(os.getpid(), signal.SIGKILL)\nlist(map_batches(dies, [['a']]*16, n_workers=2))"
     p = subprocess.run([sys.executable, "-c", script], env=ENV, capture_output=True, text=True, timeout=60)
     assert "DataError: A process that decoded images was killed, most likely for want of memory" in p.stderr

@@ -8,10 +8,11 @@ from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of, read_lines, write_json, write_text
 from cinic_fastai.journal import Trial, best_trial, read_journal
-from cinic_fastai.results.tables import best_table
+from cinic_fastai.results.tables.search import best_table
 from cinic_fastai.runs import fallen
 from cinic_fastai.study.plan import read_plan
 from cinic_fastai.study.search import expected_acc, search
+from cinic_fastai.studyfolder import StudyFolder
 
 BS,LR,WD = Integer(5, 9),Real(1e-4, 1e-2, prior="log-uniform"),Real(1e-5, 1e-2, prior="log-uniform")
 DROPOUT,MOM,BETA1,BETA2 = Real(0, .2),Real(0, .99),Real(0, .99),Real(0, .99)
@@ -151,8 +152,9 @@ def test_one_winner_everywhere(trials, winner, runner_up, tmp_path):
     assert repeat_points(trials, others)[2][1].run_id==f"{winner}2"
     lines = [dict(space={}), *(o.model_dump() for o in trials)]
     write_text(tmp_path/"searches"/"s.jsonl", "".join(map(line_of, lines)))
-    write_json(tmp_path/"study.json", dict(data=dict(classes=[], counts={}), options={}, searches=[dict(name="s", model="", opt="", trials=3, status="done")]))
-    assert best_table(tmp_path)["run_id"].tolist()==[winner]
+    data = dict(name="", digest="", classes=[], counts={})
+    write_json(tmp_path/"study.json", dict(name="", data=data, searches=[dict(name="s", trials=3, status="done")]))
+    assert best_table(StudyFolder(tmp_path))["run_id"].tolist()==[winner]
 
 def epochs(*accs, status="done"): return Trial(number=0, point={}, status=status, accs=list(accs), valid_acc=max(accs))
 
@@ -241,5 +243,5 @@ def test_the_page_learns_from_what_the_search_was_told():
     from cinic_fastai.results.surrogate import surrogate
     trials = [finished(i, str(i), .1*i, point=dict(lr=.1*i), told=.2+.1*i) for i in range(1, 4)]+[finished(4, "4", None, point=dict(lr=.9), status="failed", told=.125)]
     trials.append(finished(5, "5", .5, point=dict(lr=.5))) # as journals were before
-    heard = surrogate(dict(lr=[0, 1]), [o.model_dump(exclude_unset=True) for o in trials], chance=.1).func_vals
+    heard = surrogate(dict(lr=[0, 1]), trials, chance=.1).func_vals
     assert heard.tolist()==pytest.approx([.7, .6, .5, .875, .5])

@@ -6,6 +6,7 @@ import pytest
 from conftest import ENV, TINY_PLAN, cinic, no_page, started
 from cinic_fastai.files import read_json, read_lines, write_json
 from cinic_fastai.test_utils import tiny_folder
+from cinic_fastai.studyfolder import StudyFolder
 
 def results(out):
     "Everything of a study that must not depend on where it was cut off"
@@ -143,14 +144,14 @@ def test_dry_run_trains_nothing(images, plan_file, tmp_path):
 
 def test_a_vote_of_one_training_under_two_names_is_not_taken(example, tmp_path):
     "Two searches may end at one point; a plan that names a training twice is refused when it is read"
-    from cinic_fastai.results.tables import predictors_table
+    from cinic_fastai.results.tables.predictors import predictors_table
     out = tmp_path/"copy"
     shutil.copytree(example, out)
     record = read_json(out/"study.json")
     rids = {r["name"]: r for r in record["runs"]}
     rids["resnet18-sgd"]["run_id"] = rids["resnet18-adam"]["run_id"]
     write_json(out/"study.json", record)
-    votes = predictors_table(out).query("kind=='soft' or kind=='hard'")
+    votes = predictors_table(StudyFolder(out)).query("kind=='soft' or kind=='hard'")
     assert set(votes["status"])=={"skipped"} and set(votes["reason"])=={"resnet18-sgd and resnet18-adam are one training, which would count twice"}
 
 def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, capsys):

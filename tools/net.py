@@ -83,9 +83,11 @@ def study_folder(dest):
 
 def tables(study):
     "The CSV files of a study's tables by name"
-    from cinic_fastai.results.surrogate import learnt_tables
-    from cinic_fastai.results.tables import all_tables
-    return {k: df.to_csv(index=False) for k,df in (all_tables(study)|learnt_tables(study)).items()}
+    from cinic_fastai.results.surrogate import surrogate_tables
+    from cinic_fastai.results.tables.study import all_tables
+    from cinic_fastai.studyfolder import StudyFolder
+    study = StudyFolder(study)
+    return {k: df.to_csv(index=False) for k,df in (all_tables(study)|surrogate_tables(study)).items()}
 
 def table_error(there, here):
     "What two CSV texts say differently, \"\" where nothing but the last digits"

@@ -75,7 +75,7 @@ def image_folder(
     on_event # Receives progress
 )->Path: # With images
     "The images that a command works on"
-    from cinic_fastai.data.folder import write_demo
+    from cinic_fastai.data.sources import write_demo
     return data or write_demo(out/"data", on_event=on_event)
 
 # %% ../../nbs/50a_cli.app.ipynb #77f1f9b4

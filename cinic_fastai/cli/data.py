@@ -25,14 +25,14 @@ Dest = argument(Path, "Where to write train, valid and test.")
 @data_app.command("demo", epilog=examples("cinic data demo data/digits"))
 def data_demo(folder:argument(Path, "Where to write it.")):
     "Write the embedded demo set: 1,797 handwritten digits as 32x32 PNGs, no network needed."
-    from cinic_fastai.data.folder import write_demo
+    from cinic_fastai.data.sources import write_demo
     with Screen() as screen: write_demo(folder, on_event=screen)
     print(f"Demo images in {folder}. Next: cinic study demo --data {folder}")
 
 @data_app.command("get", epilog=examples("cinic data get data/cinic10"))
 def data_get(folder:argument(Path, "Where to put it.")):
     "Download CINIC-10 (688 MB); a download that was cut off continues."
-    from cinic_fastai.data.folder import get_cinic
+    from cinic_fastai.data.sources import get_cinic
     with Screen() as screen: get_cinic(folder, on_event=screen)
     print(f"CINIC-10 in {folder}. Next: cinic study report --data {folder} --dry-run")
 
@@ -44,7 +44,7 @@ def data_split(
     seed:option(int, "Which images go where.")=42
 ):
     "Make train, valid and test from a flat folder of classes (stratified, seeded; copies)."
-    from cinic_fastai.data.folder import split_folder
+    from cinic_fastai.data.sources import split_folder
     with Screen() as screen: split_folder(src, folder, seed=seed, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 

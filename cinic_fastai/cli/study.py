@@ -90,32 +90,34 @@ def study(
         record = run_study(p, pack, out, options, screen, stop)
     _finish(record, out, time.monotonic()-began)
 
-# %% ../../nbs/53_cli.study.ipynb #2694880e
+# %% ../../nbs/53_cli.study.ipynb #d326d09c
 def _finish(record, out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
-    from cinic_fastai.results.tables import predictors_table
+    from cinic_fastai.results.tables.predictors import predictors_table
     from cinic_fastai.studyfolder import StudyFolder, study_parts
     entries = [*record.runs, *record.searches, *record.ensembles]
     fell = [(s, e.name, e.reason) for s in ("skipped", "failed") for e in entries if e.status==s]
-    parts = [p for p in study_parts(StudyFolder(out)) if p.kind!="run" and p.counts["failed"]]
+    study = StudyFolder(out)
+    parts = [p for p in study_parts(study) if p.kind!="run" and p.counts["failed"]]
     fell += [("failed", p.name, p.reasons) for p in parts]
     for status,name,reason in fell: print(f"{status}: {name} ({reason})")
-    done = predictors_table(out).query("status=='done'").dropna(axis=1, how="all")
+    done = predictors_table(study).query("status=='done'").dropna(axis=1, how="all")
     columns = [k for k in ("place", "predictor", "test_acc", "low", "high", "published") if k in done]
     if len(done): print_table(done[columns].to_dict("records"), "Test accuracy, with its 95 % interval")
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #ae3ffc2e
+# %% ../../nbs/53_cli.study.ipynb #11782373
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
-    from cinic_fastai.data.folder import checked, left_out, scan_folder, write_demo
+    from cinic_fastai.data.folder import left_out, require_layout, scan_folder
     from cinic_fastai.data.pack import open_pack
+    from cinic_fastai.data.sources import write_demo
     if data and (data/"manifest.json").exists():
         pack = open_pack(data)
-        found,ignored = (pack.classes, pack.counts(), pack.size),pack.manifest["ignored"]
+        found,ignored = (pack.classes, pack.counts(), pack.size),pack.manifest.ignored
     else:
-        with tempfile.TemporaryDirectory() as tmp: scan = checked(scan_folder(data or write_demo(Path(tmp)/"demo")))
+        with tempfile.TemporaryDirectory() as tmp: scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
         found,ignored = (scan.classes, Counter(split for split,*_ in scan.items), 32),scan.ignored
     if words := left_out(ignored): print(words, file=sys.stderr)
     return found

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['VOTES', 'soft_vote', 'hard_vote', 'tied', 'apply_temperature', 'fit_temperature', 'greedy_weights', 'likely_weights',
-           'FittedEnsemble', 'needs_valid', 'method_error', 'fit_ensemble', 'predict_ensemble', 'leave_one_out',
-           'check_members']
+           'needs_valid', 'method_error', 'FittedEnsemble', 'predict_ensemble', 'fit_ensemble', 'leave_one_out',
+           'Stored', 'check_members']
 
-# %% ../../nbs/31_results.ensemble.ipynb #4b5bbf12
-from dataclasses import dataclass
+# %% ../../nbs/31_results.ensemble.ipynb #d53ded51
+from dataclasses import dataclass, replace
 import numpy as np
 from ..core import StoreError, nearest
 from .metrics import accuracy, nll
+from ..runs import prob_error
 
 # %% ../../nbs/31_results.ensemble.ipynb #533f42d9
 def soft_vote(
@@ -20,33 +21,30 @@ def soft_vote(
     "Mean of the members' probabilities"
     return np.mean(members, axis=0, dtype=np.float64)
 
-# %% ../../nbs/31_results.ensemble.ipynb #4d0eaae9
-def _votes(
-    members:list[np.ndarray] # Probabilities `(n,c)` of each of `m` members
-)->tuple[np.ndarray,np.ndarray,np.ndarray]: # Votes `(m,n)`, confidence in them `(m,n)`, votes by class `(n,c)`
-    "What each member votes for, how sure it is, and how many votes each class has"
-    probs = np.asarray(members)
-    votes, sure = probs.argmax(2), probs.max(2)
-    counts = np.zeros(probs.shape[1:], dtype=np.int32)
-    for v in votes: counts[np.arange(len(v)), v] += 1
-    return votes, sure, counts
+# %% ../../nbs/31_results.ensemble.ipynb #0050d4fe
+def _leaders(votes, n_classes):
+    "Which classes have the highest number of votes, booleans `(n,c)`; votes are `(m,n)`"
+    ballot = np.eye(n_classes, dtype=np.int32)
+    counts = sum(ballot[v] for v in votes)
+    return counts==counts.max(1, keepdims=True)
 
+# %% ../../nbs/31_results.ensemble.ipynb #1aaf76d9
 def hard_vote(
-    members:list[np.ndarray] # Probabilities `(n,c)` of each member
+    members:list[np.ndarray] # Probabilities `(n,c)` of each of `m` members
 )->np.ndarray: # Classes `(n,)`
-    "Class with most votes; ties go to the most confident member that voted for a tied class (the first one listed if equally sure)"
-    votes, sure, counts = _votes(members)
-    leads = counts==counts.max(1, keepdims=True)
-    rows = np.arange(len(counts))
-    decider = np.where(leads[rows,votes], sure, -1).argmax(0)
+    "Class with most votes; ties go to the most confident member (the first of equals) that voted for a tied class"
+    probs = np.asarray(members)
+    votes, rows = probs.argmax(2), np.arange(probs.shape[1])
+    entitled = _leaders(votes, probs.shape[2])[rows,votes]
+    decider = np.where(entitled, probs.max(2), -1).argmax(0)
     return votes[decider,rows]
 
 def tied(
     members:list[np.ndarray] # Probabilities `(n,c)` of each member
 )->np.ndarray: # Booleans `(n,)`
     "For which images several classes share the highest number of votes"
-    counts = _votes(members)[2]
-    return (counts==counts.max(1, keepdims=True)).sum(1)>1
+    probs = np.asarray(members)
+    return _leaders(probs.argmax(2), probs.shape[2]).sum(1)>1
 
 # %% ../../nbs/31_results.ensemble.ipynb #d84bfccc
 def apply_temperature(
@@ -58,7 +56,7 @@ def apply_temperature(
     e = np.exp(z-z.max(1, keepdims=True))
     return e/e.sum(1, keepdims=True)
 
-# %% ../../nbs/31_results.ensemble.ipynb #5b688104
+# %% ../../nbs/31_results.ensemble.ipynb #2ff29319
 def fit_temperature(
     probs:np.ndarray, # Probabilities `(n,c)` of valid images
     targs:np.ndarray # Right classes `(n,)`
@@ -67,26 +65,27 @@ def fit_temperature(
     from scipy.optimize import minimize_scalar
     def loss(log_t): return nll(apply_temperature(probs, np.exp(log_t)), targs)
     if not len(targs): return 1.
-    best = minimize_scalar(loss, bounds=(-np.log(20), np.log(20)), method="bounded", options=dict(xatol=1e-4))
+    widest = np.log(20)
+    best = minimize_scalar(loss, bounds=(-widest, widest), method="bounded", options=dict(xatol=1e-4))
     return float(np.exp(best.x)) if best.fun<loss(0) else 1.
 
-# %% ../../nbs/31_results.ensemble.ipynb #a1942031
+# %% ../../nbs/31_results.ensemble.ipynb #067ee942
 def greedy_weights(
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members
     targs:np.ndarray, # Right classes `(n,)`
     rounds:int=30 # Members taken at most
 )->np.ndarray: # `(m,)`, sum 1
     "Ensemble selection with replacement: by valid accuracy, then by the negative log-likelihood"
-    def score(total, k): return accuracy(total, targs), -nll(total/k, targs)
-    counts, total, best = np.zeros(len(members)), np.zeros(np.shape(members[0])), ((-1., 0.), None)
+    counts, total = np.zeros(len(members)), np.zeros(np.shape(members[0]))
+    best, weights = (-1., 0.), None
     for k in range(1, rounds+1):
-        scores = [score(total+m, k) for m in members]
+        scores = [(accuracy(total+m, targs), -nll((total+m)/k, targs)) for m in members]
         i = max(range(len(members)), key=scores.__getitem__)
         counts[i], total = counts[i]+1, total+members[i]
-        if scores[i]>best[0]: best = scores[i], counts/k
-    return best[1]
+        if scores[i]>best: best, weights = scores[i], counts/k
+    return weights
 
-# %% ../../nbs/31_results.ensemble.ipynb #39a971c3
+# %% ../../nbs/31_results.ensemble.ipynb #982862d5
 def likely_weights(
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members
     targs:np.ndarray # Right classes `(n,)`
@@ -97,30 +96,24 @@ def likely_weights(
     right = np.stack([np.asarray(p, dtype=np.float64)[np.arange(len(targs)), targs] for p in members], 1)
     def loss(w): return -np.log(np.maximum(right@w, least)).mean()
     def slope(w): return -(right/np.maximum(right@w, least)[:,None]).mean(0)
+    sums_to_one = dict(type="eq", fun=lambda w: w.sum()-1, jac=np.ones_like)
     even = np.full(m, 1/m)
-    found = minimize(loss, even, jac=slope, method="SLSQP", bounds=[(0,1)]*m, constraints=dict(type="eq", fun=lambda w: w.sum()-1, jac=np.ones_like)).x
-    found = np.where(found>1e-4, found, 0)
-    return min([found/found.sum(), even, *np.eye(m)], key=loss)
+    w = minimize(loss, even, jac=slope, method="SLSQP", bounds=[(0,1)]*m, constraints=sums_to_one).x
+    w = np.where(w>1e-4, w, 0)
+    return min([w/w.sum(), even, *np.eye(m)], key=loss)
 
-# %% ../../nbs/31_results.ensemble.ipynb #9634cfd2
+# %% ../../nbs/31_results.ensemble.ipynb #081e50e0
 VOTES = ("soft", "hard", "greedy", "weighted") # Methods
-
-@dataclass(frozen=True)
-class FittedEnsemble:
-    "What an ensemble chose on valid images"
-    method:str # One of `VOTES`
-    weights:tuple # One a member, sum 1
-    member_temperatures:tuple # One a member, 1.0 where it isn't scaled
-    temperature:float = 1. # Of the average, 1.0 where it isn't scaled
 
 def needs_valid(
     method:str, # One of `VOTES`
     temperature:bool=False, # Has the average a temperature?
     member_temperature:bool=False # Has each member one?
 )->bool: # Is anything chosen?
-    "Are valid images needed, which no member was trained on?"
+    "Whether an ensemble chooses on valid images, which no member may have been trained on"
     return method in ("greedy", "weighted") or temperature or member_temperature
 
+# %% ../../nbs/31_results.ensemble.ipynb #26a6a1c8
 def method_error(
     method:str, # As a plan has it
     temperature:bool=False, # Has the average a temperature?
@@ -128,9 +121,49 @@ def method_error(
 )->str|None: # What is wrong, None if nothing
     "Check a method and its options"
     if method not in VOTES: return f"Unknown method '{method}'{nearest(method, VOTES)}. Known: {', '.join(VOTES)}"
-    if method=="hard" and (temperature or member_temperature): return "a temperature is for probabilities, and a hard vote has none: take method = 'soft'"
+    if method=="hard" and (temperature or member_temperature):
+        return "a temperature is for probabilities, and a hard vote has none: take method = 'soft'"
 
-# %% ../../nbs/31_results.ensemble.ipynb #01684d77
+# %% ../../nbs/31_results.ensemble.ipynb #0ccbdfd2
+@dataclass(frozen=True)
+class FittedEnsemble:
+    "What an ensemble chose on valid images"
+    method:str # One of `VOTES`
+    weights:tuple # One a member, sum 1; a member of weight 0 has no say
+    member_temperatures:tuple # One a member, 1.0 where it isn't scaled
+    temperature:float = 1. # Of the average, 1.0 where it isn't scaled
+
+    def scale(self, members):
+        "Members' probabilities at their own temperatures"
+        return [apply_temperature(m, t) if t!=1 else m for m,t in zip(members, self.member_temperatures)]
+
+def _pooled(weights, members):
+    "Weighted mean of the members' probabilities, float64"
+    return sum(w*np.asarray(m, dtype=np.float64) for w,m in zip(weights, members) if w)
+
+# %% ../../nbs/31_results.ensemble.ipynb #a4d18471
+def predict_ensemble(
+    fitted:FittedEnsemble, # From `fit_ensemble`
+    members:list[np.ndarray], # Probabilities `(n,c)` of each member, in the same order
+    temperature:bool=True # Scale the average, where a temperature was fitted?
+)->np.ndarray: # Probabilities `(n,c)`, float64; of a hard vote classes `(n,)`
+    "What a fitted ensemble makes of images"
+    if len(members)!=len(fitted.weights):
+        raise StoreError(f"The ensemble was fitted on {len(fitted.weights)} members, {len(members)} were given.")
+    if fitted.method=="hard": return hard_vote([m for m,w in zip(members, fitted.weights) if w])
+    probs = _pooled(fitted.weights, fitted.scale(members))
+    return apply_temperature(probs, fitted.temperature) if temperature and fitted.temperature!=1 else probs
+
+# %% ../../nbs/31_results.ensemble.ipynb #2d5eb8d1
+def _check_request(method, members, targs, temperature, member_temperature):
+    "Refuse what can't be fitted"
+    if e := method_error(method, temperature, member_temperature): raise StoreError(f"{e}.")
+    if not len(members): raise StoreError("An ensemble needs at least one member, none was given.")
+    if targs is not None and len(targs) or not needs_valid(method, temperature, member_temperature): return
+    chosen = f"The weights of '{method}'" if needs_valid(method) else "Temperatures"
+    raise StoreError(f"{chosen} are chosen on valid images; give `targs`.")
+
+# %% ../../nbs/31_results.ensemble.ipynb #51655c6b
 def fit_ensemble(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each member
@@ -139,42 +172,21 @@ def fit_ensemble(
     member_temperature:bool=False # Scale each member?
 )->FittedEnsemble: # For `predict_ensemble`
     "Choose weights and temperatures on valid images"
-    if e := method_error(method, temperature, member_temperature): raise StoreError(f"{e}.")
-    if not len(members): raise StoreError("An ensemble needs at least one member, none was given.")
-    if (targs is None or not len(targs)) and needs_valid(method, temperature, member_temperature): raise StoreError(f"{_chosen(method)} are chosen on valid images; give `targs`.")
+    _check_request(method, members, targs, temperature, member_temperature)
+    n = len(members)
     ts = tuple(fit_temperature(m, targs) if member_temperature else 1. for m in members)
-    scaled = [apply_temperature(m, t) if t!=1 else m for m,t in zip(members, ts)]
+    fitted = FittedEnsemble(method, (1/n,)*n, ts)
     choose = {"greedy": greedy_weights, "weighted": likely_weights}.get(method)
-    weights = choose(scaled, targs) if choose else np.full(len(members), 1/len(members))
-    return FittedEnsemble(method, tuple(map(float, weights)), ts, fit_temperature(_pooled(weights, scaled), targs) if temperature else 1.)
+    if choose: fitted = replace(fitted, weights=tuple(choose(fitted.scale(members), targs).tolist()))
+    if not temperature: return fitted
+    return replace(fitted, temperature=fit_temperature(predict_ensemble(fitted, members), targs))
 
-def _chosen(
-    method:str # One of `VOTES`
-)->str: # For messages
-    "What is chosen on valid images"
-    return f"The weights of '{method}'" if method in ("greedy", "weighted") else "Temperatures"
+# %% ../../nbs/31_results.ensemble.ipynb #78fa103c
+def _with_gap(rest, i):
+    "An ensemble fitted without member `i`, which gets a place of weight 0"
+    def insert(values, new): return (*values[:i], new, *values[i:])
+    return replace(rest, weights=insert(rest.weights, 0.), member_temperatures=insert(rest.member_temperatures, 1.))
 
-def _pooled(
-    weights, # One a member
-    members:list[np.ndarray] # Probabilities `(n,c)` of each member
-)->np.ndarray: # Probabilities `(n,c)`, float64
-    "Weighted mean of the members' probabilities"
-    return sum(w*np.asarray(m, dtype=np.float64) for w,m in zip(weights, members) if w)
-
-# %% ../../nbs/31_results.ensemble.ipynb #54c3315e
-def predict_ensemble(
-    fitted:FittedEnsemble, # From `fit_ensemble`
-    members:list[np.ndarray], # Probabilities `(n,c)` of each member, in the same order
-    temperature:bool=True # Scale the average, where a temperature was fitted?
-)->np.ndarray: # Probabilities `(n,c)`, float64; of a hard vote classes `(n,)`
-    "What a fitted ensemble makes of images"
-    if len(members)!=len(fitted.weights): raise StoreError(f"The ensemble was fitted on {len(fitted.weights)} members, {len(members)} were given.")
-    if fitted.method=="hard": return hard_vote(members)
-    pairs = zip(members, fitted.member_temperatures)
-    probs = _pooled(fitted.weights, [apply_temperature(m, t) if t!=1 else m for m,t in pairs])
-    return apply_temperature(probs, fitted.temperature) if temperature and fitted.temperature!=1 else probs
-
-# %% ../../nbs/31_results.ensemble.ipynb #1e6b5056
 def leave_one_out(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members, two or more
@@ -182,49 +194,45 @@ def leave_one_out(
     **options # `temperature`, `member_temperature`
 )->list[FittedEnsemble]: # The `i`-th is without the `i`-th member, which keeps its place with weight 0
     "Fit an ensemble without each of its members in turn"
-    def without(o, i): return [*o[:i], *o[i+1:]]
-    def back(f, i): return FittedEnsemble(f.method, (*f.weights[:i], 0., *f.weights[i:]), (*f.member_temperatures[:i], 1., *f.member_temperatures[i:]), f.temperature)
-    return [back(fit_ensemble(method, without(list(members), i), targs, **options), i) for i in range(len(members))]
+    rests = ([m for k,m in enumerate(members) if k!=i] for i in range(len(members)))
+    return [_with_gap(fit_ensemble(method, rest, targs, **options), i) for i,rest in enumerate(rests)]
 
-# %% ../../nbs/31_results.ensemble.ipynb #f5813eac
-def _member_error(
-    d:dict # One member: `probs`, `targs`, `rows`, `classes`
-)->str|None: # What is wrong, None if nothing
-    "Check one member by itself"
-    probs, n, c = np.asarray(d["probs"]), len(d["rows"]), len(d["classes"])
-    if probs.shape!=(n,c): return f"has probabilities of shape {probs.shape} for {n} images and {c} classes"
-    if len(d["targs"])!=n: return f"has {len(d['targs'])} targets for {n} images"
-    bad = ~np.isfinite(probs).all(1)
-    if bad.any(): return f"has probabilities that are no numbers for {bad.sum()} of {n} images"
-    if (probs<0).any(): return "has probabilities below 0"
-    off = ~np.isclose(probs.sum(1, dtype=np.float64), 1, atol=1e-3)
-    if off.any(): return f"has rows that don't sum to 1 ({off.sum()} of {n}); are these logits?"
+# %% ../../nbs/31_results.ensemble.ipynb #652a15e1
+@dataclass(frozen=True, eq=False)
+class Stored:
+    "A run's stored probabilities for the images of a split"
+    probs:np.ndarray # `(n,c)`
+    targs:np.ndarray # Right classes `(n,)`
+    rows:np.ndarray # Rows of the pack `(n,)`
+    classes:np.ndarray # Class names `(c,)`
+    origins:np.ndarray|None = None # Where each image came from `(n,)`, where that is known
 
-def _pair_error(
-    d:dict, # One member
-    first:dict # The first member
-)->str|None: # What is wrong, None if nothing
-    "Check that a member is about the same images and classes as the first"
-    if len(d["rows"])!=len(first["rows"]): return f"is about {len(d['rows'])} images, not {len(first['rows'])}"
-    other = int((np.asarray(d["rows"])!=first["rows"]).sum())
-    if other: return f"is about other images ({other} of {len(d['rows'])} rows differ)"
-    if list(d["classes"])!=list(first["classes"]): return f"has classes {_names(d['classes'])}, not {_names(first['classes'])}"
-    if (np.asarray(d["targs"])!=first["targs"]).any(): return "has other right classes for the same images"
+# %% ../../nbs/31_results.ensemble.ipynb #90d5d63f
+def _own_error(m):
+    "What is wrong with a member by itself"
+    shape = len(m.rows), len(m.classes)
+    if m.probs.shape!=shape: return f"probabilities of shape {m.probs.shape}, where images and classes make {shape}"
+    return prob_error(m.probs, m.targs)
 
-def _names(
-    classes # Class names
-)->str: # The first ones
-    "A short list of class names"
-    return ", ".join(str(o) for o in classes[:12])+(", ..." if len(classes)>12 else "")
+def _pair_error(m, first):
+    "What of a member isn't as in the first one"
+    n = len(m.rows)
+    if n!=len(first.rows): return f"is about {n} images, not {len(first.rows)}"
+    if other := (m.rows!=first.rows).sum(): return f"is about other images ({other} of {n} rows differ)"
+    classes, known = (", ".join(map(str, o.classes)) for o in (m, first))
+    if classes!=known: return f"has classes {classes[:80]}, not {known[:80]}"
+    return "has other right classes for the same images" if (m.targs!=first.targs).any() else ""
 
+# %% ../../nbs/31_results.ensemble.ipynb #376be463
 def check_members(
-    members:list[dict], # `RunStore.probs` of each: `probs`, `targs`, `rows`, `classes`
+    members:list[Stored], # Of each member
     names:list[str]|None=None # What to call them in messages, numbers by default
 )->list[np.ndarray]: # Their probabilities, ready for `fit_ensemble`
     "Members' probabilities, if all are about the same images and classes; `StoreError` names the first that isn't"
     names = names or [str(i+1) for i in range(len(members))]
-    for name,d in zip(names, members):
-        if e := _member_error(d): raise StoreError(f"Member '{name}' {e}. Delete its run's folder and run the study again.")
-        if e := _pair_error(d, members[0]):
-            raise StoreError(f"Member '{name}' doesn't fit '{names[0]}': it {e}. Members must come from one study's images.")
-    return [d["probs"] for d in members]
+    for name,m in zip(names, members):
+        if e := _own_error(m):
+            raise StoreError(f"Member '{name}': {e}. Delete its run's folder and run the study again.")
+        if e := _pair_error(m, members[0]):
+            raise StoreError(f"Member '{name}' doesn't fit '{names[0]}': it {e}. All must come from one study.")
+    return [m.probs for m in members]

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'majority_accuracy', 'balanced_accuracy', 'macro_f1', 'nll', 'reliability',
-           'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'bootstrap_difference', 'welch', 'mean_interval',
-           'disagreement', 'oracle_accuracy']
+           'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference', 'bootstrap_difference', 'welch',
+           'mean_interval', 'disagreement', 'oracle_accuracy']
 
-# %% ../../nbs/30_results.metrics.ipynb #0bb80d6c
+# %% ../../nbs/30_results.metrics.ipynb #6db25250
 import math
+from typing import NamedTuple
 import numpy as np
 from ..core import rng
 
-# %% ../../nbs/30_results.metrics.ipynb #2bdfa42c
+# %% ../../nbs/30_results.metrics.ipynb #a2934a01
 def as_preds(
     probs:np.ndarray # Probabilities `(n,c)`, or classes `(n,)`
 )->np.ndarray: # Classes `(n,)`
@@ -27,45 +28,42 @@ def accuracy(
     "Share of images whose class is right"
     return float((as_preds(probs)==targs).mean()) if len(targs) else math.nan
 
+# %% ../../nbs/30_results.metrics.ipynb #1ff71841
 def class_accuracy(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
     targs:np.ndarray, # Right classes `(n,)`
     n:int # Number of classes
 )->np.ndarray: # `(n,)` in [0, 1], NaN where a class has no image
     "Accuracy among the images of each class"
-    targs = np.asarray(targs)
-    right = np.bincount(targs[as_preds(probs)==targs], minlength=n)
-    images = np.bincount(targs, minlength=n)
-    return np.where(images>0, right/np.maximum(images, 1), np.nan)
+    if not len(targs): return np.full(n, np.nan)
+    from sklearn.metrics import recall_score
+    return recall_score(targs, as_preds(probs), labels=range(n), average=None, zero_division=np.nan)
 
-# %% ../../nbs/30_results.metrics.ipynb #58f76a26
+# %% ../../nbs/30_results.metrics.ipynb #05e35019
 def majority_accuracy(
     train_targs:np.ndarray, # Right classes of the training images `(m,)`
     targs:np.ndarray # Right classes of the images to score `(n,)`
 )->float: # In [0, 1], NaN without images on either side
     "Accuracy of always saying train's most frequent class (the first on ties)"
-    if not len(train_targs) or not len(targs): return math.nan
-    return float((np.asarray(targs)==np.bincount(train_targs).argmax()).mean())
+    if not len(train_targs): return math.nan
+    common = np.bincount(train_targs).argmax()
+    return accuracy(np.full(len(targs), common), targs)
 
+# %% ../../nbs/30_results.metrics.ipynb #75c675de
 def balanced_accuracy(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
     targs:np.ndarray # Right classes `(n,)`
 )->float: # In [0, 1], NaN without images
     "Mean of the classes' accuracies, over the classes that have images"
-    return float(np.nanmean(class_accuracy(probs, targs, int(np.max(targs))+1))) if len(targs) else math.nan
+    return float(np.nanmean(class_accuracy(probs, targs, np.max(targs)+1))) if len(targs) else math.nan
 
 def macro_f1(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
     targs:np.ndarray # Right classes `(n,)`
 )->float: # In [0, 1], NaN without images
     "Mean of the classes' F1, over the classes that have images or are predicted"
-    if not len(targs): return math.nan
-    targs, preds = np.asarray(targs), as_preds(probs)
-    n = int(max(targs.max(), preds.max()))+1
-    both = np.bincount(targs, minlength=n)+np.bincount(preds, minlength=n)
-    right = np.bincount(targs[preds==targs], minlength=n)
-    return float((2*right/np.maximum(both, 1))[both>0].mean())
-
+    from sklearn.metrics import f1_score
+    return float(f1_score(targs, as_preds(probs), average="macro", zero_division=0)) if len(targs) else math.nan
 
 # %% ../../nbs/30_results.metrics.ipynb #b64063d8
 def nll(
@@ -77,21 +75,22 @@ def nll(
     right = np.asarray(probs)[np.arange(len(targs)), targs].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean())
 
-# %% ../../nbs/30_results.metrics.ipynb #dd5d87e7
+# %% ../../nbs/30_results.metrics.ipynb #c3625a3a
 def reliability(
     probs:np.ndarray, # Probabilities `(n,c)`
     targs:np.ndarray, # Right classes `(n,)`
     bins:int=15 # Of equal width in [0, 1]
-)->dict[str,np.ndarray]: # `low` (end of each bin), `confidence`, `accuracy` and `count`, each `(bins,)`
-    "How sure a predictor is, and how often it is right, from the least sure images to the surest"
-    probs, edges = np.asarray(probs), np.linspace(0, 1, bins+1)
-    sure, right = probs.max(1).astype(np.float64), as_preds(probs)==targs
+): # DataFrame, a row a bin: `low` (its lower end), mean `confidence`, `accuracy` and `count`
+    "How sure a predictor is and how often it is right, from the least sure images to the surest"
+    import pandas as pd
+    edges, sure = np.linspace(0, 1, bins+1), np.max(probs, 1).astype(np.float64)
     at = np.searchsorted(edges[1:-1], sure)
     count = np.bincount(at, minlength=bins)
-    def mean(x): return np.where(count>0, np.bincount(at, x, bins)/np.maximum(count, 1), np.nan)
-    return dict(low=edges[:-1], confidence=mean(sure), accuracy=mean(right), count=count)
+    confidence, right = (np.bincount(at, x, bins) for x in (sure, as_preds(probs)==targs))
+    with np.errstate(invalid="ignore"): means = dict(confidence=confidence/count, accuracy=right/count)
+    return pd.DataFrame(dict(low=edges[:-1], **means, count=count))
 
-# %% ../../nbs/30_results.metrics.ipynb #ea251033
+# %% ../../nbs/30_results.metrics.ipynb #4c5549d7
 def ece(
     probs:np.ndarray, # Probabilities `(n,c)`
     targs:np.ndarray, # Right classes `(n,)`
@@ -99,27 +98,29 @@ def ece(
 )->float: # In [0, 1], 0 is best, NaN without images
     "Expected calibration error"
     if not len(targs): return math.nan
-    d = reliability(probs, targs, bins)
-    return float(np.nansum(d["count"]*np.abs(d["accuracy"]-d["confidence"]))/len(targs))
+    table = reliability(probs, targs, bins)
+    return float((table["count"]*(table.accuracy-table.confidence).abs()).sum()/len(targs))
 
-# %% ../../nbs/30_results.metrics.ipynb #0bb4db90
+# %% ../../nbs/30_results.metrics.ipynb #f91cff84
 def confusion(
     preds:np.ndarray, # Predicted classes `(n,)`
     targs:np.ndarray, # Right classes `(n,)`
     n:int # Number of classes
 )->np.ndarray: # `(n,n)` counts: right class by row, predicted by column
     "Confusion matrix"
-    return np.bincount(np.asarray(targs)*n+np.asarray(preds), minlength=n*n).reshape(n, n)
+    if not len(targs): return np.zeros((n, n), dtype=int)
+    from sklearn.metrics import confusion_matrix
+    return confusion_matrix(targs, preds, labels=range(n))
 
 def most_confused(
     counts:np.ndarray, # Confusion matrix `(n,n)`
     classes:list, # Class names, or whatever stands for them
     k:int=5 # Pairs wanted at most
-)->list[tuple[str,str,int,float]]: # (right class, taken for, images, share of the right class's images), most frequent first
+)->list[tuple[str,str,int,float]]: # (right class, taken for, images, share of the class), most frequent first
     "The mistakes that are made most often"
     off = counts-np.diag(np.diag(counts))
     order = np.argsort(-off, axis=None, kind="stable")[:k]
-    pairs = [divmod(int(i), len(classes)) for i in order]
+    pairs = zip(*np.unravel_index(order, off.shape))
     return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs if off[i,j]]
 
 # %% ../../nbs/30_results.metrics.ipynb #520902a5
@@ -134,51 +135,58 @@ def interval(
     half = z/(1+z*z/n)*math.sqrt(acc*(1-acc)/n+z*z/(4*n*n))
     return middle-half, middle+half
 
-# %% ../../nbs/30_results.metrics.ipynb #ff57e4d6
+# %% ../../nbs/30_results.metrics.ipynb #d6944042
 def mcnemar(
     preds:np.ndarray, # Classes by one predictor `(n,)`
     others:np.ndarray, # Classes by another `(n,)`
     targs:np.ndarray # Right classes `(n,)`
 )->tuple[int,int,float]: # Images only the first has right, only the second, and the two-sided p-value
-    "Is one predictor better than another on the same images?"
-    a,b = np.asarray(preds)==targs, np.asarray(others)==targs
+    "Exact McNemar test of two classifiers on the same images"
+    from scipy.stats import binomtest
+    a, b = np.asarray(preds)==targs, np.asarray(others)==targs
     first, second = int((a&~b).sum()), int((b&~a).sum())
-    n = first+second
-    log_terms = [math.lgamma(n+1)-math.lgamma(k+1)-math.lgamma(n-k+1)-n*math.log(2) for k in range(min(first, second)+1)]
-    return first, second, min(1., 2*math.fsum(math.exp(o) for o in log_terms))
+    return first, second, float(binomtest(first, first+second).pvalue) if first+second else 1.
 
-# %% ../../nbs/30_results.metrics.ipynb #9387eb74
+# %% ../../nbs/30_results.metrics.ipynb #a70dcbc2
+class Difference(NamedTuple):
+    "A difference of two accuracies and the ends of its interval"
+    difference:float
+    low:float
+    high:float
+
+_UNKNOWN = Difference(math.nan, math.nan, math.nan)
+
 def bootstrap_difference(
     a_right:np.ndarray, # Is one predictor right? `(n,)`
     b_right:np.ndarray, # Is the other, on the same images? `(n,)`
     reps:int=10_000, # Draws
     seed:int=0, # Of the draws
     level:float=.95 # Of the interval
-)->tuple[float,float,float]: # Difference of the accuracies (`a` minus `b`), and the low and high end of its interval
-    "How much better is one predictor than another on such images?"
+)->Difference: # Of the accuracies, `a` minus `b`
+    "Paired bootstrap of the difference between two accuracies on the same images"
     d = np.asarray(a_right, dtype=int)-np.asarray(b_right, dtype=int)
     n = len(d)
-    if not n: return math.nan, math.nan, math.nan
+    if not n: return _UNKNOWN
     shares = np.bincount(d+1, minlength=3)/n
     draws = rng("bootstrap", seed).multinomial(n, shares, reps)
-    low,high = np.quantile((draws[:,2]-draws[:,0])/n, [(1-level)/2, (1+level)/2])
-    return float(d.mean()), float(low), float(high)
+    low, high = np.quantile((draws[:,2]-draws[:,0])/n, [(1-level)/2, (1+level)/2])
+    return Difference(float(d.mean()), float(low), float(high))
 
-# %% ../../nbs/30_results.metrics.ipynb #e360b5a5
+# %% ../../nbs/30_results.metrics.ipynb #541d3f33
 def welch(
     a:list[float], # Accuracies of one setting, one a seed
     b:list[float], # Of another
     level:float=.95 # Of the interval
-)->tuple[float,float,float]: # Difference of the means (`a` minus `b`), and the low and high end of its interval
+)->Difference: # Of the means, `a` minus `b`
     "Welch's interval of the difference of two means; accuracies lie in [0, 1], so no end lies outside of [-1, 1]"
-    if not len(a) or not len(b): return math.nan, math.nan, math.nan
+    if not len(a) or not len(b): return _UNKNOWN
     difference = float(np.mean(a)-np.mean(b))
-    if min(len(a), len(b))<2 or np.ptp(a)==np.ptp(b)==0: return difference, math.nan, math.nan
+    if min(len(a), len(b))<2 or np.ptp(a)==np.ptp(b)==0: return _UNKNOWN._replace(difference=difference)
     from scipy.stats import ttest_ind
     ends = ttest_ind(a, b, equal_var=False).confidence_interval(level)
-    return difference, max(-1., float(ends.low)), min(1., float(ends.high))
+    return Difference(difference, max(-1., float(ends.low)), min(1., float(ends.high)))
 
-# %% ../../nbs/30_results.metrics.ipynb #6c7ee971
+# %% ../../nbs/30_results.metrics.ipynb #5eedce4d
 def mean_interval(
     values:list[float], # For example accuracies, one a seed
     level:float=.95 # Of the interval
@@ -188,9 +196,8 @@ def mean_interval(
     if not len(values): return (math.nan,)*4
     mean, sd = float(values.mean()), float(values.std(ddof=1)) if len(values)>1 else math.nan
     if not sd>0: return mean, sd, math.nan, math.nan
-    from scipy.stats import t
-    half = float(t.ppf((1+level)/2, len(values)-1))*sd/math.sqrt(len(values))
-    return mean, sd, mean-half, mean+half
+    from scipy.stats import ttest_1samp
+    return mean, sd, *map(float, ttest_1samp(values, 0).confidence_interval(level))
 
 # %% ../../nbs/30_results.metrics.ipynb #e2c48371
 def disagreement(

@@ -23,12 +23,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 import matplotlib, numpy as np, pandas as pd
 from jinja2 import Environment, StrictUndefined
 from fastcore.basics import noop
 from matplotlib.figure import Figure
 from ..core import SPLITS
-from ..files import sha256, write_bytes, write_text
+from ..files import read_json, sha256, write_bytes, write_text
 from ..runs import RunConfig, config_fields, scaled
 from ..space import dim_kind
 from .ensemble import needs_valid, tied
@@ -36,9 +37,40 @@ from .metrics import confusion, ece, interval, mean_interval, most_confused, wel
 from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
     samples_table, number_words, MANY_CLASSES)
-from .surrogate import learnt_tables
-from .tables import (ABLATION, ALL, CIFAR_PARTS, FULL_STUDY, MARK, POINT, TOTAL, all_tables, beside_published, is_cinic, journal_of, majority_of, other_dimensions, planned, predictions,
-    progress_table, read_journal, read_study)
+from .surrogate import surrogate_tables
+from .tables.runs import ABLATION
+from .tables.predictors import ALL, CIFAR_PARTS, TOTAL
+from .tables.report import FULL_STUDY, beside_published, is_cinic
+from .tables.runs import TARGET_ACC
+from .tables.search import POINT
+from .tables.study import all_tables, progress_table
+from ..journal import control_name
+from ..record import DataInfo, RunEntry
+from ..studyfolder import StudyFolder, declared_settings
+from .predictions import predictions
+
+# %% ../../nbs/35_results.page.ipynb #ada97e01
+def _plain_prediction(p):
+    "A prediction as values by name"
+    d = dict(predictor=p.name, kind=p.kind, run_id=p.run_ids[0] if p.run_ids else "", members=list(p.members), status=p.status, reason=p.reason)
+    if not p.done: return d
+    d |= dict(probs=p.probs, preds=p.preds, targs=p.targs, classes=p.classes, rows=p.rows, origins=p.origins)
+    if not p.is_vote: return d|dict(stored=dict(probs=p.probs))
+    return d|dict(fitted=p.fitted, options=p.options, valid_members=[m.probs for m in p.valid] or None)
+
+def _plain_journals(study):
+    "Header and trials by (search, `search` or `control`)"
+    names = {(s.name, w): control_name(s.name) if w=="control" else s.name for s in study.record.searches for w in ("search", "control")}
+    journals = {k: study.journals[n] for k,n in names.items()}
+    return {k: (j.header.model_dump(exclude_unset=True) if j.header else {}, [t.model_dump(exclude_unset=True) for t in j.trials]) for k,j in journals.items()}
+
+def _dimensions_beside(headers):
+    "Dimensions of searches that the report's don't have, in the plan's order"
+    return [k for k in dict.fromkeys(k for h in headers for k in h.get("space") or ()) if k not in (*POINT, "model", "opt")]
+
+def _is_cinic(data): return is_cinic(DataInfo.model_validate(data))
+def _beside_published(data): return beside_published(DataInfo.model_validate(data))
+
 
 # %% ../../nbs/35_results.page.ipynb #f373f8c3
 @dataclass(frozen=True)
@@ -46,7 +78,7 @@ class Facts:
     "What a study's folder holds, read once"
     out:Path # The folder
     study:dict # Content of `study.json`
-    tables:dict # From `all_tables` and `learnt_tables`
+    tables:dict # From `all_tables` and `surrogate_tables`
     preds:list # From `predictions`
     progress:pd.DataFrame # From `progress_table`
     samples:dict # From `samples_table`
@@ -69,7 +101,7 @@ class Facts:
         split:str # Whose images are scored
     )->float: # NaN in a folder from before
         "The level to beat: accuracy of always saying train's most frequent class"
-        return majority_of(self.study["data"], split)
+        return DataInfo.model_validate(self.study["data"]).majority_acc(split)
 
     @property
     def trainings(self)->int: # Done or not
@@ -89,16 +121,21 @@ def _rows(
     "A table's rows, one by one"
     return df.to_dict("records")
 
+def _planned(f, run):
+    "What the plan says about a row of `runs_table`"
+    study = SimpleNamespace(record=SimpleNamespace(plan=f.study.get("plan") or {}))
+    return declared_settings(study, RunEntry(name=run["name"], group=run["group"]))
+
 def facts(
     out:Path # A study's folder
 )->Facts: # Read once
     "Read a study's folder"
-    study, preds = read_study(out), predictions(out)
-    tables = all_tables(out, preds)|learnt_tables(out)
-    journals = {(s["name"], w): read_journal(journal_of(out, s["name"], w)) for s in study["searches"] for w in ("search", "control")}
+    folder = StudyFolder(out)
+    study, preds = read_json(folder.out/"study.json"), [_plain_prediction(p) for p in predictions(folder)]
+    tables, journals = all_tables(folder)|surrogate_tables(folder), _plain_journals(folder)
     names = [*tables["runs"]["name"], *tables["table1_search"]["search"], *(p["predictor"] for p in preds), *tables["seeds"]["name"]]
     settings = {m: d["name"] for d in _rows(tables["seeds"]) for m in d["members"].split(", ")}
-    return Facts(Path(out), study, tables, preds, progress_table(out), samples_table(out), journals, palette(names, settings))
+    return Facts(Path(out), study, tables, preds, progress_table(folder), samples_table(out), journals, palette(names, settings))
 
 # %% ../../nbs/35_results.page.ipynb #e3b213c0
 _nbsp = "\u00a0" # Keeps a number and its unit on one line
@@ -195,7 +232,7 @@ def _group_epochs(
     group:str # Of runs
 )->list[int]: # Different numbers of epochs, ascending
     "Epochs of a group's runs, as configured or else as planned"
-    return sorted({int(r["epochs"]) if pd.notna(r["epochs"]) else _scaled_epochs(f, planned(f.study, r)) for r in f.runs(group)})
+    return sorted({int(r["epochs"]) if pd.notna(r["epochs"]) else _scaled_epochs(f, _planned(f, r)) for r in f.runs(group)})
 
 def _trial_epochs(
     f:Facts # The study
@@ -211,7 +248,7 @@ def _data_words(
 )->str: # A few words
     "What the images are"
     if data.get("demo"): return "scikit-learn's handwritten digits (the built-in demo set)"
-    return f"CINIC-10 images ({data['name']})" if is_cinic(data) else data["name"]
+    return f"CINIC-10 images ({data['name']})" if _is_cinic(data) else data["name"]
 
 def _size_row(
     what:str, # What is counted
@@ -239,7 +276,7 @@ def size_rows(
     "This study's size beside the full study's"
     data, best, full = f.study["data"], f.tables["table1_search"], FULL_STUDY
     name = _data_words(data)
-    rows = [dict(what="data", here=name, full="CINIC-10", less=not is_cinic(data), words=f"{name} instead of CINIC-10")]
+    rows = [dict(what="data", here=name, full="CINIC-10", less=not _is_cinic(data), words=f"{name} instead of CINIC-10")]
     rows += [_size_row(f"images, {s}", [data["counts"].get(s, 0)], full["split"]) for s in SPLITS]
     rows.append(_size_row("images in all", [sum(data["counts"].values())], full["images"], "images"))
     for g,n in full["epochs"].items():
@@ -258,7 +295,7 @@ _full_words = f"The full study trains {FULL_STUDY['trainings']} networks on CINI
 _published_words = "Published numbers are the report's; they stand beside runs, searches and votes with all its settings, and nowhere else."
 _incomparable_words = "No number of the report stands beside those here: results on other images, on fewer of them or with other settings " \
     "can't be compared with it."
-_mark_words = f" “How soon” takes one of its numbers, {pct(MARK)}, as a mark to reach."
+_mark_words = f" “How soon” takes one of its numbers, {pct(TARGET_ACC)}, as a mark to reach."
 
 def scale_notice(
     f:Facts # The study
@@ -271,7 +308,7 @@ def scale_notice(
     stated = any(f.tables[t]["published"].notna().any() for t in ("runs", "table1_search", "table2_predictors"))
     beside = (_published_words if stated else _incomparable_words)+_mark_words*bool(f.tables["soon"]["seconds"].notna().any())
     data = f.study["data"]
-    if not is_cinic(data) and not data.get("demo"):
+    if not _is_cinic(data) and not data.get("demo"):
         images, classes = count(sum(data["counts"].values()), "image"), count(len(data["classes"]), "class", "classes")
         text = f"This study has {images} in {classes} and {count(f.trainings, 'training')}. {beside}"
         return dict(title="These are other images than the report's.", text=text, table=table)
@@ -633,7 +670,7 @@ def _only_longer(
     "Does a run differ from the trials of its search in epochs and seed alone?"
     plan = f.study.get("plan") or {}
     search = next((s for s in plan.get("search", []) if s["name"]==run["search"]), {})
-    trial, fields = {**plan.get("defaults", {}), **search}, planned(f.study, run)
+    trial, fields = {**plan.get("defaults", {}), **search}, _planned(f, run)
     own = next(o for o in plan["run"] if (o.get("group", ""), o["name"])==(run["group"], run["name"]))
     same = all(v==trial.get(k, config_fields[k].default) for k,v in fields.items() if k not in ("epochs", "seed"))
     return same and not set(own)&set(search.get("space", {}))-{"epochs", "seed"}
@@ -1123,7 +1160,7 @@ def soon_words(
     if not there: return []
     there.sort(key=lambda d: np.mean(d["seconds"]))
     def first(d): return f"{said(d['name'])} after {duration(np.mean(d['seconds']))} ({_of_seeds(d)})"
-    words = [f"{pct(MARK)} of the valid images right, as many as the report's best vote has of its test images: {listed(map(first, there))}."]
+    words = [f"{pct(TARGET_ACC)} of the valid images right, as many as the report's best vote has of its test images: {listed(map(first, there))}."]
     if rest: words.append("Not at all: "+listed(f"{said(d['name'])}, at most {pct(max(d['best']))} in {duration(max(d['total']))}" for d in rest)+".")
     return words
 
@@ -1575,7 +1612,7 @@ def _other_dimensions(
 )->list[str]: # Columns of tables 1 and of trials
     "Dimensions of the searches that are not the report's"
     headers = [h for h,_ in f.journals.values()]
-    return [k for k in ("model", "opt") if any(k in (h.get("space") or {}) for h in headers)]+other_dimensions(headers)
+    return [k for k in ("model", "opt") if any(k in (h.get("space") or {}) for h in headers)]+_dimensions_beside(headers)
 
 def _value(
     v # Of a dimension, perhaps missing
@@ -1707,9 +1744,9 @@ def soon_rows(
     def mean(xs): return duration(np.mean(xs)) if xs else "–"
     rows = [(pretty(d["name"]), f"{d['reached']} of {d['n']}", mean(d["seconds"]), mean(d["total"]), spread_words(d["best"])) for d in _soon_settings(f)]
     columns = [("setting", "name"), ("seeds that reach it", "num"), ("time to it", "num"), ("whole training", "num"), ("best valid", "num")]
-    images = "here on valid images" if beside_published(f.study["data"]) else "all of CINIC-10's; here on valid images, and on other ones than those"
-    caption = f"{pct(MARK)} is the report's best result, on test images, {images}. Time is training and validation, on the machine that did them."
-    return _table("soon", f"Time to {pct(MARK)}", caption, columns, rows) if soon_words(f) else None
+    images = "here on valid images" if _beside_published(f.study["data"]) else "all of CINIC-10's; here on valid images, and on other ones than those"
+    caption = f"{pct(TARGET_ACC)} is the report's best result, on test images, {images}. Time is training and validation, on the machine that did them."
+    return _table("soon", f"Time to {pct(TARGET_ACC)}", caption, columns, rows) if soon_words(f) else None
 
 # %% ../../nbs/35_results.page.ipynb #e6d0bffd
 _titles = { # Title, section of the report, question

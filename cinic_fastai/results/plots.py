@@ -23,7 +23,9 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
 from ..runs import best_epoch
-from .tables import ALL, TOTAL, history_table
+from .tables.predictors import ALL, TOTAL
+from .tables.runs import history_table
+from ..studyfolder import StudyFolder
 
 # %% ../../nbs/33_results.plots.ipynb #1be80cf9
 COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00",
@@ -210,7 +212,7 @@ def curves_table(
     parts:tuple=("valid",) # `train`, `valid` or both
 )->pd.DataFrame: # `name`, `part`, `epoch` (from 1), `accuracy`, `loss`
     "Curves of a group's runs"
-    h = history_table(out).query("group==@group")
+    h = history_table(StudyFolder(out)).query("group==@group")
     names = [n for n in names or dict.fromkeys(h["name"]) if n in set(h["name"])]
     pieces = [_curve(h[h["name"]==n], p) for n in names for p in parts]
     return pd.concat(pieces or [_curve(h[:0], "valid")], ignore_index=True)
@@ -687,7 +689,7 @@ def _scaled_axis(
 # %% ../../nbs/33_results.plots.ipynb #4ec8a9a2
 @matplotlib.rc_context(STYLE)
 def plot_importance(
-    df:pd.DataFrame, # From `learnt_tables`
+    df:pd.DataFrame, # From `surrogate_tables`
     colours:dict|None=None # Colour by search, `palette`'s when None
 )->Figure: # A panel a search
     "Sobol's indices of each search's dimensions, the most important one on top"

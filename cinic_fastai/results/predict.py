@@ -20,13 +20,15 @@ from .. import __version__
 from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
 from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
-from ..files import read_json, write_text, writing
+from ..files import atomic_path, read_json, write_text
 from ..runs import RunConfig, WEIGHTS_FILE, declared
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast, set_up
 from ..train.models import laid_out, make_model
 from .ensemble import FittedEnsemble, predict_ensemble
-from .tables import ALL, TOTAL, choose_predictor, class_origin_table, class_table, predictions, predictors_table, read_study, study_store
+from .tables.predictors import ALL, TOTAL, class_origin_table, class_table, predictors_table
+from .predictions import choose_predictor, predictions
+from ..studyfolder import StudyFolder
 
 # %% ../../nbs/36_results.predict.ipynb #4d33408e
 class Member(nn.Module):
@@ -132,15 +134,15 @@ def load_predictor(
     device=None # As for `pick_device`
 )->Predictor: # Needs neither pack nor plan
     "The predictor of a study"
-    preds = predictions(out, everyone=True)
-    p,ids = choose_predictor(preds, name),{o["predictor"]: o["run_id"] for o in preds if o["kind"]=="run"}
-    names = [p["predictor"]] if p["kind"]=="run" else p["members"]
-    read = {n: read_member(study_store(out).folder(ids[n])) for n in names}
+    study = StudyFolder(out)
+    p = choose_predictor(predictions(study, everyone=True), name)
+    names = p.members or [p.name]
+    read = {n: read_member(study.store.folder(rid)) for n,rid in zip(names, p.run_ids)}
     about = next(iter(read.values()))[1]
-    fitted = FittedEnsemble("soft", (1.,), (1.,)) if p["kind"]=="run" else p["fitted"]
+    fitted = p.fitted
     used = [i for i,w in enumerate(fitted.weights) if w or fitted.method=="hard"]
     fitted = dataclasses.replace(fitted, weights=tuple(fitted.weights[i] for i in used), member_temperatures=tuple(fitted.member_temperatures[i] for i in used))
-    return Predictor(p["predictor"], about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted).to(device)
+    return Predictor(p.name, about["classes"], about["size"], {names[i]: read[names[i]][0] for i in used}, fitted).to(device)
 
 # %% ../../nbs/36_results.predict.ipynb #7225c56f
 def predict_files(
@@ -238,7 +240,7 @@ def export_onnx(
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
     whole,x = Whole(in_float32(predictor)).eval(),trial_images(predictor.size).to(predictor.device)
     runtime = onnx_tools()
-    with writing(path) as part, _quiet():
+    with atomic_path(path) as part, _quiet():
         torch.onnx.export(whole, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"], dynamic_shapes=({0: torch.export.Dim("n")},),
             dynamo=True, external_data=False, verbose=False)
         session = runtime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
@@ -263,7 +265,7 @@ def export_safetensors(
     members = [dict(name=n, config=dataclasses.asdict(m.cfg), precision=m.precision, mean=m.mean, std=m.std) for n,m in predictor.members.items()]
     about = dict(name=predictor.name, classes=list(predictor.classes), size=predictor.size, fitted=dataclasses.asdict(predictor.fitted), members=members)
     x = trial_images(predictor.size)
-    with writing(path) as part:
+    with atomic_path(path) as part:
         save_tensors(part, tensors, about)
         gap = float(np.abs(import_safetensors(part, predictor.device).probs(x)-predictor.probs(x)).max())
         if not gap<=TOLERANCE: raise StoreError(f"What was read from the file differs by {gap:.1g}. It was not written.")
@@ -288,13 +290,13 @@ def card_facts(
     predictor:Predictor # From `load_predictor`
 )->dict: # For the template
     "What a model card tells"
-    study,of = read_study(out),predictor.name
-    preds = predictions(out, everyone=True)
-    classes,origins,table = class_table(out, preds),class_origin_table(out, preds),predictors_table(out, preds)
+    study,of,folder = read_json(out/"study.json"),predictor.name,StudyFolder(out)
+    preds = predictions(folder, everyone=True)
+    classes,origins,table = (make(folder, everyone=True) for make in (class_table, class_origin_table, predictors_table))
     row = table.set_index("predictor").loc[of]
     by_origin = origins.query("predictor==@of and `class`==@TOTAL and origin!=@ALL").to_dict("records")
     members = [dict(name=n, params=sum(p.numel() for p in m.parameters()), settings=dict(model=m.cfg.model)|declared(m.cfg)) for n,m in predictor.members.items()]
-    return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of)["kind"],
+    return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of).kind,
         acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]),
         balanced=row["balanced_acc"], f1=row["macro_f1"], majority=None if np.isnan(row["majority_acc"]) else row["majority_acc"],
         by_class=classes.query("predictor==@of and `class`!=@TOTAL").to_dict("records"),

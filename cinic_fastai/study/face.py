@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_pack', 'Study']
 
-# %% ../../nbs/44_study.face.ipynb #1686ddd9
+# %% ../../nbs/44_study.face.ipynb #8be7ad33
 import argparse, shlex
 from dataclasses import replace
 from functools import cached_property
@@ -15,8 +15,11 @@ from fastcore.basics import patch
 from ..core import DataError, StoreError, nearest
 from ..data.pack import Pack, get_pack
 from ..record import RunEntry
-from cinic_fastai.results.tables import (all_tables, choose_predictor, predictions, predictors_table, runs_table,
-    trials_table)
+from ..results.predictions import choose_predictor, predictions
+from ..results.tables.predictors import predictors_table
+from ..results.tables.runs import runs_table
+from ..results.tables.search import trials_table
+from ..results.tables.study import all_tables
 from ..runs import WEIGHTS_FILE, RunConfig
 from ..studyfolder import StudyFolder
 
@@ -40,7 +43,7 @@ def _same_images(study, pack):
     if pack.digest==study.data.digest: return pack
     raise DataError(f"{pack.path} holds other images than those of {study.out}, or they have changed.")
 
-# %% ../../nbs/44_study.face.ipynb #c940962e
+# %% ../../nbs/44_study.face.ipynb #a75dfa7c
 class Study(StudyFolder):
     "A study's folder with its tables, predictors and Learners"
     def __init__(self,
@@ -53,13 +56,13 @@ class Study(StudyFolder):
     @cached_property
     def pack(self)->Pack: return find_pack(self)
     @cached_property
-    def runs(self): return runs_table(self.out)
+    def runs(self): return runs_table(self)
     @cached_property
-    def trials(self): return trials_table(self.out)
+    def trials(self): return trials_table(self)
     @cached_property
-    def predictors(self): return predictors_table(self.out)
+    def predictors(self): return predictors_table(self)
     @cached_property
-    def tables(self)->dict: return all_tables(self.out)
+    def tables(self)->dict: return all_tables(self)
 
 # %% ../../nbs/44_study.face.ipynb #6c19c1a2
 @patch
@@ -109,13 +112,13 @@ def learner(self:Study,
     learn.model.load_state_dict(load_tensors(weights)[0])
     return learn
 
-# %% ../../nbs/44_study.face.ipynb #a57d1069
+# %% ../../nbs/44_study.face.ipynb #8020060f
 @patch(as_prop=True)
 def answer(self:Study)->str: # A sentence
     "What to take, and how good it is on the test images"
-    done = [p for p in predictions(self.out) if "preds" in p]
+    done = [p for p in predictions(self) if p.done]
     if not done: return "No predictor is finished yet."
-    best = choose_predictor(done)["predictor"]
+    best = choose_predictor(done).name
     r = self.predictors.set_index("predictor").loc[best]
     right = f"{100*r.test_acc:.1f} % of the test images right (95 % interval {100*r.low:.1f} to {100*r.high:.1f})"
     return f"Best on valid images: {best}, which gets {right}."

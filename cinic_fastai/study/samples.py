@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHOWN_POLICIES', 'augmented_examples', 'surest_mistakes', 'confused_pairs', 'write_samples']
 
-# %% ../../nbs/42a_study.samples.ipynb #90cd4887
+# %% ../../nbs/42a_study.samples.ipynb #1a835de7
 from pathlib import Path
 import numpy as np
 from ..core import StoreError, rng
@@ -13,10 +13,11 @@ from ..data.folder import is_cifar_test
 from ..data.pack import Pack
 from ..files import read_npz, write_npz
 from ..results.metrics import confusion, most_confused
-from ..results.tables import choose_predictor, predictions
+from ..results.predictions import choose_predictor, predictions
 from ..runs import RESULT_VERSION
+from ..studyfolder import StudyFolder
 
-# %% ../../nbs/42a_study.samples.ipynb #5a78d1dd
+# %% ../../nbs/42a_study.samples.ipynb #4a3d1fce
 def augmented_examples(
     pack:Pack, # Images
     rows:np.ndarray, # Which ones `(n,)`
@@ -26,13 +27,13 @@ def augmented_examples(
     "The same images under each policy, as training sees them"
     import torch
     from cinic_fastai.data.augment import image_policy, mixes
-    from cinic_fastai.data.mix import draw_mix, mix_batch, to_device
+    from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     def under(name):
         policy,x = image_policy(name),xb
         if policy is not None: x = policy(x, rows, 0, seed)
         if mixes(name):
-            d = to_device(draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)), x.device)
+            d = draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)).to(x.device)
             x = mix_batch(x.float(), d.perm, d.outside, d.boxes)
         return x.float().clamp(0, 255).round().byte().permute(0,2,3,1).numpy()
     return np.stack([under(name) for name in policies])
@@ -67,7 +68,7 @@ def confused_pairs(
         return of[np.argsort(-probs[of,j], kind="stable")][:each]
     return [(i, j, rows(i, j)) for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs)]
 
-# %% ../../nbs/42a_study.samples.ipynb #cac3b129
+# %% ../../nbs/42a_study.samples.ipynb #473027ed
 def _mistake_samples(pack, probs, targs, rows):
     "Arrays for `samples.npz`; `rows` are those of the images in the pack"
     classes,preds,top = np.array(pack.classes),probs.argmax(1),surest_mistakes(probs, targs)
@@ -80,10 +81,10 @@ def _mistake_samples(pack, probs, targs, rows):
 
 def _shown_predictor(out):
     "The predictor that `cinic predict` takes, of those that say how sure they are; None where none is finished"
-    sure = [p for p in predictions(out) if p.get("probs") is not None]
+    sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
-# %% ../../nbs/42a_study.samples.ipynb #0cafa5d0
+# %% ../../nbs/42a_study.samples.ipynb #193f60f2
 SHOWN_POLICIES = ("simple", "gentle", "advanced", "combined", "combined-gentle")
 
 def write_samples(
@@ -100,5 +101,5 @@ def write_samples(
         policies=np.array(SHOWN_POLICIES), augmented=augmented, made_from=np.array(made_from),
         cifar_test_rows=test[[is_cifar_test(o) for o in pack.files[test]]])
     if p := _shown_predictor(out):
-        samples |= _mistake_samples(pack, p["probs"], p["targs"], p["rows"])|dict(mistakes_of=np.array(p["predictor"]))
+        samples |= _mistake_samples(pack, p.probs, p.targs, p.rows)|dict(mistakes_of=np.array(p.name))
     write_npz(f, **samples)
