@@ -1,9 +1,13 @@
 "The public names of every module, for notebooks: `from cinic_fastai.all import *`"
 from cinic_fastai.core import *
-from cinic_fastai.runs import *
+from cinic_fastai.seeds import *
+from cinic_fastai.config import *
+from cinic_fastai.store import *
 from cinic_fastai.space import *
 from cinic_fastai.studyfolder import StudyFolder
+from cinic_fastai.data.decode import *
 from cinic_fastai.data.folder import *
+from cinic_fastai.data.sources import *
 from cinic_fastai.data.hub import *
 from cinic_fastai.data.pack import *
 from cinic_fastai.data.augment import *
@@ -25,7 +29,10 @@ from cinic_fastai.results.surrogate import *
 from cinic_fastai.results.page import write_page
 from cinic_fastai.results.predict import *
 from cinic_fastai.study.track import *
-from cinic_fastai.study.plan import *
+from cinic_fastai.plan import *
+from cinic_fastai.plan_file import *
+from cinic_fastai.study.expand import *
+from cinic_fastai.study.resolve import *
 from cinic_fastai.study.search import *
 from cinic_fastai.study.clock import *
 from cinic_fastai.study.trainer import *

@@ -26,14 +26,15 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from torch import Tensor
-from .core import ConfigError, DataError, check_choice, rng
+from .core import ConfigError, DataError, check_choice
+from .seeds import rng
 from .data.augment import FlipShift, image_policy
 from .data.folder import list_images
 from .files import emit
 from .data.loaders import pack_dls, pick_device
 from .data.pack import Pack, get_pack, make_pack
 from .results.ensemble import hard_vote, soft_vote
-from .runs import RunConfig
+from .config import RunConfig
 from .train.fit import processor_name
 from .train.learner import autocast, make_learner, opt_func, resolve_precision, seeded_model
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from pydantic import ConfigDict, ValidationError, model_validator
-from .core import StoreError, differing
+from .core import StoreError, diff_dicts
 from .files import append_line, line_of, read_lines, write_bytes, write_text
 from .record import Entry
 
@@ -117,7 +117,7 @@ def header_differences(
     "What differs between two searches, the order of the space included"
     orders = [", ".join(o.space) for o in (there, here)]
     moved = [f"space is in the order {orders[0]} there, {orders[1]} here"] if orders[0]!=orders[1] else []
-    return differing(there.model_dump(), here.model_dump()) or moved
+    return diff_dicts(there.model_dump(), here.model_dump()) or moved
 
 # %% ../nbs/05a_journal.ipynb #ef8ecd42
 def read_journal(

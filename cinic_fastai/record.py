@@ -11,7 +11,7 @@ import math
 from pathlib import Path
 from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from .core import StoreError, differing
+from .core import StoreError, diff_dicts
 from .files import read_json, write_json
 
 # %% ../nbs/05_record.ipynb #c703ce75
@@ -182,7 +182,7 @@ def _parse(model, values, path):
         why = f"is damaged or was written by another version ({wrong})"
         raise StoreError(f"{path} {why}. Use another folder.") from None
 
-# %% ../nbs/05_record.ipynb #0b673cb6
+# %% ../nbs/05_record.ipynb #e94243ee
 def _untracked(plan): return plan|{"study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}}
 
 def record_differences(
@@ -191,7 +191,7 @@ def record_differences(
 )->list[str]: # One phrase each, none where both are one study
     "What makes two studies different ones"
     def options(o): return o.options.model_dump()|dict(seed=_seed(o))
-    out = differing(options(old), options(new))
+    out = diff_dicts(options(old), options(new))
     if _untracked(old.plan)!=_untracked(new.plan):
         named = f"plan '{old.name}' there, '{new.name}' here"
         out.append(named if old.name!=new.name else f"plan '{old.name}' reads differently")

@@ -14,7 +14,8 @@ from pathlib import Path
 from .core import StoreError
 from .journal import Journal, control_name, journal_path, read_journal, trial_failures
 from .record import DataInfo, RunEntry, SearchEntry, StudyRecord
-from .runs import RunStore, config_fields
+from .store import RunStore
+from .config import config_fields
 
 # %% ../nbs/05b_studyfolder.ipynb #6f8880d1
 class ReadOnceStore(RunStore):

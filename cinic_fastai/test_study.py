@@ -8,9 +8,11 @@ __all__ = ['example_study', 'as_the_report']
 # %% ../nbs/61_test_study.ipynb #20d47cfc
 from pathlib import Path
 import numpy as np
-from .core import CINIC_CLASSES, POLICIES, SPLITS, rng
+from .core import CINIC_CLASSES, POLICIES, SPLITS
+from .seeds import rng
 from .files import line_of, read_json, read_lines, write_json, write_npz, write_text
-from .runs import RunStore, declared, make_config, run_id
+from .store import RunStore
+from .config import non_defaults, make_config, run_id
 
 # %% ../nbs/61_test_study.ipynb #c3c55be1
 _runs = [ # group, name, declared fields, valid accuracy to end near
@@ -94,7 +96,7 @@ def _write_run(
     rid = run_id(cfg, data["digest"])
     history = _history(name, cfg, top, seed)
     best = int(np.argmax([h["valid_acc"] for h in history]))
-    write_json(store.folder(rid)/"config.json", declared(cfg))
+    write_json(store.folder(rid)/"config.json", non_defaults(cfg))
     store.write_history(rid, history)
     test = _probs(name, "test", top, data, seed)
     write_json(store.folder(rid)/"env.json", {**_env, "precision": "float32"})
@@ -318,16 +320,18 @@ def as_the_report(
     out:Path # From `example_study`
 )->Path: # The same
     "Make the example claim that it carried out the plan `report` on all of CINIC-10"
-    from cinic_fastai.study.plan import read_plan, run_config, trial_config, with_options
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.resolve import run_config, trial_config
+    from cinic_fastai.study.expand import with_options
     study, plan = read_json(out/"study.json"), with_options(read_plan("report"), published=True)
     study["data"]["counts"], study["options"]["scale"] = dict.fromkeys(SPLITS, 90_000), 1.
     for run in plan.runs:
         rid = next(r["run_id"] for r in study["runs"] if (r["group"], r["name"])==(run.group, run.name))
-        write_json(out/"runs"/rid/"config.json", declared(run_config(plan, run)))
+        write_json(out/"runs"/rid/"config.json", non_defaults(run_config(plan, run)))
     for s in read_plan("report").searches:
         journal = out/"searches"/f"{s.name}.jsonl"
         (header, *trials), _ = read_lines(journal, "")
-        header |= dict(base=declared(trial_config(s, {})), space=s.space, random=s.random, guided=s.guided)
+        header |= dict(base=non_defaults(trial_config(s, {})), space=s.space, random=s.random, guided=s.guided)
         for k in ("start", "rungs", "factor"): header.pop(k, None)
         write_text(journal, "".join(map(line_of, [header, *trials])))
     write_json(out/"study.json", study)

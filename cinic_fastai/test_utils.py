@@ -10,7 +10,8 @@ import colorsys, tempfile
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from .core import SPLITS, rng
+from .core import SPLITS
+from .seeds import rng
 from .data.pack import Pack, get_pack
 
 # %% ../nbs/60_test_utils.ipynb #6ef46691

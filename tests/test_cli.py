@@ -86,7 +86,7 @@ def help_of(command):
 
 def test_help_names_all():
     from cinic_fastai.bench import BENCHES
-    from cinic_fastai.study.plan import plan_names
+    from cinic_fastai.plan_file import plan_names
     assert not [n for n in [*BENCHES, "all"] if n not in help_of("bench")]
     assert f"({', '.join(plan_names())})" in help_of("study")
 

@@ -8,10 +8,11 @@ from conftest import cinic
 from cinic_fastai.core import Interrupted
 from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.files import read_json
-from cinic_fastai.runs import RunConfig, RunStore, make_config
+from cinic_fastai.config import RunConfig, make_config
+from cinic_fastai.store import RunStore
 from cinic_fastai.study.runner import run_study
 from cinic_fastai.study.trainer import StudyOptions
-from cinic_fastai.study.plan import parse_plan
+from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import EpochSums, Progress, Steward, fit_run, one_epoch
 from cinic_fastai.train.learner import make_dls, make_learner

@@ -256,7 +256,7 @@ class Killed:
 
 def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
     from cinic_fastai.core import NetworkError
-    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.config import RunConfig
     from cinic_fastai.study.clock import NetworkTimer
     monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Killed)
     timer = NetworkTimer()
@@ -266,7 +266,7 @@ def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
 
 def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
     import torch
-    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.config import RunConfig
     from cinic_fastai.study.clock import NetworkTimer
     freed = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -294,7 +294,7 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
     from cinic_fastai.core import NetworkError
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.clock import NetworkTimer, network_of
-    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     def tried(self, cfg, **kw):
         if cfg.bs==32: self.fatal[(*network_of(cfg), 32)] = "it wants more memory than there is"

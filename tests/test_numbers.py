@@ -6,13 +6,15 @@ from cinic_fastai.core import SPLITS
 from cinic_fastai.files import read_json, write_json
 from cinic_fastai.journal import JournalHeader
 from cinic_fastai.results.page import rendered, write_page
-from cinic_fastai.results.tables.report import (FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS,
-    beside_published, report_run, report_search)
+from cinic_fastai.published import FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS
+from cinic_fastai.results.tables.report import beside_published, report_run, report_search
 from cinic_fastai.results.tables.predictors import best_member
 from cinic_fastai.results.predictions import predictions
 from cinic_fastai.results.tables.runs import runs_table
-from cinic_fastai.runs import declared
-from cinic_fastai.study.plan import parse_plan, read_plan, run_config, trial_config, with_options
+from cinic_fastai.config import non_defaults
+from cinic_fastai.plan_file import parse_plan, read_plan
+from cinic_fastai.study.resolve import run_config, trial_config
+from cinic_fastai.study.expand import with_options
 from cinic_fastai.test_study import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 from test_page import read
@@ -107,7 +109,7 @@ def test_any_class_name_works(tmp_path, monkeypatch):
 def test_the_report_is_the_plan_report():
     "What published numbers stand beside is what the plan says"
     plan = read_plan("report")
-    fixed = {s.name: declared(trial_config(s, {})) for s in plan.searches}
+    fixed = {s.name: non_defaults(trial_config(s, {})) for s in plan.searches}
     assert fixed==REPORT_SEARCHES and {s.name: s.space for s in plan.searches}==REPORT_SPACES
     for s in plan.searches:
         assert (s.random, s.guided)==(FULL_STUDY["random"], FULL_STUDY["guided"])

@@ -4,11 +4,13 @@ from dataclasses import asdict, replace
 import pytest
 from conftest import ENV
 import torchvision.transforms.v2 as tv
-from cinic_fastai.core import ConfigError, Interrupted, StoreError, own_policies
+from cinic_fastai.core import ConfigError, Interrupted, StoreError
+from cinic_fastai.config import policy_registry
 from cinic_fastai.data.augment import register_policy
-from cinic_fastai.runs import RunConfig, RunStore, make_config, run_id
+from cinic_fastai.config import RunConfig, make_config, run_id
+from cinic_fastai.store import RunStore
 from cinic_fastai.study.runner import run_study
-from cinic_fastai.study.plan import parse_plan
+from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import fit_run
 
@@ -16,7 +18,7 @@ from cinic_fastai.train.fit import fit_run
 def cfg():
     register_policy("mine", tv.Compose([tv.RandomCrop(32, padding=4), tv.TrivialAugmentWide()]))
     yield RunConfig(model="custom_cnn", policy="mine", bs=12, epochs=3, lr=1e-2, precision="float32")
-    own_policies.clear()
+    policy_registry.clear()
 
 def test_cut_off_and_continued(cfg, tmp_path):
     pack,calls = tiny_pack(),[]
@@ -36,7 +38,7 @@ def test_cut_off_and_continued(cfg, tmp_path):
 def test_a_finished_run_is_read_where_the_policy_is_unknown(cfg, tmp_path):
     pack,store = tiny_pack(),RunStore(tmp_path)
     fit_run(replace(cfg, epochs=1), pack, store)
-    own_policies.clear()
+    policy_registry.clear()
     rid, = store.ids()
     assert store.config(rid)==replace(cfg, epochs=1)
     with pytest.raises(ConfigError, match="Unknown policy 'mine'.*register_policy"): make_config(asdict(cfg))
@@ -47,7 +49,7 @@ def test_another_transform_under_the_same_name(cfg, tmp_path):
     first = fit_run(cfg, pack, store)
     with pytest.raises(ConfigError, match=r"RandomCrop.* already, and RandomRotation.*version=2"):
         register_policy("mine", tv.RandomRotation(90))
-    own_policies.clear() # as in another process
+    policy_registry.clear() # as in another process
     register_policy("mine", tv.RandomRotation(90))
     with pytest.raises(StoreError, match=r"version 1, is Compose\( RandomCrop.*, and RandomRotation.*version=2"):
         fit_run(cfg, pack, store)
@@ -76,20 +78,20 @@ def test_a_search_with_another_transform_is_refused(tmp_path, monkeypatch):
     "Its journal and its trials are the first one's, whether the plan or the search chooses the policy"
     monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
     for i,(fixed,dim) in enumerate((('policy = "turn"', ""), ("", ', policy = {choices=["turn", "none"]}'))):
-        own_policies.clear()
+        policy_registry.clear()
         register_policy("turn", tv.RandomRotation(10))
         plan = parse_plan(PLAN.format(fixed=fixed, dim=dim))
         pack,out = tiny_pack(),tmp_path/str(i)
         run_study(plan, pack, out)
         journal = (out/"searches"/"s.jsonl").read_bytes()
-        own_policies.clear()
+        policy_registry.clear()
         register_policy("turn", tv.RandomRotation(90))
         with pytest.raises(StoreError, match=r"degrees=\[-10.0, 10.0\].*degrees=\[-90.0, 90.0\].*version=2"):
             run_study(plan, pack, out)
         register_policy("turn", tv.RandomRotation(90), version=2)
         assert "version is 1 there, 2 here" in run_study(plan, pack, out).searches[0].reason
         assert (out/"searches"/"s.jsonl").read_bytes()==journal
-    own_policies.clear()
+    policy_registry.clear()
 
 def test_what_does_not_print_needs_a_version(tmp_path):
     "Another function under the same name and version finds the first one's run; another version trains anew"
@@ -102,7 +104,7 @@ def test_what_does_not_print_needs_a_version(tmp_path):
     assert fit_run(cfg, pack, store)==first
     register_policy("shade", shade(3), version=2)
     assert fit_run(cfg, pack, store)["train_loss"]!=first["train_loss"] and len(store.ids())==2
-    own_policies.clear()
+    policy_registry.clear()
 
 TRANSFORMS = """
 import functools, json, torch, torchvision.transforms.v2 as tv

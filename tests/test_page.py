@@ -7,7 +7,7 @@ from cinic_fastai.files import line_of, read_json, read_lines, read_npz, write_j
 from cinic_fastai.results.page import STATEMENTS, ensemble_words, experiments, facts, key_numbers, pct, rendered, write_page
 from cinic_fastai.results.plots import plot_dependence
 from cinic_fastai.results.tables.predictors import ensembles_table
-from cinic_fastai.runs import config_fields
+from cinic_fastai.config import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 

@@ -1,12 +1,17 @@
 "Plans: whatever stands in a file, it is a plan or one `PlanError` that says what is wrong."
-import tomllib
+import json, tomllib
 from contextlib import nullcontext
 from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
+import cinic_fastai
 from cinic_fastai.core import PlanError
-from cinic_fastai.runs import config_fields
-from cinic_fastai.study.plan import ablation_text, parse_plan, plan_errors, plan_names, plan_problems, plan_text, read_plan, run_config, trainings, with_options
+from cinic_fastai.config import config_fields
+from cinic_fastai.study.ablation import ablation_text
+from cinic_fastai.plan_file import parse_plan, plan_errors, plan_names, plan_text, read_plan
+from cinic_fastai.schema import plan_schema
+from cinic_fastai.study.expand import plan_problems, trainings, with_options
+from cinic_fastai.study.resolve import run_config
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
@@ -45,9 +50,9 @@ def test_demo_with_lines_changed(data):
 WRONG = {'method = "hard"': 'method = "hrad"', 'policy = "gentle"': 'policy = "gentel"', "wd = {log=[1e-5,1e-2]}, mom": "wd = {log=[0,1e-2]}, momm",
     "epochs = 50": "epochs = 0", "seed = 42 ": "seed = 4.2 "}
 SAID = """[study]: seed = 4.2 is float
-[defaults]: epochs = 0 is below 1
+[defaults]: epochs = 0 is not above 0
 [[run]] 8 'gentle': Unknown policy 'gentel' (did you mean 'gentle'?)
-[[search]] 3 'resnet18-sgd': space.wd: log needs lo above 0
+[[search]] 3 'resnet18-sgd': space.wd: log = [0, 0.01], expected [lo, hi], finite numbers with lo above 0
 [[search]] 3 'resnet18-sgd': space.momm: Unknown key 'momm' (did you mean 'mom'?)
 [[ensemble]] 2 'hard': Unknown method 'hrad' (did you mean 'hard'?)"""
 
@@ -63,8 +68,29 @@ def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
     assert len(trainings(plan))==dict(demo=54, fast=4, report=68, thorough=608)[name]
-    assert all(o["epochs"]>=1 for o in trainings(with_options(plan, scale=.001)))
+    assert all(o.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
+
+SCHEMA = Path(cinic_fastai.__file__).parent/"plans"/"plan.schema.json"
+
+def test_the_schema_in_the_package_is_what_the_types_say():
+    "Where it isn't: cinic plan schema > cinic_fastai/plans/plan.schema.json"
+    assert json.loads(SCHEMA.read_text(encoding="utf-8"))==plan_schema()
+
+def unfit(schema, value):
+    "What a schema for objects, lists and closed tables doesn't allow, as far as keys and choices go"
+    if isinstance(value, list): return [o for v in value for o in unfit(schema.get("items", {}), v)]
+    if not isinstance(value, dict) or "properties" not in schema: return [value] if value not in schema.get("enum", [value]) else []
+    missing = [k for k in schema["required"] if k not in value]
+    return missing+[o for k,v in value.items() for o in (unfit(schema["properties"][k], v) if k in schema["properties"] else [k])]
+
+@pytest.mark.parametrize("name", plan_names())
+def test_a_shipped_plan_names_its_schema_and_fits_it(name):
+    assert plan_text(name).startswith("#:schema plan.schema.json\n")
+    plan = tomllib.loads(plan_text(name))
+    assert unfit(plan_schema(), plan)==[]
+    plan["run"][0] |= dict(polcy="none", opt="adm")
+    assert unfit(plan_schema(), plan)==["polcy", "adm"] or unfit(plan_schema(), plan)==["adm", "polcy"]
 
 def test_the_report_teaches_every_field():
     "The comments of the plan that users start from name all keys"

@@ -92,7 +92,7 @@ def test_a_network_that_resizes_is_exported(settings):
     import torch
     from cinic_fastai.data.loaders import resize_matrix
     from cinic_fastai.results.predict import Member, trial_images
-    from cinic_fastai.runs import RunConfig
+    from cinic_fastai.config import RunConfig
     from cinic_fastai.train.models import make_model
     resize_matrix.cache_clear()
     cfg,about = RunConfig(model="custom_cnn", **settings),dict(classes=["cat", "dog"], mean=[.5]*3, std=[.25]*3, size=32)

@@ -5,9 +5,11 @@ import pytest
 import cinic_fastai
 from conftest import ENV, cinic, no_page, server
 from test_study import results
-from cinic_fastai.core import Interrupted, stop_on_signals
+from cinic_fastai.core import Interrupted
+from cinic_fastai.signals import stop_on_signals
 from cinic_fastai.files import lock, read_json, read_lines
-from cinic_fastai.runs import RunConfig, RunStore
+from cinic_fastai.config import RunConfig
+from cinic_fastai.store import RunStore
 
 posix = pytest.mark.skipif(os.name=="nt", reason="needs POSIX")
 COMMAND = [sys.executable, "-m", "cinic_fastai.cli"]
@@ -111,7 +113,7 @@ def test_handlers_come_back():
 def test_a_study_called_from_python_is_interrupted_and_goes_on(images, tmp_path, monkeypatch):
     "As in a notebook: the handlers are the study's while it runs, and the caller's again afterwards"
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
     plan = parse_plan('[study]\nname = "two"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\nbs = 16\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nseed = 2')
@@ -362,7 +364,7 @@ def test_another_weights_file_is_another_result(images, tmp_path, monkeypatch):
     from cinic_fastai.core import StoreError
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.files import sha256
-    from cinic_fastai.study.plan import parse_plan
+    from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.study.trainer import StudyOptions
     from cinic_fastai.train.fit import fit_run

@@ -9,8 +9,8 @@ from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of, read_lines, write_json, write_text
 from cinic_fastai.journal import Trial, best_trial, read_journal
 from cinic_fastai.results.tables.search import best_table
-from cinic_fastai.runs import fallen
-from cinic_fastai.study.plan import read_plan
+from cinic_fastai.config import pruned_at
+from cinic_fastai.plan_file import read_plan
 from cinic_fastai.study.search import expected_acc, search
 from cinic_fastai.studyfolder import StudyFolder
 
@@ -63,7 +63,7 @@ SPACE = read_plan("report").searches[3].space
 def by_epochs(number, point, min_accs=None):
     "A trial of four epochs, which may be stopped"
     accs = [accuracy(point)*(1-.5**n) for n in (1, 2, 3, 4)]
-    n = fallen(accs, min_accs or {})
+    n = pruned_at(accs, min_accs or {})
     return dict(valid_acc=max(accs[:n or 4]), accs=accs[:n or 4], status="stopped" if n else "done")
 
 @pytest.mark.parametrize("kw", [{}, dict(batch=3, rungs=[1, 2], factor=2, start=[dict(bs=64, lr=1e-3, wd=1e-4, beta1=.9, beta2=.9)])])

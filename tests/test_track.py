@@ -5,9 +5,9 @@ from conftest import cinic
 from cinic_fastai.core import Interrupted, StoreError
 from cinic_fastai.files import read_json
 from cinic_fastai.results import page
-from cinic_fastai.runs import RunStore
+from cinic_fastai.store import RunStore
 from cinic_fastai.study import runner, track
-from cinic_fastai.study.plan import parse_plan
+from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.study.runner import run_study
 from cinic_fastai.study.trainer import StudyOptions
 from cinic_fastai.test_utils import tiny_pack

@@ -6,7 +6,8 @@ import timm, torch, torchvision
 from safetensors.torch import save_file, save_model
 from cinic_fastai.core import WeightsError
 from cinic_fastai.results.predict import read_member
-from cinic_fastai.runs import RunConfig, RunStore, run_id
+from cinic_fastai.config import RunConfig, run_id
+from cinic_fastai.store import RunStore
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train import models
 from cinic_fastai.train.fit import fit_run

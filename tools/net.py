@@ -20,7 +20,7 @@ def environment():
 
 def random_configs(n=200):
     "Configurations that differ from the defaults in many ways, as plain values"
-    from cinic_fastai.runs import config_fields
+    from cinic_fastai.config import config_fields
     rng = np.random.default_rng(0)
     choices = dict(model=["custom_cnn", "resnet18", "resnet18.tv_in1k", "speednet"], stem=["imagenet", "small"],
         policy=["none", "simple", "advanced", "combined-gentle"], opt=["sgd", "adam", "rmsprop"], mix_per=["image", "batch"],
@@ -29,8 +29,9 @@ def random_configs(n=200):
     varied = {k: f for k,f in config_fields.items() if k not in ("weights", "train_on", "nesterov", "bias_lr")}
     def value(k, f):
         if k in choices: return str(rng.choice(choices[k]))
-        if f.type is bool: return bool(rng.integers(2))
-        return int(rng.integers(1, 64)) if f.type is int else float(np.round(rng.uniform(.01, .9), 4))
+        kind = type(f.default)
+        if kind is bool: return bool(rng.integers(2))
+        return int(rng.integers(1, 64)) if kind is int else float(np.round(rng.uniform(.01, .9), 4))
     out = []
     for _ in range(n):
         d = {k: value(k, f) for k,f in varied.items() if rng.random()<.3}
@@ -40,9 +41,9 @@ def random_configs(n=200):
 
 def ids():
     "Run ids by what is trained: runs of the shipped plans, and configurations drawn at random"
-    from cinic_fastai.runs import make_config, run_id
-    from cinic_fastai.study.plan import read_plan
-    from cinic_fastai.study.plan import run_config, trial_config
+    from cinic_fastai.config import make_config, run_id
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.resolve import run_config, trial_config
     out = {}
     for name in ("demo", "fast", "modern", "report", "thorough"):
         plan = read_plan(name)

@@ -21,25 +21,27 @@ PlanFile = argument(str, "A plan's name, or a TOML file.")
 @plan_app.command("list", epilog=examples("cinic plan list"))
 def plan_list(as_json:AsJson=False):
     "The plans that come with the package."
-    from cinic_fastai.study.plan import plan_names, read_plan, trainings
+    from cinic_fastai.plan_file import plan_names, read_plan
+    from cinic_fastai.study.expand import trainings
     def row(name):
         plan = read_plan(name)
         todo = trainings(plan)
-        return dict(plan=name, trainings=len(todo), epochs=sum(t["epochs"] for t in todo), title=plan.title)
+        return dict(plan=name, trainings=len(todo), epochs=sum(t.epochs for t in todo), title=plan.title)
     rows = list(map(row, plan_names()))
     print_json(rows) if as_json else print_table(rows)
 
 @plan_app.command("show", epilog=examples("cinic plan show report > mine.toml"))
 def plan_show(plan:PlanFile):
     "Print a plan, to read or to change."
-    from cinic_fastai.study.plan import plan_text
+    from cinic_fastai.plan_file import plan_text
     print(plan_text(plan), end="")
 
 # %% ../../nbs/52_cli.plan.ipynb #457573bb
 @plan_app.command("check", epilog=examples("cinic plan check mine.toml"))
 def plan_check(plan:PlanFile):
     "Name everything wrong with a plan, before any work."
-    from cinic_fastai.study.plan import read_plan, trainings
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.expand import trainings
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
 
@@ -53,8 +55,9 @@ def plan_ablate(
     alone:option(bool, "Each ingredient alone, too?", "--alone/--no-alone")=True
 ):
     "Write a plan that switches each ingredient of a recipe off and on."
-    from cinic_fastai.runs import parse_settings
-    from cinic_fastai.study.plan import ablation_text, read_plan
+    from cinic_fastai.config import parse_settings
+    from cinic_fastai.study.ablation import ablation_text
+    from cinic_fastai.plan_file import read_plan
     settings = settings or []
     words = ["cinic", "plan", "ablate", plan, run, *settings, "--seeds", str(seeds), *["--no-alone"]*(not alone)]
     text = ablation_text(read_plan(plan), run, parse_settings(settings), seeds, alone)

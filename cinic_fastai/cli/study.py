@@ -16,7 +16,8 @@ from rich.text import Text
 from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery, Threads, Weights,
     app, argument, examples, image_folder, option)
 from .progress import Screen, as_table, duration, err_console, out_console, print_json, print_table
-from ..core import CinicError, DataError, stop_on_signals, stoppable, thread_share
+from ..core import CinicError, DataError, thread_share
+from ..signals import stop_on_signals, interruptible
 from ..files import check_writable, lock
 
 # %% ../../nbs/53_cli.study.ipynb #b3cf22a6
@@ -64,7 +65,8 @@ def study(
 ):
     "Carry out a plan and write its page. Running it again does only what is missing."
     from cinic_fastai.record import StudyChanges
-    from cinic_fastai.study.plan import read_plan, with_options
+    from cinic_fastai.plan_file import read_plan
+    from cinic_fastai.study.expand import with_options
     from cinic_fastai.study.track import check_track
     from cinic_fastai.study.workers import check_backend
     r_g = parse_trials(trials)
@@ -85,7 +87,7 @@ def study(
     options = StudyOptions(changes, data.name if data else "digits", data is None, store, weights,
         shlex.join(["cinic", *sys.argv[1:]]), save_every, jobs, backend, address, threads, device, deterministic)
     with stop_on_signals() as stop, Screen() as screen:
-        on_event = stoppable(screen, stop)
+        on_event = interruptible(screen, stop)
         pack = get_pack(image_folder(data, out, on_event), on_bad=on_bad, on_event=on_event).limit(limit)
         record = run_study(p, pack, out, options, screen, stop)
     _finish(record, out, time.monotonic()-began)
@@ -124,16 +126,16 @@ def _images(data):
 
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.runs import make_config
+    from cinic_fastai.config import make_config
     from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks, timing_key
-    from cinic_fastai.study.plan import trainings
+    from cinic_fastai.study.expand import trainings
     from cinic_fastai.study.trainer import check_device
     from cinic_fastai.train.learner import use_threads
     use_threads(threads)
     check_device(device)
     classes,counts,size = _images(data)
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
-    todo = [(t, make_config(t["settings"])) for t in trainings(plan)]
+    todo = [(t, make_config(t.settings)) for t in trainings(plan)]
     with NetworkTimer() as timer:
         keys = {timing_key(cfg) for _,cfg in todo}
         speed = measure_networks(timer, keys, n_out=len(classes), size=size, device=device)
@@ -147,7 +149,7 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine, "
         "going by a few timed steps of each network and size of batch.\nNothing was trained.")
 
-def _training_name(t): return t["name"] if t["kind"] in ("trial", "repeat") else f"{t['group']}/{t['name']}"
+def _training_name(t): return t["name"] if t["kind"] in ("trial", "repeat") else f"{t.group}/{t.name}"
 
 # %% ../../nbs/53_cli.study.ipynb #5a8ec45f
 @app.command(epilog=examples("cinic status out/demo", "cinic status out/demo --watch"))

@@ -11,7 +11,8 @@ from pathlib import Path
 from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, SaveEvery, Threads, Weights, app,
     argument, examples, image_folder, option)
 from .progress import Screen, duration, print_json, print_table, valid_words
-from ..core import CinicError, stop_on_signals, stoppable
+from ..core import CinicError
+from ..signals import stop_on_signals, interruptible
 from ..files import check_writable
 
 # %% ../../nbs/54_cli.train.ipynb #ee5317bd
@@ -32,11 +33,12 @@ def train(
 ):
     "Train one network, without a plan."
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.runs import RunStore, parse_config, run_id, with_weights
+    from cinic_fastai.store import RunStore
+    from cinic_fastai.config import parse_config, run_id, with_weights
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     with stop_on_signals() as stop, Screen() as screen:
-        on_event = stoppable(screen, stop)
+        on_event = interruptible(screen, stop)
         pack = get_pack(image_folder(data, out, on_event), on_bad=on_bad, on_event=on_event).limit(limit)
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")

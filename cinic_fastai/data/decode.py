@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
-from ..core import DataError, deaf_processes
+from ..core import DataError
+from ..signals import signals_blocked
 
 # %% ../../nbs/09_data.decode.ipynb #caa0f825
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
@@ -171,7 +172,7 @@ def map_batches(
     run = Parallel(n_jobs=n, backend="loky", return_as="generator", batch_size=1, pre_dispatch="4*n_jobs",
         max_nbytes=None, idle_worker_timeout=10)
     first,ended = len(todo)//8,threading.Event()
-    with deaf_processes(): remote = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[first:]))
+    with signals_blocked(): remote = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[first:]))
     return _drained(chain(map(fn, todo[:first]), remote), remote, ended)
 
 # %% ../../nbs/09_data.decode.ipynb #6388c4e4

@@ -26,7 +26,8 @@ from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize, ToTen
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastai.vision.core import PILImage
 import fastai.vision.learner # gives images their `show_batch`, `show_results` and `plot_top_losses`
-from ..core import ConfigError, DataError, check_choice, rng
+from ..core import ConfigError, DataError, check_choice
+from ..seeds import rng
 from .decode import decode_image, read_image, to_rgb
 from .pack import Pack
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastcore.basics import store_attr
 from torch import Tensor, nn
-from ..core import ConfigError, check_choice, rng
+from ..core import ConfigError, check_choice
+from ..seeds import rng
 
 # %% ../../nbs/14_data.mix.ipynb #d6392028
 def mix_pair(

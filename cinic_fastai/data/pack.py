@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from fastcore.basics import chunked, groupby, patch
-from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice, derive_seed
+from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice
+from ..seeds import derive_seed
 from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_disk, read_json, require_empty,
     sha256, write_json, write_text)
 from .decode import channel_hist, channel_stats, decode_files, map_batches
@@ -134,18 +135,17 @@ def _write_images(path, scan, job):
         os.fsync(f.fileno())
     return hashes,bad,hist
 
-# %% ../../nbs/11_data.pack.ipynb #e71073f1
-def _without(bad, scan, on_bad):
-    "The items without bad images, where that is wanted and leaves no class empty"
+# %% ../../nbs/11_data.pack.ipynb #4d0bcd27
+def _check_bad(bad, scan, on_bad):
+    "Refuse bad images, where they are not wanted or leave a class empty"
+    if not bad: return
     why = bullet_lines(f"{f}: {o}" for f,o in bad.items())
-    if bad and on_bad=="stop":
+    if on_bad=="stop":
         raise DataError(f"{scan.root} holds {len(bad)} bad image{'s'*(len(bad)>1)}. Replace or remove them, "
             f"or leave them out with `--on-bad skip`:{why}")
-    kept = [o for o in scan.items if o.file not in bad]
-    empty = sorted({o[:2] for o in scan.items}-{o[:2] for o in kept})
-    if not empty: return kept
-    names = ", ".join(map("/".join, empty))
-    raise DataError(f"Without bad images, {names} in {scan.root} would be empty. Replace them:{why}")
+    empty = {o[:2] for o in scan.items}-{o[:2] for o in scan.items if o.file not in bad}
+    names = ", ".join(sorted(map("/".join, empty)))
+    if names: raise DataError(f"Without bad images, {names} in {scan.root} would be empty. Replace them:{why}")
 
 # %% ../../nbs/11_data.pack.ipynb #d46e784b
 def _write_items(path, items):
@@ -165,7 +165,7 @@ def _next_making(dest):
     ways = chain([""], (f"-{i}" for i in count(1)))
     return next(o for o in ways if not {f"images{o}.npy", f"items{o}.csv"} & names)
 
-# %% ../../nbs/11_data.pack.ipynb #9d77c154
+# %% ../../nbs/11_data.pack.ipynb #68a51ee0
 def _write_pack(folder, making, job):
     "Write a pack's files into an empty folder"
     before = fingerprint(job.root)
@@ -173,10 +173,12 @@ def _write_pack(folder, making, job):
     images,names = (_pack_file(folder, name, making) for name in ("images.npy", "items.csv"))
     with naming_full_disk(job.dest, len(scan.items)*job.size*job.size*3):
         hashes,bad,hist = _write_images(images, scan, job)
-    kept = _without(bad, scan, job.on_bad)
+    _check_bad(bad, scan, job.on_bad)
+    kept = [o for o in scan.items if o.file in hashes]
     _write_items(names, kept)
-    n, row, (mean, std) = Counter(o[:2] for o in kept), {o.file: i for i,o in enumerate(kept)}, channel_stats(hist)
+    n, (mean, std) = Counter(o[:2] for o in kept), channel_stats(hist)
     counts = {s: [n[s,c] for c in scan.classes] for s in SPLITS}
+    row = {f: i for i,f in enumerate(hashes)}
     shared = [[row[f] for f in group] for group in across_splits(hashes)]
     items, pixels = sha256(names), sha256(b"".join(hashes.values()))
     digest = json_sum([scan.classes, job.size, items, pixels])[:32]

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import groupby
 from PIL import Image
-from ..core import SPLITS, DataError, rng
+from ..core import SPLITS, DataError
+from ..seeds import rng
 from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full_disk, read_json,
     require_empty, with_progress, write_json)
 from .decode import why_bad
@@ -95,7 +96,15 @@ def _append(response, part, start, size, on_event):
             emit(on_event, "progress", what="download", done=f.tell(), total=size)
             if f.tell()>size: raise _Refused(f"it sends more than the expected {size:,} bytes")
 
-# %% ../../nbs/10b_data.sources.ipynb #12343b16
+# %% ../../nbs/10b_data.sources.ipynb #0e8fc05b
+def _no_file(answer, part):
+    "What an answer without the file means: `_Refused` where asking again is no use"
+    code,words = answer.status_code,f"{answer.status_code} {answer.reason}"
+    if 400<=code<500 and code not in (408, 416, 429): return _Refused(words)
+    if code in (206, 416): part.unlink(missing_ok=True) # the server can't go on from there
+    return ConnectionError(words)
+
+# %% ../../nbs/10b_data.sources.ipynb #f4530230
 def _request(url, part, size, on_event):
     "Ask once for what `part` still lacks, and append it"
     import requests
@@ -103,11 +112,8 @@ def _request(url, part, size, on_event):
     headers = {"Accept-Encoding": "identity"}
     if have: headers["Range"] = f"bytes={have}-"
     with requests.get(url, headers=headers, stream=True, timeout=(10,60)) as r:
-        answer = f"{r.status_code} {r.reason}"
-        if 400<=r.status_code<500 and r.status_code not in (408, 416, 429): raise _Refused(answer)
         resumes = r.status_code==206 and r.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if not resumes and r.status_code in (206, 416): part.unlink(missing_ok=True)
-        if not resumes and r.status_code!=200: raise ConnectionError(answer)
+        if not resumes and r.status_code!=200: raise _no_file(r, part)
         start, length = have if resumes else 0, int(r.headers.get("Content-Length", 0))
         if length and start+length!=size: raise _Refused(f"it offers {start+length:,} bytes, expected {size:,}")
         _append(r, part, start, size, on_event)

@@ -11,7 +11,7 @@ __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'majority_accuracy', 'balan
 import math
 from typing import NamedTuple
 import numpy as np
-from ..core import rng
+from ..seeds import rng
 
 # %% ../../nbs/30_results.metrics.ipynb #a2934a01
 def as_preds(

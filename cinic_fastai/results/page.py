@@ -30,9 +30,10 @@ from fastcore.basics import noop
 from matplotlib.figure import Figure
 from ..core import SPLITS
 from ..files import read_json, sha256, write_bytes, write_text
-from ..runs import RunConfig, config_fields, scaled
+from ..config import RunConfig, config_fields, scaled
 from ..space import dim_kind
-from .ensemble import needs_valid, tied
+from ..core import needs_valid
+from .ensemble import tied
 from .metrics import confusion, ece, interval, mean_interval, most_confused, welch
 from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_seeds, palette, plot_ablation, plot_class_origin, plot_classes, plot_confusion, plot_convergence, plot_curves,
     plot_dependence, plot_disagreement, plot_gap, plot_importance, plot_mistakes, plot_pairs, plot_photos, plot_predictors, plot_reliability, plot_searches, pretty,
@@ -40,7 +41,8 @@ from .plots import (DIMENSIONS, STYLE, curves_table, line_key, new_axes, over_se
 from .surrogate import surrogate_tables
 from .tables.runs import ABLATION
 from .tables.predictors import ALL, CIFAR_PARTS, TOTAL
-from .tables.report import FULL_STUDY, beside_published, is_cinic
+from ..published import FULL_STUDY
+from .tables.report import beside_published, is_cinic
 from .tables.runs import TARGET_ACC
 from .tables.search import POINT
 from .tables.study import all_tables, progress_table

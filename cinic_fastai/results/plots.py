@@ -22,7 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 from ..files import read_npz
-from ..runs import best_epoch
+from ..config import best_epoch
 from .tables.predictors import ALL, TOTAL
 from .tables.runs import history_table
 from ..studyfolder import StudyFolder

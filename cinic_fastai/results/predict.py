@@ -21,7 +21,8 @@ from ..core import ConfigError, DataError, StoreError, check_choice
 from ..data.augment import views
 from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
 from ..files import atomic_path, read_json, write_text
-from ..runs import RunConfig, WEIGHTS_FILE, declared
+from ..config import RunConfig, non_defaults
+from ..store import WEIGHTS_FILE
 from ..train.checkpoint import load_tensors, save_tensors
 from ..train.learner import autocast, set_up
 from ..train.models import laid_out, make_model
@@ -295,7 +296,7 @@ def card_facts(
     classes,origins,table = (make(folder, everyone=True) for make in (class_table, class_origin_table, predictors_table))
     row = table.set_index("predictor").loc[of]
     by_origin = origins.query("predictor==@of and `class`==@TOTAL and origin!=@ALL").to_dict("records")
-    members = [dict(name=n, params=sum(p.numel() for p in m.parameters()), settings=dict(model=m.cfg.model)|declared(m.cfg)) for n,m in predictor.members.items()]
+    members = [dict(name=n, params=sum(p.numel() for p in m.parameters()), settings=dict(model=m.cfg.model)|non_defaults(m.cfg)) for n,m in predictor.members.items()]
     return dict(name=of, study=study, size=predictor.size, classes=predictor.classes, members=members, fitted=predictor.fitted, method=choose_predictor(preds, of).kind,
         acc=row["test_acc"], low=row["low"], high=row["high"], images=int(row["images"]),
         balanced=row["balanced_acc"], f1=row["macro_f1"], majority=None if np.isnan(row["majority_acc"]) else row["majority_acc"],

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 import numpy as np
 from ..core import ConfigError, StoreError, nearest
-from cinic_fastai.results.ensemble import (FittedEnsemble, Stored, check_members, fit_ensemble, needs_valid,
-    predict_ensemble)
+from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
+from ..core import needs_valid
 from .metrics import accuracy, as_preds, nll
-from ..runs import one_training
+from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
 
 # %% ../../nbs/32_results.predictions.ipynb #0a448628

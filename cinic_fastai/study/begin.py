@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_record', 'open_record', 'trial_starts', 'search_sources', 'refuse_other_sources']
 
-# %% ../../nbs/43a_study.begin.ipynb #5bb4eec7
+# %% ../../nbs/43a_study.begin.ipynb #55ecadb6
 import datetime as dt, tomllib
 from pathlib import Path
 import numpy as np
@@ -14,9 +14,12 @@ from ..data.pack import Pack
 from ..journal import control_name, journal_path, read_journal
 from ..record import (ControlEntry, DataInfo, EnsembleEntry, RunEntry, SearchEntry, StudyChanges,
     StudyRecord, record_differences)
-from ..runs import RunConfig, RunStore, own_policy, with_weights
-from ..space import dim_kind
-from .plan import Plan, PlanSearch, final_config, n_trials, run_config, trial_config, with_seeds
+from ..config import RunConfig, own_policy, with_weights
+from ..store import RunStore
+from ..space import dim_ends
+from ..plan import Plan, PlanSearch
+from .resolve import final_config, run_config, trial_config
+from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
 # %% ../../nbs/43a_study.begin.ipynb #479ce87f
@@ -30,7 +33,7 @@ def _data_info(pack, options):
         origins={str(o): int(n) for o,n in zip(origins, counts) if o})
 
 def _search_entry(s):
-    n = n_trials(s)
+    n = s.n_trials
     control = ControlEntry(trials=n, shared=n-s.guided) if s.control else None
     own = {k: s.settings.get(k, "") for k in ("model", "opt")}
     return SearchEntry(name=s.name, trials=n, control=control, repeats=s.repeats, **own)
@@ -71,12 +74,12 @@ def open_record(
     kept = dict(data=data, options=new.options, store=new.store, command=old.command or new.command)
     return old.model_copy(update=kept)
 
-# %% ../../nbs/43a_study.begin.ipynb #56ebf3b7
+# %% ../../nbs/43a_study.begin.ipynb #594af692
 def trial_starts(
     s:PlanSearch # From a plan
 )->list[RunConfig]: # One for each policy, and for random and pretrained weights, as far as its trials have them
     "What a search's trials begin with"
-    def values(k): return dim_kind(s.space[k])[1] if k in s.space else [getattr(trial_config(s, {}), k)]
+    def values(k): return dim_ends(s.space[k]) if k in s.space else [getattr(trial_config(s, {}), k)]
     return [trial_config(s, dict(policy=p, pretrained=o)) for p in values("policy") for o in values("pretrained")]
 
 def search_sources(

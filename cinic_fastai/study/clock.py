@@ -10,8 +10,9 @@ __all__ = ['DECISIVE', 'timing_key', 'estimate', 'training_share', 'Clock', 'is_
 import math, re, threading, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ..core import Halt, NetworkError, deaf_processes
-from ..runs import RunConfig, validates
+from ..core import FatalError, NetworkError
+from ..signals import signals_blocked
+from ..config import RunConfig, is_validated
 from .workers import OTHER_NETWORK, how_it_ended, one_process
 
 # %% ../../nbs/42c_study.clock.ipynb #56a17af7
@@ -36,7 +37,7 @@ def estimate(
     if not same: return 0.
     train,valid = speed[min(same, key=distance)]
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
-    validated = sum(validates(cfg, e) for e in range(cfg.epochs))
+    validated = sum(is_validated(cfg, e) for e in range(cfg.epochs))
     return cfg.epochs*rows*train+validated*counts["valid"]*valid
 
 # %% ../../nbs/42c_study.clock.ipynb #2c1386c1
@@ -150,7 +151,7 @@ class NetworkTimer:
         silent = dict(PYTHONFAULTHANDLER="") # its last words are none of ours
         if self.pool is None: self.pool = one_process(timeout=60, env=silent)
         try:
-            with deaf_processes(): future = self.pool.submit(time_network, cfg, *args)
+            with signals_blocked(): future = self.pool.submit(time_network, cfg, *args)
             return future.result()
         except BrokenProcessPool as e:
             self.close()
@@ -186,6 +187,6 @@ def measure_networks(
     times = {}
     for cfg in cfgs:
         try: times[cfg] = timer(cfg, **kw)
-        except Halt: raise
+        except FatalError: raise
         except Exception: pass
     return times

@@ -20,7 +20,8 @@ from ..results.tables.predictors import predictors_table
 from ..results.tables.runs import runs_table
 from ..results.tables.search import trials_table
 from ..results.tables.study import all_tables
-from ..runs import WEIGHTS_FILE, RunConfig
+from ..store import WEIGHTS_FILE
+from ..config import RunConfig
 from ..studyfolder import StudyFolder
 
 # %% ../../nbs/44_study.face.ipynb #4f35ff94

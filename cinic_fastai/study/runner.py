@@ -13,18 +13,21 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from fastcore.basics import noop, patch
-from ..core import (CinicError, DataError, Halt, NetworkError, PlanError, StoreError, WeightsError,
-    WriteError, stop_on_signals, stoppable)
+from cinic_fastai.core import (CinicError, DataError, FatalError, NetworkError, PlanError, StoreError, WeightsError,
+    WriteError)
+from ..signals import stop_on_signals, interruptible
 from ..data.pack import Pack
 from ..files import lock, read_json
 from cinic_fastai.journal import (Trial, best_first, best_trial, control_name, journal_path, ran_out_of_memory,
     read_journal)
 from ..record import BestPoint, Repeat, RunEntry, SearchEntry, StudyChanges, StudyRecord
-from ..runs import RESULT_VERSION, RunConfig, RunStore, declared, one_training, run_id, with_weights
+from ..config import RESULT_VERSION, RunConfig, non_defaults, one_training, run_id, with_weights
+from ..store import RunStore
 from .begin import new_record, open_record, refuse_other_sources, search_sources
 from .clock import DECISIVE
-from .plan import (Plan, PlanRun, PlanSearch, final_config, middle_bs, n_repeats, n_trials,
-    plan_problems, plan_search, run_config, trial_config)
+from ..plan import Plan, PlanRun, PlanSearch, plan_search
+from .resolve import final_config, run_config, trial_config
+from .expand import middle_bs, plan_problems
 from .samples import write_samples
 from .search import search
 from .track import Tracker, check_track
@@ -95,7 +98,7 @@ def train(self:StudyRunner,
     rid = self.rid(cfg)
     if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
     try: self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
-    except Halt: raise
+    except FatalError: raise
     except Exception as e: self.record_failure(entry, e)
     else: self.mark(entry, run_id=rid, status="done", reason="")
 
@@ -103,7 +106,7 @@ def train(self:StudyRunner,
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
-    if isinstance(e, (Halt, WeightsError, DataError, StoreError)): raise e
+    if isinstance(e, (FatalError, WeightsError, DataError, StoreError)): raise e
     cause = str(e) or type(e).__name__
     failed = dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=cause)
     everywhere = isinstance(e, NetworkError) and not {*DECISIVE}&{*s.space}
@@ -114,7 +117,7 @@ def _failed_trial(self:StudyRunner, s, job, rid, e):
 @patch
 def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
-    total,cfg = n_trials(s),self.declared(trial_config(s, point))
+    total,cfg = s.n_trials,self.declared(trial_config(s, point))
     job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, behind=total-number)
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
@@ -132,7 +135,7 @@ def _trials(self:StudyRunner, s, name):
     header |= dict(search=s.name, data=self.record.data.digest, result_version=RESULT_VERSION)
     return search(s.space, partial(self._try_point, s, name), journal_path(self.out, name),
         chance=self.record.data.majority_acc("valid"), on_event=self.trainer.on_event,
-        map_fn=thread_map if self.trainer.workers else map, base=declared(trial_config(s, {})), **header)
+        map_fn=thread_map if self.trainer.workers else map, base=non_defaults(trial_config(s, {})), **header)
 
 # %% ../../nbs/43b_study.runner.ipynb #ba1f212e
 def _best_point(trials):
@@ -147,7 +150,7 @@ def search(self:StudyRunner,
     entry = self.search_entry(s.name)
     self.mark(entry, status="running", reason="")
     try: best = _best_point(self._trials(s, s.name))
-    except Halt: raise
+    except FatalError: raise
     except CinicError as e: return self.record_failure(entry, e)
     self.mark(entry, status="done", best=best)
 
@@ -160,7 +163,7 @@ def random_baseline(self:StudyRunner,
     name,control = control_name(s.name),self.search_entry(s.name).control
     found = dict(best=None, reason="")
     try: found["best"] = _best_point(self._trials(replace(s, strategy="random"), name))
-    except Halt: raise
+    except FatalError: raise
     except CinicError as e:
         found["reason"] = str(e)
         self.trainer.log(f"{name}: {e}")
@@ -194,7 +197,7 @@ def _reseed(self:StudyRunner, s, repeat, point):
     cfg = replace(self.declared(trial_config(s, point)), seed=repeat.seed)
     name,repeat.run_id = f"{s.name} {repeat.of}, seed {repeat.seed}",self.rid(cfg)
     try: repeat.valid_acc = self.trainer.train(Job(cfg, name, full=False))["valid_acc"]
-    except Halt: raise
+    except FatalError: raise
     except Exception as e:
         self.trainer.log(f"{name}: {trace_of(e)}")
         repeat.reason = cause_of(e)
@@ -233,9 +236,9 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
 @patch
 def _trainings_left(self:StudyRunner, s):
     "Trials, trials of the control, and repeats of a search that are missing"
-    def left(name): return n_trials(s)-sum(not ran_out_of_memory(o) for o in self.journal(name).trials)
+    def left(name): return s.n_trials-sum(not ran_out_of_memory(o) for o in self.journal(name).trials)
     repeated = self.search_entry(s.name).repeated # all at once, fewer than planned where points came up twice
-    repeats = sum(r.valid_acc is None for r in repeated) if repeated else n_repeats(s)
+    repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)
 
 # %% ../../nbs/43b_study.runner.ipynb #e93f4e52
@@ -297,5 +300,5 @@ def run_study(
             write_samples(out, pack)
         on_event("note", text="Drawing the page ...")
         from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
-        write_page(out, stoppable(on_event, stop))
+        write_page(out, interruptible(on_event, stop))
     return runner.record

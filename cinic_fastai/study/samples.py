@@ -8,13 +8,14 @@ __all__ = ['SHOWN_POLICIES', 'augmented_examples', 'surest_mistakes', 'confused_
 # %% ../../nbs/42a_study.samples.ipynb #1a835de7
 from pathlib import Path
 import numpy as np
-from ..core import StoreError, rng
+from ..core import StoreError
+from ..seeds import rng
 from ..data.folder import is_cifar_test
 from ..data.pack import Pack
 from ..files import read_npz, write_npz
 from ..results.metrics import confusion, most_confused
 from ..results.predictions import choose_predictor, predictions
-from ..runs import RESULT_VERSION
+from ..config import RESULT_VERSION
 from ..studyfolder import StudyFolder
 
 # %% ../../nbs/42a_study.samples.ipynb #4a3d1fce
@@ -26,7 +27,8 @@ def augmented_examples(
 )->np.ndarray: # uint8 `(policies,n,h,w,3)`
     "The same images under each policy, as training sees them"
     import torch
-    from cinic_fastai.data.augment import image_policy, mixes
+    from cinic_fastai.data.augment import image_policy
+    from cinic_fastai.config import mixes
     from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     def under(name):

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['gp_optimizer', 'proposals', 'trial_min_accs', 'expected_acc', 'search']
 
-# %% ../../nbs/41_study.search.ipynb #b01b7a13
+# %% ../../nbs/41_study.search.ipynb #47092180
 import json, math, threading, time, warnings
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
 import numpy as np
 from fastcore.basics import chunked, noop
-from ..core import CinicError, PlanError, StoreError, check_choice
+from ..config import in_our_words
+from ..core import CinicError, PlanError, StoreError
 from ..journal import Journal, JournalHeader, Trial, ran_out_of_memory, read_journal
-from cinic_fastai.space import (coordinates, dim_kind, is_number, make_space, space_errors, spec_of, to_point,
-    trial_point)
-from .plan import STRATEGIES, budget_errors, grid_counts, n_points, start_errors
+from ..space import (SearchBudget, coordinates, grid_counts, levels, make_space, space_errors, spec_of,
+    start_errors, to_point, trial_point)
 
 # %% ../../nbs/41_study.search.ipynb #820a512b
 def _origin(spec, seed):
@@ -60,31 +60,18 @@ def _random_points(header):
     rng,space,_ = _origin(header.space, header.seed)
     for _ in range(header.random+header.guided): yield space.rvs(random_state=rng)[0]
 
-# %% ../../nbs/41_study.search.ipynb #7e7ae92c
-def _levels(dim, n):
-    "Evenly spread values of one dimension, as skopt's coordinates"
-    kind,held = dim_kind(dim)
-    at = [.5] if n==1 else [i/(n-1) for i in range(n)]
-    if kind=="choices": return [held[math.floor(u*(len(held)-1)+.5)] for u in at]
-    lo,hi = held
-    if kind in ("int", "log2"): return [lo+math.floor(u*(hi-lo)+.5) for u in at]
-    if kind=="log": return [lo if u==0 else hi if u==1 else lo*(hi/lo)**u for u in at]
-    return [float(lo+u*(hi-lo)) for u in at]
-
+# %% ../../nbs/41_study.search.ipynb #9b91a13e
 def _grid_points(header):
     "Every combination, the last dimension fastest"
     counts = grid_counts(header.space, header.random+header.guided)
-    return map(list, product(*(_levels(dim, counts[k]) for k,dim in header.space.items())))
+    return map(list, product(*(levels(dim, counts[k]) for k,dim in header.space.items())))
 
-# %% ../../nbs/41_study.search.ipynb #132df0a5
+# %% ../../nbs/41_study.search.ipynb #18debf8e
 def proposals(
     header:JournalHeader # Space, strategy, numbers of trials, seed, points to start with
 )->Generator[list, list, None]: # Batches of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
-    check_choice("strategy", header.strategy, STRATEGIES, PlanError)
-    errors = space_errors(header.space)+start_errors(header.space, header.start)
-    errors += budget_errors(header.random, header.guided, header.strategy, header.batch, len(header.start))
-    if errors: raise PlanError("; ".join(errors)+".")
+    if errors := space_errors(header.space)+start_errors(header.space, header.start): raise PlanError("; ".join(errors)+".")
     start = [coordinates(header.space, o) for o in header.start]
     if header.strategy=="gp": return _gp_points(header, start)
     points = dict(grid=_grid_points, random=_random_points)[header.strategy]
@@ -116,7 +103,7 @@ def expected_acc(
     gain = float(np.median([o.valid_acc-max(o.accs[:n]) for o in done]))
     return min(trial.valid_acc+gain, max(o.valid_acc for o in done))
 
-# %% ../../nbs/41_study.search.ipynb #c63548eb
+# %% ../../nbs/41_study.search.ipynb #a5a5542b
 def _plain(values):
     text = json.dumps(values, default=lambda o: o.tolist()) # NumPy's scalars and arrays
     return json.loads(text, parse_constant=lambda name: None)
@@ -132,7 +119,7 @@ def _evaluate(objective, number, point, **kw):
 def _as_trial(number, point, result):
     "A result as the journal has it"
     values = _plain(result|dict(number=number, point=point))
-    if values["status"]!="failed" and not is_number(values["valid_acc"]):
+    if values["status"]!="failed" and type(values["valid_acc"]) not in (int, float):
         values |= dict(status="failed", cause=f"valid_acc is {result['valid_acc']}")
     return Trial.model_validate(values).model_copy(update=values) # with fields that are null, too
 
@@ -215,14 +202,12 @@ class _Search:
         "A trial as a strategy hears of it: coordinates and a value to be minimised"
         return _coordinates(self.header.space, trial, self.journal.path),_value(trial, self.chance)
 
-# %% ../../nbs/41_study.search.ipynb #2842601f
+# %% ../../nbs/41_study.search.ipynb #8e798768
 def _coordinates(spec, trial, path):
-    try: return trial_point(spec, dict(trial))
+    try: return trial_point(spec, trial.point, trial.number)
     except StoreError as e:
         cure = "Delete that line and all after it; finished trials are found in the run store again."
         raise StoreError(f"{path} is damaged in line {trial.number+2}: {e}. {cure}") from None
-
-_defaults = dict(random=4, guided=10, seed=42, strategy="gp", batch=1, start=[], rungs=[], factor=3)
 
 def search(
     space:dict|list, # A dimension by name, or skopt's dimensions with names
@@ -231,13 +216,13 @@ def search(
     chance:float=0., # Accuracy that a failed trial counts as
     on_event:Callable=noop, # Receives `"trial"` (`trial, done, total`) after each new trial, and `"note"` (`text`)
     map_fn:Callable=map, # Like `map`; it may evaluate side by side
-    **settings # Fields of `JournalHeader` (4 `random` and 10 `guided` trials), and what else tells searches apart
+    **settings # Fields of `SearchBudget`, and what else the header should say of this search
 )->list[Trial]: # All trials
     "Search a space, or go on with a search that was cut off"
-    for k in ("start", "rungs"): settings[k] = list(settings.get(k, ()))
-    header = JournalHeader.model_validate(_plain(_defaults|settings|dict(space=spec_of(space))))
-    points = proposals(header)
-    total = len(header.start)+n_points(header.space, header.random, header.guided, header.strategy)
+    own = {k: settings.pop(k) for k in SearchBudget.__dataclass_fields__ if k in settings}
+    with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
+    header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
+    points,total = proposals(header),budget.n_points(header.space)
     todo = _Search(read_journal(journal), header, objective, chance, on_event, map_fn)
     todo.journal.begin(header)
     for trial in todo.journal.trials: _coordinates(header.space, trial, todo.journal.path)

@@ -18,7 +18,8 @@ from ..core import CinicError, Interrupted, WeightsError
 from ..data.pack import Pack
 from ..files import cannot_write
 from ..record import StudyChanges
-from ..runs import RunConfig, RunStore, fallen, run_id
+from ..config import RunConfig, pruned_at, run_id
+from ..store import RunStore
 from cinic_fastai.study.clock import (Clock, NetworkTimer, estimate, is_known_safe, measure_networks, timing_key,
     training_share)
 from .workers import RunError, Workers, make_task, retry_lost_worker
@@ -202,7 +203,7 @@ def _alone(self:Trainer, rid):
 
 @patch
 def _falls_behind(self:Trainer, rid, min_accs):
-    return min_accs and fallen(self.store.history(rid).valid_acc.tolist(), min_accs)
+    return min_accs and pruned_at(self.store.history(rid).valid_acc.tolist(), min_accs)
 
 # %% ../../nbs/43_study.trainer.ipynb #7148071f
 @patch

@@ -7,7 +7,7 @@ __all__ = ['CRASHES', 'BACKENDS', 'OTHER_NETWORK', 'Task', 'make_task', 'RunErro
            'LostWorker', 'how_it_ended', 'Workers', 'SlotExecutor', 'one_process', 'check_backend', 'open_workers',
            'retry_lost_worker']
 
-# %% ../../nbs/42b_study.workers.ipynb #b6c3523d
+# %% ../../nbs/42b_study.workers.ipynb #abcd7afd
 import os, re, threading, time, traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,9 +21,11 @@ from types import SimpleNamespace
 import psutil
 from fastcore.basics import noop
 import cinic_fastai.core as core
-from ..core import CinicError, ConfigError, Interrupted, StoreError, check_choice, deaf_processes
+from ..core import CinicError, ConfigError, Interrupted, StoreError, check_choice
+from ..signals import signals_blocked
 from ..data.pack import Pack, open_pack
-from ..runs import RunConfig, RunStore
+from ..config import RunConfig, policy_registry
+from ..store import RunStore
 
 # %% ../../nbs/42b_study.workers.ipynb #c14358d8
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def make_task(
 )->Task: # Plain values, and the user's policy where the run has one
     "A training for any process that sees the same two folders"
     if fit.get("weights"): fit["weights"] = str(Path(fit["weights"]).absolute())
-    own = {k: v for k,v in core.own_policies.items() if k==cfg.policy}
+    own = {k: v for k,v in policy_registry.items() if k==cfg.policy}
     places = dict(pack=str(pack.path), store=str(store.path.absolute()), stop_file=str(stop_file))
     seen = dict(limit=pack.limited, digest=pack.digest)
     return Task(cfg, **places, **seen, threads=threads, device=device, fit=fit, policies=own)
@@ -121,7 +123,7 @@ def run_task(
         if kind=="note": notes.append(info["text"])
     try:
         use_threads(task.threads)
-        core.own_policies.update(task.policies)
+        policy_registry.update(task.policies)
         pack,store = _open_pack(task.pack, task.limit, task.digest),RunStore(task.store)
         stop,device = _watch(Path(task.stop_file)),_gpu_of(task.slot, task.device)
         done = fit_run(task.cfg, pack, store, on_event=on_event, stop=stop, device=device, **task.fit)
@@ -187,7 +189,7 @@ class Workers:
             on_start()
             task = replace(task, slot=slot)
             try:
-                with deaf_processes(): future = self.executor.submit(run_task, task)
+                with signals_blocked(): future = self.executor.submit(run_task, task)
                 return future.result()
             except Exception as e: raise _lost(e, task) from None # `run_task` raises nothing
 
@@ -264,7 +266,7 @@ def _dask(jobs, address):
     dask,cluster = _extra("dask", "distributed"),address
     if not address:
         local = dict(n_workers=jobs or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0)
-        with deaf_processes(): cluster = dask.LocalCluster(**local)
+        with signals_blocked(): cluster = dask.LocalCluster(**local)
     try:
         with dask.Client(cluster) as client:
             yield client.get_executor(pure=False, retries=0),jobs or sum(client.nthreads().values())

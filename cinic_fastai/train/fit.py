@@ -18,13 +18,18 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, CancelValidException
 from fastai.learner import Learner
 from fastcore.basics import noop
-from ..core import CinicError, Interrupted, StoreError, WeightsError, derive_seed, differing, stop_on_signals, stoppable
+from ..core import CinicError, Interrupted, StoreError, WeightsError, diff_dicts
+from ..signals import interruptible
+from ..seeds import derive_seed
+from ..signals import stop_on_signals
 from ..data.augment import views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.mix import mixed_accuracy
 from ..data.pack import Pack
 from ..files import lock, write_json, write_npz
-from ..runs import WEIGHTS_FILE, RunConfig, RunStore, best_epoch, fallen, phases, run_id, validates, with_weights
+from ..store import WEIGHTS_FILE, RunStore
+from ..config import RunConfig, best_epoch, phases, run_id, with_weights
+from ..config import pruned_at, is_validated
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors, load_tensors, opt_tensors,
     rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .learner import Lookahead, ask_cublas, autocast, make_dls, make_learner, native_bf16, resolve_precision, same_bits, seeded_model, set_up, torch_opt
@@ -112,7 +117,7 @@ class Steward(Callback):
         self.signum = 0
 
     def before_validate(self):
-        if not validates(self.cfg, self.progress.epoch): raise CancelValidException
+        if not is_validated(self.cfg, self.progress.epoch): raise CancelValidException
     def before_batch(self):
         if self.training: self.opt.set_hyper("lr", rate_at(self.cfg, self.progress.epoch, self.progress.batch/self.batches))
     def after_batch(self):
@@ -138,7 +143,7 @@ def refuse_other(
     here:dict # Those asked for
 ):
     "Refuse to go on with what another run left; a field that wasn't there yet had its default"
-    diff = differing(dataclasses.asdict(RunConfig())|there, here)
+    diff = diff_dicts(dataclasses.asdict(RunConfig())|there, here)
     if diff: raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). Use another folder, or delete it to train anew.")
 
 def save_training(
@@ -247,11 +252,11 @@ def fit_run(
     "Train one run, unless its result is there already; what is damaged of it is made again"
     cfg = with_weights(cfg, weights)
     rid = run_id(cfg, pack.digest)
-    with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=stoppable(on_event, stop)):
+    with nullcontext(stop) if stop else stop_on_signals() as stop, lock(store.path/".locks"/rid, f"Run {rid}", wait=-1, on_event=interruptible(on_event, stop)):
         _refuse_other_config(cfg, store, rid)
         store.refuse_other_policy(cfg)
         if store.is_sound(rid, full):
-            n = fallen(store.history(rid).valid_acc.tolist(), bars or {})
+            n = pruned_at(store.history(rid).valid_acc.tolist(), bars or {})
             return _stopped(store.history(rid).to_dict("records")[:n]) if n else store.done(rid)
         if cfg.weights and not weights:
             raise WeightsError(f"The run is declared with a file of weights (SHA-256 {cfg.weights[:12]}...), which isn't given. "
@@ -275,7 +280,7 @@ def _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars):
     rid = run_id(cfg, pack.digest)
     folder,progress = store.folder(rid),kept_training(store, rid, cfg, full, on_event)
     store.write_config(rid, cfg)
-    if progress is None or "env.json" in store.damage(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
+    if progress is None or "env.json" in store.corrupt_files(rid): write_json(folder/"env.json", environment(cfg, learn.dls.device))
     progress = progress or train_epochs(cfg, learn, folder/"last.safetensors", on_event, stop, save_every, bars)
     if progress.epoch<cfg.epochs:
         delete_checkpoint(folder/"last.safetensors")
@@ -284,7 +289,7 @@ def _train(cfg, pack, store, learn, full, on_event, stop, save_every, bars):
     store.write_history(rid, progress.history)
     done = _summary(cfg, learn, progress)|dict(full=full)
     wanted = ["valid"]*(cfg.train_on=="train")+["test"]*full # of valid images that were trained on there is nothing to learn
-    try: accs = {s: store_probs(learn, pack, s, folder, stoppable(noop, stop), cfg.tta) for s in wanted}
+    try: accs = {s: store_probs(learn, pack, s, folder, interruptible(noop, stop), cfg.tta) for s in wanted}
     except Interrupted:
         if learn.opt: save_training(folder/"last.safetensors", cfg, learn, EpochSums(), progress)
         raise
@@ -305,7 +310,7 @@ def kept_training(
     on_event=noop # Receives a `note` about damaged files
 )->Progress|None: # None where the training itself has to be done
     "A finished training whose weights and history are sound, while something made from them is damaged"
-    damage,f = store.damage(rid),store.folder(rid)/WEIGHTS_FILE
+    damage,f = store.corrupt_files(rid),store.folder(rid)/WEIGHTS_FILE
     kept = bool(damage) and full and f.exists() and not {"done.json", "history.csv", WEIGHTS_FILE} & set(damage)
     for why in damage.values(): on_event("note", text=f"{why} It is made again{' from the stored weights' if kept else ' by training'}.")
     return Progress(epoch=cfg.epochs, history=store.history(rid).to_dict("records"), best=load_tensors(f)[0]) if kept else None
@@ -356,7 +361,7 @@ def train_epochs(
     steward = Steward(cfg, progress, save, stop, on_event, save_every)
     fastais = [cb for cb in learn.cbs if cb.name in ("progress", "recorder", "fit_leaves_out")] # what is here stands in for them
     with learn.removed_cbs(fastais), learn.added_cbs([sums, steward]):
-        while progress.epoch<cfg.epochs and not (bars and fallen([h["valid_acc"] for h in progress.history], bars)):
+        while progress.epoch<cfg.epochs and not (bars and pruned_at([h["valid_acc"] for h in progress.history], bars)):
             one_epoch(cfg, learn, sums, progress)
             if steward.signum: raise Interrupted(f"Stopped in epoch {progress.epoch+1} of {cfg.epochs}; everything so far is saved. Run the same command again to continue.", steward.signum)
             seconds,progress.seconds,began = progress.seconds+time.monotonic()-began,0.,time.monotonic()

@@ -29,12 +29,14 @@ from fastcore.foundation import L
 from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
-from ..core import ConfigError, derive_seed, thread_share
-from ..data.augment import augmentation, mixes
+from ..core import ConfigError, thread_share
+from ..seeds import derive_seed
+from ..data.augment import augmentation
+from ..config import mixes
 from ..data.loaders import pack_dls
 from ..data.mix import Mix, SoftLoss, mixed_accuracy
 from ..data.pack import Pack
-from ..runs import RunConfig, make_config
+from ..config import RunConfig, make_config
 from .models import SpeedNet, bias_groups, inner_net, laid_out, make_model, net_name, single_values, split_params
 
 # %% ../../nbs/21_train.learner.ipynb #f5991ca5

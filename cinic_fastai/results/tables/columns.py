@@ -7,12 +7,12 @@ __all__ = ['tidy']
 
 # %% ../../../nbs/32a_results.tables.columns.ipynb #7f585f87
 import pandas as pd
-from ...runs import config_fields
+from ...config import config_fields
 
 # %% ../../../nbs/32a_results.tables.columns.ipynb #4cd5999a
 def _fields_of(kind, others):
     "Columns that hold values of one type"
-    return {k for k,f in config_fields.items() if f.type is kind}|set(others.split())
+    return {k for k,f in config_fields.items() if type(f.default) is kind}|set(others.split())
 
 _whole = _fields_of(int, "best_epoch epoch params number place images trials failed stopped planned saved_epochs "
     "epochs_so_far n count only_ensemble only_member trainings")

@@ -16,8 +16,9 @@ from ..metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_differen
     confusion, disagreement, ece, interval, macro_f1, mcnemar, nll, oracle_accuracy, reliability)
 from ..predictions import Prediction, best_run, predictions, valid_score
 from .columns import tidy
-from .report import PUBLISHED_CLASS, PUBLISHED_TEST, beside_published, report_predictor
-from ...runs import best_epoch
+from ...published import PUBLISHED_CLASS, PUBLISHED_TEST
+from .report import beside_published, report_predictor
+from ...config import best_epoch
 from ...studyfolder import StudyFolder
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #f69d98ae

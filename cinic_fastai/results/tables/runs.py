@@ -6,15 +6,17 @@
 __all__ = ['TARGET_ACC', 'ABLATION', 'runs_table', 'history_table', 'train_differs', 'gap_table', 'time_to_accuracy_table',
            'seeds_table', 'ablation_of', 'ablation_table']
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #b97c28b7
+# %% ../../../nbs/32c_results.tables.runs.ipynb #2b320af8
 import os, re
 from dataclasses import asdict
 import numpy as np, pandas as pd
-from ...core import StoreError
+from ...core import MIXING, StoreError
 from ..metrics import accuracy, as_preds, balanced_accuracy, macro_f1, mean_interval, welch
 from .columns import tidy
-from .report import PUBLISHED_TEST, PUBLISHED_VALID, beside_published, is_cinic, report_run
-from ...runs import HISTORY, RunConfig, config_fields
+from ...published import PUBLISHED_TEST, PUBLISHED_VALID
+from .report import beside_published, is_cinic, report_run
+from ...store import HISTORY
+from ...config import RunConfig, config_fields
 from ...studyfolder import StudyFolder, declared_settings, run_status, source_of
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #71aea0cb
@@ -82,8 +84,7 @@ def history_table(
     parts = [study.store.history(r.run_id).assign(group=r.group, name=r.name, run_id=r.run_id) for r in runs]
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], _history_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #5ce23be4
-_mixing = ("advanced", "combined", "combined-gentle")
+# %% ../../../nbs/32c_results.tables.runs.ipynb #e05e2662
 _gap_columns = [*_KEY, *"model policy train_differs epoch train_acc valid_acc gap".split()]
 
 def train_differs(
@@ -91,7 +92,7 @@ def train_differs(
 )->str: # For example `mixed images, dropout`; "" where train accuracy is of the same images as they are
     "Why train accuracy can't be compared with valid accuracy"
     augmented = run.policy not in ("none", "advanced") or run.flip!="none" or run.shift>0
-    ways = {"mixed images": run.policy in _mixing, "augmented images": augmented, "dropout": run.dropout>0,
+    ways = {"mixed images": run.policy in MIXING, "augmented images": augmented, "dropout": run.dropout>0,
         "valid images": run.train_on=="train+valid"}
     return ", ".join(k for k,differs in ways.items() if differs)
 

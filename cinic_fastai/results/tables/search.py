@@ -7,11 +7,12 @@ __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 're
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #64eaca9b
 import numpy as np, pandas as pd
-from ...core import PUBLISHED_POINTS
+from ...published import PUBLISHED_POINTS
 from ...journal import best_first, control_name
 from .columns import tidy
-from .report import PUBLISHED_BEST, beside_published, report_search
-from ...runs import config_fields
+from ...published import PUBLISHED_BEST
+from .report import beside_published, report_search
+from ...config import config_fields
 from ...studyfolder import StudyFolder, planned_trials
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #904449d6
