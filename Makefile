@@ -1,9 +1,10 @@
-# `make study` runs the demo study; `make test` runs every test. Both build .venv first when it is missing.
+# `make study` runs the demo study; `make test` runs every test; `make outputs` stores the notebooks' results anew.
+# All build .venv first when it is missing.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export MPLBACKEND = Agg
 
-.PHONY: study test readme docs clean
+.PHONY: study test outputs readme docs clean
 
 study: .venv/installed
 	$(BIN)/cinic study demo --out out/demo
@@ -11,8 +12,11 @@ study: .venv/installed
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/python tools/check_export.py
-	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python tools/check_outputs.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+outputs: .venv/installed-dev
+	$(BIN)/python tools/check_outputs.py --store
 
 readme: .venv/installed-dev
 	$(BIN)/python tools/make_readme.py

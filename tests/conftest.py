@@ -57,13 +57,16 @@ method = "hard"
 members = ["custom_cnn-sgd", "second"]
 """
 
-os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"} # equal bits need equal threads and kernels, here and in processes
+# Equal bits need equal threads and kernels, here and in processes
+os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 def cinic(*args, cwd=None, before=None, input=None):
-    "Run the command line in a process of its own, where it can be one that has torch already; `before` is called in it first"
+    "Run the command line in a process of its own, one that has torch already where it can; `before` is called in it"
     words = [*map(str, args)]
-    if os.name=="nt" or input: return subprocess.run([sys.executable, "-m", "cinic_fastai.cli", *words], capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, input=input)
+    if os.name=="nt" or input:
+        command = [sys.executable, "-m", "cinic_fastai.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, input=input)
     with tempfile.TemporaryDirectory() as d:
         said = [Path(d)/"out", Path(d)/"err"]
         p = started(*words, cwd=cwd, before=before, said=said)

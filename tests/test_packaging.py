@@ -6,24 +6,43 @@ import pytest
 from conftest import ENV
 
 root = Path(__file__).resolve().parents[1]
+DATA = (".toml", ".html", ".js", ".css", ".csv", ".md", ".j2", ".txt", ".json") # what is read, but not imported
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
     "The wheel's content in an empty folder, as pip unpacks it"
     tmp = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp, root], check=True)
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp, root], check=True)
     site = tmp/"site"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", site, *tmp.glob("*.whl")], check=True)
+    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, *tmp.glob("*.whl")], check=True)
     return site
 
+INSTALLED = """
+import sys
+site, *args = sys.argv[1:]
+sys.path.insert(0, site)
+import cinic_fastai
+assert cinic_fastai.__file__.startswith(site)
+sys.argv = ["cinic", *args]
+from cinic_fastai.cli import main
+main()
+"""
+
 def run_installed(site, cwd, *args):
-    code = f"import sys; sys.path.insert(0, {str(site)!r}); import cinic_fastai; assert cinic_fastai.__file__.startswith({str(site)!r}); sys.argv=['cinic',*{list(args)!r}]; from cinic_fastai.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, env=ENV)
+    command = [sys.executable, "-c", INSTALLED, str(site), *args]
+    env = {k: v for k,v in ENV.items() if k!="PYTHONPATH"}
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
 
 def test_wheel_holds_plans_and_template(installed):
     names = {p.relative_to(installed).as_posix() for p in (installed/"cinic_fastai").rglob("*")}
-    assert {"cinic_fastai/plans/demo.toml", "cinic_fastai/plans/report.toml", "cinic_fastai/plans/thorough.toml", "cinic_fastai/results/report.html",
-        "cinic_fastai/results/report.js"}<=names
+    data = {p.relative_to(root).as_posix() for p in (root/"cinic_fastai").rglob("*") if p.suffix in DATA}
+    assert "cinic_fastai/plans/demo.toml" in data and data<=names
+
+def test_wheel_leaves_the_benchmarks_out(installed, tmp_path):
+    assert not (installed/"benchmarks").exists()
+    r = run_installed(installed, tmp_path, "bench", "vote")
+    assert r.returncode==2 and "Clone https://" in r.stderr and "Traceback" not in r.stderr
 
 def test_wheel_works_elsewhere(installed, tmp_path):
     assert "cinic_fastai" in run_installed(installed, tmp_path, "--version").stdout

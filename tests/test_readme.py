@@ -18,7 +18,8 @@ def test_links_lead_somewhere():
 def test_commands_exist():
     from cinic_fastai.cli import app
     text = (root/"README.md").read_text(encoding="utf-8")
-    commands = {tuple(w for w in c.split()[:2] if w.isalpha()) for c in re.findall(r"^(?:\.venv/bin/)?cinic (.+)$", text, re.M)}
+    lines = re.findall(r"^(?:\.venv/bin/)?cinic (.+)$", text, re.M)
+    commands = {tuple(w for w in c.split()[:2] if w.isalpha()) for c in lines}
     assert commands
     for c in commands:
         words = [w for w in c if w in ("data", "plan") or w==c[0] or c[0] in ("data", "plan")]

@@ -18,9 +18,11 @@ def main():
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)/root.name
         tmp.mkdir()
-        for name in ("nbs", "cinic_fastai"): shutil.copytree(root/name, tmp/name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        caches = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        for name in ("nbs", "cinic_fastai"): shutil.copytree(root/name, tmp/name, ignore=caches)
         shutil.copy(root/"pyproject.toml", tmp)
-        subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp, check=True)
+        code = "from nbdev.doclinks import nbdev_export; nbdev_export()"
+        subprocess.run([sys.executable, "-c", code], cwd=tmp, check=True)
         bad = differing(tmp/"cinic_fastai", root/"cinic_fastai")
     if bad: sys.exit(f"Modules differ from their notebooks: {', '.join(bad)}. Run nbdev-export and commit both.")
     print("Notebooks and modules agree.")

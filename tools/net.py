@@ -3,8 +3,8 @@
     python tools/net.py              # what differs from what is frozen, pictures included
     python tools/net.py --freeze     # freeze it anew: only after the differences were read, and said in the commit
 
-Ids, points and tables are a test, too (`tests/test_net.py`). Pictures' bytes move with matplotlib and its fonts, so they
-are compared here alone, beside the environment that drew them.
+Ids, points and tables are a test, too (`tests/test_net.py`). Pictures' bytes move with matplotlib and its fonts, so
+they are compared here alone, beside the environment that drew them.
 """
 import argparse, io, json, platform, sys, tempfile, zipfile
 from importlib.metadata import version
@@ -23,7 +23,8 @@ def random_configs(n=200):
     from cinic_fastai.config import config_fields
     rng = np.random.default_rng(0)
     choices = dict(model=["custom_cnn", "resnet18", "resnet18.tv_in1k", "speednet"], stem=["imagenet", "small"],
-        policy=["none", "simple", "advanced", "combined-gentle"], opt=["sgd", "adam", "rmsprop"], mix_per=["image", "batch"],
+        policy=["none", "simple", "advanced", "combined-gentle"], opt=["sgd", "adam", "rmsprop"],
+        mix_per=["image", "batch"],
         flip=["none", "random", "alternating"], tta=["none", "flip", "flip-shift"], interp=["bilinear", "nearest"],
         schedule=["constant", "one-cycle", "triangle"], precision=["auto", "float32", "bf16"], select=["best", "last"])
     varied = {k: f for k,f in config_fields.items() if k not in ("weights", "train_on", "nesterov", "bias_lr")}
@@ -54,7 +55,8 @@ def ids():
 SPACE = dict(bs={"log2": [4,8]}, lr={"log": [1e-4,1e-1]}, mom=[0,.99], opt={"choices": ["sgd", "adam"]},
     frozen_epochs={"int": [0,5]})
 SEARCHES = dict(
-    gp=dict(random=3, guided=4), batch=dict(random=2, guided=4, batch=2), rungs=dict(random=4, guided=2, rungs=[1], factor=2),
+    gp=dict(random=3, guided=4), batch=dict(random=2, guided=4, batch=2),
+    rungs=dict(random=4, guided=2, rungs=[1], factor=2),
     random=dict(random=3, guided=3, strategy="random"), grid=dict(random=4, guided=8, strategy="grid"),
     start=dict(random=2, guided=2, start=[dict(bs=32, lr=.01, mom=.5, opt="adam", frozen_epochs=1)]))
 

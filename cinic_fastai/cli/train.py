@@ -71,7 +71,7 @@ def _show_run(cfg, done, history, folder):
     print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. "
         f"{speed}. Result: {folder}")
 
-# %% ../../nbs/54_cli.train.ipynb #623ccc13
+# %% ../../nbs/54_cli.train.ipynb #8f940487
 @app.command(epilog=examples("cinic bench vote", "cinic bench all --data data/cinic10"))
 def bench(
     name:argument(str, "loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, step-customcnn, "
@@ -83,16 +83,10 @@ def bench(
     as_json:AsJson=False
 ):
     "Our figures beside those of fastai, torchvision and bare PyTorch, from one run."
-    from cinic_fastai.bench import bench as measure, machine
+    from cinic_fastai.bench import load_benchmarks
+    benchmarks = load_benchmarks()
     with tempfile.TemporaryDirectory() as tmp, Screen() as screen:
-        rows = measure(name, image_folder(data, Path(tmp), screen), limit, reps, screen, device)
-    if as_json: return print_json(rows)
-    def shown(r):
-        low,high = r["spread"]
-        spread = f"{low:.2f} to {high:.2f}"
-        return r|dict(ours=_figure(r["ours"]), theirs=_figure(r["theirs"]), ratio=f"{r['ratio']:.2f}", spread=spread)
-    columns = ("name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note")
-    print_table([{k: shown(r)[k] for k in columns} for r in rows], machine())
+        rows = benchmarks.bench(name, image_folder(data, Path(tmp), screen), limit, reps, screen, device)
+    if as_json: return print_json([r.asdict() for r in rows])
+    print_table([r.shown() for r in rows], benchmarks.machine())
     print("\nMedians of repetitions by turns; a ratio above 1 means that ours is better.")
-
-def _figure(x): return f"{x:,.0f}" if x>=1000 else f"{x:.3g}"
