@@ -22,6 +22,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'cinic_fastai.cli.plan': { 'cinic_fastai.cli.plan.plan_ablate': ('cli.plan.html#plan_ablate', 'cinic_fastai/cli/plan.py'),
                                        'cinic_fastai.cli.plan.plan_check': ('cli.plan.html#plan_check', 'cinic_fastai/cli/plan.py'),
                                        'cinic_fastai.cli.plan.plan_list': ('cli.plan.html#plan_list', 'cinic_fastai/cli/plan.py'),
+                                       'cinic_fastai.cli.plan.plan_schema': ('cli.plan.html#plan_schema', 'cinic_fastai/cli/plan.py'),
                                        'cinic_fastai.cli.plan.plan_show': ('cli.plan.html#plan_show', 'cinic_fastai/cli/plan.py')},
             'cinic_fastai.cli.progress': { 'cinic_fastai.cli.progress.Screen': ('cli.progress.html#screen', 'cinic_fastai/cli/progress.py'),
                                            'cinic_fastai.cli.progress.Screen.__call__': ( 'cli.progress.html#screen.__call__',
