@@ -35,13 +35,14 @@ def valid_words(
     "A valid accuracy, with what has to be said of it"
     return f"valid accuracy {acc:.{digits}f}"+(" on images it was trained on" if saw_valid else "")
 
-# %% ../../nbs/50_cli.progress.ipynb #5b530692
+# %% ../../nbs/50_cli.progress.ipynb #9500c93a
 class Screen:
     "Draws events: bars on a terminal, lines elsewhere"
     def __init__(self,
         console:Console=err_console # Where to draw
     ):
-        self.console,self.live = console,console.is_terminal
+        self.console = console
+        self.live = console.is_terminal
         columns = BarColumn(bar_width=24),TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False)
         self.bar = Progress(*columns, console=console, transient=True)
     def __enter__(self):

@@ -109,7 +109,7 @@ def _finish(record, out, seconds):
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #11782373
+# %% ../../nbs/53_cli.study.ipynb #e5ffb1e2
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
     from cinic_fastai.data.folder import left_out, require_layout, scan_folder
@@ -117,10 +117,12 @@ def _images(data):
     from cinic_fastai.data.sources import write_demo
     if data and (data/"manifest.json").exists():
         pack = open_pack(data)
-        found,ignored = (pack.classes, pack.counts(), pack.size),pack.manifest.ignored
+        found = (pack.classes, pack.counts(), pack.size)
+        ignored = pack.manifest.ignored
     else:
         with tempfile.TemporaryDirectory() as tmp: scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
-        found,ignored = (scan.classes, Counter(split for split,*_ in scan.items), 32),scan.ignored
+        found = (scan.classes, Counter(split for split,*_ in scan.items), 32)
+        ignored = scan.ignored
     if words := left_out(ignored): print(words, file=sys.stderr)
     return found
 

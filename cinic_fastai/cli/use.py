@@ -14,7 +14,7 @@ from .progress import Screen, print_json, print_table
 from ..core import DataError
 from ..files import check_writable
 
-# %% ../../nbs/55_cli.use.ipynb #8f172e47
+# %% ../../nbs/55_cli.use.ipynb #d94e25dd
 Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.", "--member")
 
 @app.command(epilog=examples("cinic predict out/demo photo.png"))
@@ -27,13 +27,15 @@ def predict(
 ):
     "Classes of new images. Files that can't be read are named, the rest is predicted; exit code 1 then."
     from cinic_fastai.data.folder import image_files, left_out, other_files
-    files,words = image_files(images),left_out(other_files(images))
+    files = image_files(images)
+    words = left_out(other_files(images))
     if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
     if words: print(f"cinic: {words}", file=sys.stderr)
     from cinic_fastai.results.predict import load_predictor, predict_files
     predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
-    good,bad = [r for r in rows if "error" not in r],[r for r in rows if "error" in r]
+    good = [r for r in rows if "error" not in r]
+    bad = [r for r in rows if "error" in r]
     if as_json: print_json(dict(predictor=predictor.name, images=rows))
     elif good: print_table(list(map(_shown, good)), f"By {predictor.name}")
     for r in bad: print(f"cinic: {r['file']}: {r['error']}.", file=sys.stderr)
@@ -45,7 +47,7 @@ def _shown(row):
     first = {"image": row["file"], "class": row["class"], "probability": f"{row['probability']:.3f}"}
     return first|{"next": f"{name} {p:.3f}"}
 
-# %% ../../nbs/55_cli.use.ipynb #6541c99f
+# %% ../../nbs/55_cli.use.ipynb #88589b1c
 @app.command(epilog=examples("cinic export out/demo --format safetensors", "cinic export out/demo --format onnx"))
 def export(
     out:Out,
@@ -58,5 +60,6 @@ def export(
     from cinic_fastai.results.predict import export_predictor
     check_writable(dest or out)
     path,gap = export_predictor(out, format, member, dest, device)
-    size,card = f"{path.stat().st_size/1e6:.1f} MB",path.parent/"README.md"
+    size = f"{path.stat().st_size/1e6:.1f} MB"
+    card = path.parent/"README.md"
     print(f"{path} ({size}), at most {gap:.1g} from PyTorch's probabilities. Model card: {card}")

@@ -162,7 +162,7 @@ class NetworkTimer:
             self.close()
             return e
 
-# %% ../../nbs/42c_study.clock.ipynb #ff5f7649
+# %% ../../nbs/42c_study.clock.ipynb #044d8757
 def network_of(
     cfg:RunConfig # One run
 )->tuple: # The same for runs that crash or survive alike
@@ -171,9 +171,11 @@ def network_of(
 
 def _end_of(cfg, how):
     "Which networks end their process, one batch or all, and what is said of them"
-    key,cure = network_of(cfg),OTHER_NETWORK
+    key = network_of(cfg)
+    cure = OTHER_NETWORK
     if how=="SIGKILL":
-        key,cure = (*key, cfg.bs),"Most likely it wants more memory than there is: take a smaller bs or size."
+        key = (*key, cfg.bs)
+        cure = "Most likely it wants more memory than there is: take a smaller bs or size."
     tried = f"while a few batches of {cfg.bs} were tried"
     return key,f"The network {cfg.model} ended its process ({how or 'no cause is known'}) {tried}. {cure}"
 

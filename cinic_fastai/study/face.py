@@ -24,7 +24,7 @@ from ..store import WEIGHTS_FILE
 from ..config import RunConfig
 from ..studyfolder import StudyFolder
 
-# %% ../../nbs/44_study.face.ipynb #4f35ff94
+# %% ../../nbs/44_study.face.ipynb #40e907ac
 def _data_folder(command):
     "The image folder that a command names, \"\" where it names none"
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -35,7 +35,8 @@ def find_pack(
     study:StudyFolder # Whose images
 )->Pack: # Limited as the study was; `DataError` where the images are not there, or others
     "The images of a study, by the command that carried it out"
-    record,cure = study.record,"Give them: Study(out, pack)."
+    record = study.record
+    cure = "Give them: Study(out, pack)."
     folder = Path(_data_folder(record.command) or study.out/"data")
     if not folder.exists(): raise DataError(f"The images of {study.out} are not in {folder}. {cure}")
     return _same_images(study, get_pack(folder).limit(record.options.limit))

@@ -34,7 +34,7 @@ from .track import Tracker, check_track
 from .trainer import Job, StudyOptions, Trainer, cause_of, thread_map, trace_of
 from .workers import open_workers
 
-# %% ../../nbs/43b_study.runner.ipynb #662722f7
+# %% ../../nbs/43b_study.runner.ipynb #8ad9c0c3
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -46,7 +46,9 @@ class StudyRunner:
         stop:Callable=lambda: 0, # Gives the number of a signal that asks for an end, or 0
         fit:Callable|None=None # As for `Trainer`
     ):
-        self.plan,self.out,self.weights = plan,Path(out),options.weights
+        self.plan = plan
+        self.out = Path(out)
+        self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options))
         self.store = RunStore(options.store or self.out/"runs")
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
@@ -76,14 +78,15 @@ class StudyRunner:
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
-# %% ../../nbs/43b_study.runner.ipynb #fe28a10c
+# %% ../../nbs/43b_study.runner.ipynb #44df4ccd
 @patch
 def record_failure(self:StudyRunner,
     entry, # Of the record
     e:Exception # What went wrong
 ):
     "Record a failure with its cause; the study goes on"
-    status,cause = "skipped" if isinstance(e, WeightsError) else "failed",cause_of(e)
+    status = "skipped" if isinstance(e, WeightsError) else "failed"
+    cause = cause_of(e)
     self.trainer.log(f"{entry.name}: {status}: {cause if isinstance(e, CinicError) else trace_of(e)}")
     self.mark(entry, status=status, reason=cause)
     self.trainer.tell("end", entry.name, status=status, reason=cause)
@@ -94,7 +97,8 @@ def train(self:StudyRunner,
     cfg:RunConfig # What that means
 ):
     "Carry one run out, unless it is there"
-    entry,cfg = self.entry(run),self.declared(cfg)
+    entry = self.entry(run)
+    cfg = self.declared(cfg)
     rid = self.rid(cfg)
     if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
     try: self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
@@ -102,7 +106,7 @@ def train(self:StudyRunner,
     except Exception as e: self.record_failure(entry, e)
     else: self.mark(entry, run_id=rid, status="done", reason="")
 
-# %% ../../nbs/43b_study.runner.ipynb #8b920783
+# %% ../../nbs/43b_study.runner.ipynb #4bd34af0
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -117,7 +121,8 @@ def _failed_trial(self:StudyRunner, s, job, rid, e):
 @patch
 def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
-    total,cfg = s.n_trials,self.declared(trial_config(s, point))
+    total = s.n_trials
+    cfg = self.declared(trial_config(s, point))
     job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, behind=total-number)
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
@@ -154,13 +159,14 @@ def search(self:StudyRunner,
     except CinicError as e: return self.record_failure(entry, e)
     self.mark(entry, status="done", best=best)
 
-# %% ../../nbs/43b_study.runner.ipynb #bfecd74c
+# %% ../../nbs/43b_study.runner.ipynb #9d2b0222
 @patch
 def random_baseline(self:StudyRunner,
     s:PlanSearch # From the plan
 ):
     "Carry a search's control out: random points of the same space, as many, and the same at the start"
-    name,control = control_name(s.name),self.search_entry(s.name).control
+    name = control_name(s.name)
+    control = self.search_entry(s.name).control
     found = dict(best=None, reason="")
     try: found["best"] = _best_point(self._trials(replace(s, strategy="random"), name))
     except FatalError: raise
@@ -169,7 +175,7 @@ def random_baseline(self:StudyRunner,
         self.trainer.log(f"{name}: {e}")
     self.mark(control, **found)
 
-# %% ../../nbs/43b_study.runner.ipynb #69a7f174
+# %% ../../nbs/43b_study.runner.ipynb #7a1ac47c
 def repeat_points(
     trials:list[Trial], # Of a search
     control:list[Trial] # Of its control, [] without one
@@ -187,7 +193,8 @@ def reseed_best(self:StudyRunner,
 ):
     "Train a search's best points again with other seeds"
     trials,control = (self.journal(name).trials for name in (s.name, control_name(s.name)))
-    points,first = repeat_points(trials, control),trial_config(s, {}).seed+1
+    points = repeat_points(trials, control)
+    first = trial_config(s, {}).seed+1
     todo = [(Repeat(of=of, number=t.number, seed=seed), t) for seed in range(first, first+s.repeats) for of,t in points]
     self.trainer.run_parallel([partial(self._reseed, s, repeat, trial.point) for repeat,trial in todo])
     self.mark(self.search_entry(s.name), repeated=[repeat for repeat,_ in todo])
@@ -195,20 +202,22 @@ def reseed_best(self:StudyRunner,
 @patch
 def _reseed(self:StudyRunner, s, repeat, point):
     cfg = replace(self.declared(trial_config(s, point)), seed=repeat.seed)
-    name,repeat.run_id = f"{s.name} {repeat.of}, seed {repeat.seed}",self.rid(cfg)
+    name = f"{s.name} {repeat.of}, seed {repeat.seed}"
+    repeat.run_id = self.rid(cfg)
     try: repeat.valid_acc = self.trainer.train(Job(cfg, name, full=False))["valid_acc"]
     except FatalError: raise
     except Exception as e:
         self.trainer.log(f"{name}: {trace_of(e)}")
         repeat.reason = cause_of(e)
 
-# %% ../../nbs/43b_study.runner.ipynb #2be7e905
+# %% ../../nbs/43b_study.runner.ipynb #a34b717f
 @patch
 def final(self:StudyRunner,
     run:PlanRun # Whose parameters come from a search
 ):
     "Carry a final run out with the best point of its search"
-    entry,s = self.entry(run),self.search_entry(run.source.removeprefix("search:"))
+    entry = self.entry(run)
+    s = self.search_entry(run.source.removeprefix("search:"))
     if not s.best: return self.mark(entry, status="skipped", reason=f"search {s.name} gave no point: {s.reason}")
     try: cfg = final_config(self.plan, run, s.best.point)
     except CinicError as e: return self.record_failure(entry, e)
@@ -241,11 +250,12 @@ def _trainings_left(self:StudyRunner, s):
     repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)
 
-# %% ../../nbs/43b_study.runner.ipynb #e93f4e52
+# %% ../../nbs/43b_study.runner.ipynb #8941e5ef
 @patch
 def run(self:StudyRunner):
     "All steps in order"
-    plan,side_by_side = self.plan,self.trainer.run_parallel
+    plan = self.plan
+    side_by_side = self.trainer.run_parallel
     refuse_other_sources(plan, self.record, self.out, self.store, self.weights)
     self.trainer.start_clock(self.pending_configs())
     steps = [partial(self.train, r, run_config(plan, r)) for r in plan.runs if not r.source]
@@ -262,12 +272,13 @@ def run(self:StudyRunner):
     self.ensembles()
     if done: self.record.env = read_json(self.store.folder(done[-1].run_id)/"env.json")
 
-# %% ../../nbs/43b_study.runner.ipynb #5a0f23b8
+# %% ../../nbs/43b_study.runner.ipynb #ab1b6f5f
 @patch
 @contextmanager
 def _recorded(self:StudyRunner):
     "Count the seconds of a block into the record, however it ends"
-    began,before = time.monotonic(),self.record.seconds
+    began = time.monotonic()
+    before = self.record.seconds
     try: yield
     except BaseException:
         with suppress(WriteError): self.mark(self.record, seconds=before+time.monotonic()-began)
@@ -285,7 +296,8 @@ def run_study(
     fit:Callable|None=None # As for `Trainer`
 )->StudyRecord: # At the end
     "Do what is missing of a study and write its page"
-    out,o = Path(out),options
+    out = Path(out)
+    o = options
     if problems := plan_problems(plan, pack.counts(), pack.size): raise PlanError("; ".join(problems)+".")
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()

@@ -18,7 +18,7 @@ from ..results.predictions import choose_predictor, predictions
 from ..config import RESULT_VERSION
 from ..studyfolder import StudyFolder
 
-# %% ../../nbs/42a_study.samples.ipynb #4a3d1fce
+# %% ../../nbs/42a_study.samples.ipynb #cca7cad7
 def augmented_examples(
     pack:Pack, # Images
     rows:np.ndarray, # Which ones `(n,)`
@@ -32,7 +32,8 @@ def augmented_examples(
     from cinic_fastai.data.mix import draw_mix, mix_batch
     xb = torch.from_numpy(np.ascontiguousarray(pack.images[rows])).permute(0,3,1,2)
     def under(name):
-        policy,x = image_policy(name),xb
+        policy = image_policy(name)
+        x = xb
         if policy is not None: x = policy(x, rows, 0, seed)
         if mixes(name):
             d = draw_mix("random", len(x), *x.shape[2:], rng("mix", seed, 0, 0)).to(x.device)
@@ -47,7 +48,7 @@ def _kept_examples(path, made_from):
     except (FileNotFoundError, StoreError): return None
     return old["augmented"] if old.get("made_from")==made_from else None
 
-# %% ../../nbs/42a_study.samples.ipynb #dc025169
+# %% ../../nbs/42a_study.samples.ipynb #ebdefa26
 def surest_mistakes(
     probs:np.ndarray, # `(n,c)`
     targs:np.ndarray, # `(n,)`
@@ -64,16 +65,19 @@ def confused_pairs(
     each:int=8 # Images of each
 )->list[tuple[int,int,np.ndarray]]: # (right class, taken for, row numbers into `probs`), most frequent pair first
     "What is taken for what most often, with the surest images of each pair"
-    preds,n = probs.argmax(1),probs.shape[1]
+    preds = probs.argmax(1)
+    n = probs.shape[1]
     def rows(i, j):
         of = np.flatnonzero((targs==i)&(preds==j))
         return of[np.argsort(-probs[of,j], kind="stable")][:each]
     return [(i, j, rows(i, j)) for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs)]
 
-# %% ../../nbs/42a_study.samples.ipynb #473027ed
+# %% ../../nbs/42a_study.samples.ipynb #2f13d5e7
 def _mistake_samples(pack, probs, targs, rows):
     "Arrays for `samples.npz`; `rows` are those of the images in the pack"
-    classes,preds,top = np.array(pack.classes),probs.argmax(1),surest_mistakes(probs, targs)
+    classes = np.array(pack.classes)
+    preds = probs.argmax(1)
+    top = surest_mistakes(probs, targs)
     pairs = np.concatenate([top[:0], *(r for *_,r in confused_pairs(probs, targs))])
     def images(of): return np.asarray(pack.images[rows[of]])
     return dict(
@@ -86,7 +90,7 @@ def _shown_predictor(out):
     sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
-# %% ../../nbs/42a_study.samples.ipynb #193f60f2
+# %% ../../nbs/42a_study.samples.ipynb #206376a2
 SHOWN_POLICIES = ("simple", "gentle", "advanced", "combined", "combined-gentle")
 
 def write_samples(
@@ -94,7 +98,9 @@ def write_samples(
     pack:Pack # Its images
 ):
     "Write `samples.npz`"
-    f,train,test = out/"samples.npz",pack.rows["train"],pack.rows["test"]
+    f = out/"samples.npz"
+    train = pack.rows["train"]
+    test = pack.rows["test"]
     rows = np.array([train[pack.targs[train]==i][0] for i in range(min(10, len(pack.classes)))])
     made_from = f"{pack.digest}, version {RESULT_VERSION}"
     augmented = _kept_examples(f, made_from)

@@ -20,12 +20,13 @@ from ..journal import Journal, JournalHeader, Trial, ran_out_of_memory, read_jou
 from ..space import (SearchBudget, coordinates, grid_counts, levels, make_space, space_errors, spec_of,
     start_errors, to_point, trial_point)
 
-# %% ../../nbs/41_study.search.ipynb #820a512b
+# %% ../../nbs/41_study.search.ipynb #dd5047e9
 def _origin(spec, seed):
     "What `skopt.gp_minimize` makes of a seed before it asks for the first point: generator, space, Gaussian process"
     from sklearn.utils import check_random_state
     from skopt.utils import cook_estimator, normalize_dimensions
-    rng,space = check_random_state(seed),normalize_dimensions(make_space(spec))
+    rng = check_random_state(seed)
+    space = normalize_dimensions(make_space(spec))
     state = rng.randint(0, np.iinfo(np.int32).max)
     return rng,space,cook_estimator("GP", space=space, random_state=state, noise="gaussian")
 
@@ -151,7 +152,7 @@ def _is_close(spec, a, b):
     space = normalize_dimensions(make_space(spec))
     return np.allclose(space.transform([a]), space.transform([b]), rtol=0, atol=1e-6)
 
-# %% ../../nbs/41_study.search.ipynb #41821dad
+# %% ../../nbs/41_study.search.ipynb #1850c343
 @dataclass
 class _Search:
     "A search under way"
@@ -187,8 +188,11 @@ class _Search:
         return moved
     def run(self, points, total):
         "Go on to the last trial"
-        trials,spec = self.journal.trials,self.header.space
-        told,moved,number = None,any(o.again for o in trials),0 # what is known now might have led elsewhere
+        trials = self.journal.trials
+        spec = self.header.space
+        told = None
+        moved = any(o.again for o in trials)
+        number = 0 # what is known now might have led elsewhere
         while number<total:
             xs,seconds = _ask(points, told)
             moved = self.replay(number, xs, moved)
@@ -202,7 +206,7 @@ class _Search:
         "A trial as a strategy hears of it: coordinates and a value to be minimised"
         return _coordinates(self.header.space, trial, self.journal.path),_value(trial, self.chance)
 
-# %% ../../nbs/41_study.search.ipynb #8e798768
+# %% ../../nbs/41_study.search.ipynb #2b1ff6e1
 def _coordinates(spec, trial, path):
     try: return trial_point(spec, trial.point, trial.number)
     except StoreError as e:
@@ -222,7 +226,8 @@ def search(
     own = {k: settings.pop(k) for k in SearchBudget.__dataclass_fields__ if k in settings}
     with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
     header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
-    points,total = proposals(header),budget.n_points(header.space)
+    points = proposals(header)
+    total = budget.n_points(header.space)
     todo = _Search(read_journal(journal), header, objective, chance, on_event, map_fn)
     todo.journal.begin(header)
     for trial in todo.journal.trials: _coordinates(header.space, trial, todo.journal.path)

@@ -43,7 +43,7 @@ class StudyStatus:
         for r in self.rows: counts[r.status] += r.trainings
         return +counts
 
-# %% ../../nbs/43c_study.status.ipynb #6163ffbc
+# %% ../../nbs/43c_study.status.ipynb #eeaff7dc
 def _search_rows(part, running):
     "Trainings of a part of a search, by status"
     words = part.name.replace("~repeats", " repeats") if part.kind=="repeats" else f"{part.name} trials"
@@ -55,7 +55,8 @@ def study_status(
     out:Path # A study's folder
 )->StudyStatus: # `StoreError` where there is none
     "What is done, running, left, failed and skipped"
-    study,active = StudyFolder(out),is_active(out)
+    study = StudyFolder(out)
+    active = is_active(out)
     running = {o.name for o in study.record.searches if active and o.status=="running"}
     def run_row(r):
         if active and r.status=="running": return StatusRow(r.key, "running", 1)

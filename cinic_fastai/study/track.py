@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_track', 'track_folder', 'Tracker']
 
-# %% ../../nbs/39_study.track.ipynb #4961772f
+# %% ../../nbs/39_study.track.ipynb #49f18df0
 import re, secrets, threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from fastcore.basics import noop
+from fastcore.basics import noop, store_attr
 from ..config import RunConfig
 from ..core import TRACKERS, ConfigError, check_choice
 from ..files import read_json, write_json
@@ -60,7 +60,7 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
-# %% ../../nbs/39_study.track.ipynb #b221c182
+# %% ../../nbs/39_study.track.ipynb #5ae2645a
 def _known(row): return {k: row[k] for k in HISTORY if k in row and row[k]==row[k]}
 
 class Tracker:
@@ -71,9 +71,11 @@ class Tracker:
         project:str="cinic_fastai", # The study's name
         on_event:Callable=noop # Receives a `note` when the tracker fails
     ):
-        self.open,self.folder,self.project,self.on_event = _open[track],Path(folder),project,on_event
-        self.training,self.log,self.end = None,None,None
-        self.off,self.guard = False,threading.RLock()
+        store_attr("folder,project,on_event")
+        self.open = _open[track]
+        self.training = self.log = self.end = None
+        self.off = False
+        self.guard = threading.RLock()
     def __call__(self,
         name:str, # Of the training
         cfg:RunConfig, # What is trained
@@ -86,7 +88,7 @@ class Tracker:
         "End the training that is open"
         with self._going_on():
             end = self.end
-            self.training,self.log,self.end = None,None,None
+            self.training = self.log = self.end = None
             if end: end()
     @contextmanager
     def _going_on(self):
@@ -94,7 +96,8 @@ class Tracker:
         with self.guard:
             try: yield
             except Exception as e:
-                self.off,self.training,self.log,self.end = True,None,None,None
+                self.off = True
+                self.training = self.log = self.end = None
                 why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
                 self.on_event("note", text=f"Tracking has ended ({why}). The study goes on.")
     def _write(self, name, cfg, rows):

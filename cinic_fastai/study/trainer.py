@@ -6,14 +6,14 @@
 __all__ = ['STOPPED', 'StudyOptions', 'Job', 'serialize_events', 'thread_map', 'check_device', 'Trainer', 'in_process',
            'on_worker', 'cause_of', 'trace_of']
 
-# %% ../../nbs/43_study.trainer.ipynb #5c001bc0
+# %% ../../nbs/43_study.trainer.ipynb #0796bd30
 import datetime as dt, os, threading, time, traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from fastcore.basics import noop, patch
+from fastcore.basics import noop, patch, store_attr
 from ..core import CinicError, Interrupted, WeightsError
 from ..data.pack import Pack
 from ..files import cannot_write
@@ -84,7 +84,7 @@ def check_device(
     if deterministic: ask_cublas(device)
     pick_device(device)
 
-# %% ../../nbs/43_study.trainer.ipynb #1da88074
+# %% ../../nbs/43_study.trainer.ipynb #9ccdcc48
 class Trainer:
     "Trains what is missing of a study, tells and logs it, and keeps the clock"
     def __init__(self,
@@ -96,9 +96,10 @@ class Trainer:
         stop:Callable=lambda: 0, # Gives the number of a signal that asks for an end, or 0
         fit:Callable|None=None # In place of `fit_run`, with its arguments; what it does is not timed
     ):
-        self.out,self.pack,self.store,self.options,self.stop,self.fit = Path(out),pack,store,options,stop,fit
-        self.on_event,self.timer,self.clock,self.speed = serialize_events(on_event),NetworkTimer(),Clock(),{}
-        self.workers,self.tracker = None,None # a `Workers`, a `Tracker`
+        store_attr("out,pack,store,options,stop,fit")
+        self.on_event = serialize_events(on_event)
+        self.timer,self.clock,self.speed = NetworkTimer(),Clock(),{}
+        self.workers = self.tracker = None # a `Workers`, a `Tracker`
         self.stop_file = store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
         self.guard,self.locks,self.sound,self.no_weights,self.halted = threading.RLock(),{},set(),{},False
 
@@ -123,7 +124,7 @@ class Trainer:
         self.timer.close()
         if self.tracker: self.tracker.close()
 
-# %% ../../nbs/43_study.trainer.ipynb #b2b62362
+# %% ../../nbs/43_study.trainer.ipynb #aaa5504c
 @patch
 def tell(self:Trainer,
     kind:str, # Of the event
@@ -139,7 +140,8 @@ def log(self:Trainer,
     text:str # One line or a traceback
 ):
     "Add to `log.txt`"
-    f,line = self.out/"log.txt",f"{dt.datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
+    f = self.out/"log.txt"
+    line = f"{dt.datetime.now().astimezone().isoformat(timespec='seconds')} {text}\n"
     try:
         with self.guard, open(f, "a", encoding="utf-8") as o: o.write(line)
     except OSError as e: raise cannot_write(f, e, len(line)) from None
@@ -205,11 +207,12 @@ def _alone(self:Trainer, rid):
 def _falls_behind(self:Trainer, rid, min_accs):
     return min_accs and pruned_at(self.store.history(rid).valid_acc.tolist(), min_accs)
 
-# %% ../../nbs/43_study.trainer.ipynb #7148071f
+# %% ../../nbs/43_study.trainer.ipynb #94840a67
 @patch
 def _ended(self:Trainer, job, rid, done):
     "Tell the tracker, the log and the listener of a training"
-    stopped,saw = done.get("stopped"),job.cfg.train_on!="train"
+    stopped = done.get("stopped")
+    saw = job.cfg.train_on!="train"
     if self.tracker: self.tracker(job.name, job.cfg, self._epochs(rid, done))
     ended = f"stopped after {stopped} of {job.cfg.epochs} epochs" if stopped else f"{job.cfg.epochs} epochs"
     seen = " on images it was trained on" if saw else ""
@@ -222,7 +225,7 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #03ff43ba
+# %% ../../nbs/43_study.trainer.ipynb #56c4425c
 def _fit_options(trainer, job):
     "What `fit_run` is told besides the run, here or there"
     o = trainer.options
@@ -244,7 +247,8 @@ def in_process(trainer, job, expected):
     trainer.use_threads()
     job.on_start()
     trainer.clock.begin(job.name, expected)
-    fit,kw = trainer.fit or _fit_run,dict(on_event=on_event, stop=trainer.stop, device=trainer.options.device)
+    fit = trainer.fit or _fit_run
+    kw = dict(on_event=on_event, stop=trainer.stop, device=trainer.options.device)
     try: return fit(job.cfg, trainer.pack, trainer.store, **kw, **_fit_options(trainer, job))
     finally: trainer.clock.end(job.name)
 
@@ -267,7 +271,7 @@ def on_worker(trainer, job, expected):
     for text in outcome.notes: note(text)
     return outcome.unwrap()
 
-# %% ../../nbs/43_study.trainer.ipynb #1fe661fd
+# %% ../../nbs/43_study.trainer.ipynb #bc079f03
 STOPPED = "Stopped; everything so far is saved. Run the same command again to continue."
 
 @patch
@@ -304,7 +308,8 @@ def _wait(self:Trainer, futures):
         failed = any(f.done() and f.exception() for f in futures)
         if not self.halted and (failed or self.stop()): self.halt()
         current = self.clock.under_way()
-        left,share = self.clock.left(current),self.clock.share(current)
+        left = self.clock.left(current)
+        share = self.clock.share(current)
         self.on_event("jobs", names=list(self.clock.running), left=left, share=share)
         time.sleep(.1)
 

@@ -7,7 +7,7 @@ __all__ = ['CRASHES', 'BACKENDS', 'OTHER_NETWORK', 'Task', 'make_task', 'RunErro
            'LostWorker', 'how_it_ended', 'Workers', 'SlotExecutor', 'one_process', 'check_backend', 'open_workers',
            'retry_lost_worker']
 
-# %% ../../nbs/42b_study.workers.ipynb #abcd7afd
+# %% ../../nbs/42b_study.workers.ipynb #c3931e8e
 import os, re, threading, time, traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 import psutil
-from fastcore.basics import noop
+from fastcore.basics import noop, store_attr
 import cinic_fastai.core as core
 from ..core import CinicError, ConfigError, Interrupted, StoreError, check_choice
 from ..signals import signals_blocked
@@ -89,7 +89,7 @@ class Outcome:
         if isinstance(kind, type) and issubclass(kind, CinicError): raise kind(self.message)
         raise RunError(f"{self.error}: {self.message}", self.trace)
 
-# %% ../../nbs/42b_study.workers.ipynb #8f00fc15
+# %% ../../nbs/42b_study.workers.ipynb #ef0a28d0
 @cache
 def _open_pack(path, limit, digest):
     "Open a pack once a process, and see that it is the driver's"
@@ -99,7 +99,8 @@ def _open_pack(path, limit, digest):
 
 def _watch(stop_file):
     "A `stop` for `fit_run` that gives SIGTERM's number once a file is there"
-    looked,asked = 0.,False
+    looked = 0.
+    asked = False
     def stop():
         nonlocal looked,asked
         if not asked and time.monotonic()-looked>.3: looked,asked = time.monotonic(),stop_file.exists()
@@ -111,7 +112,7 @@ def _gpu_of(slot, device):
     n = torch.cuda.device_count()
     return f"cuda:{slot%n}" if device in ("auto", "cuda") and n>1 else device
 
-# %% ../../nbs/42b_study.workers.ipynb #b3cdb924
+# %% ../../nbs/42b_study.workers.ipynb #1f148b81
 def run_task(
     task:Task # From `make_task`
 )->Outcome: # Result or error
@@ -124,8 +125,10 @@ def run_task(
     try:
         use_threads(task.threads)
         policy_registry.update(task.policies)
-        pack,store = _open_pack(task.pack, task.limit, task.digest),RunStore(task.store)
-        stop,device = _watch(Path(task.stop_file)),_gpu_of(task.slot, task.device)
+        pack = _open_pack(task.pack, task.limit, task.digest)
+        store = RunStore(task.store)
+        stop = _watch(Path(task.stop_file))
+        device = _gpu_of(task.slot, task.device)
         done = fit_run(task.cfg, pack, store, on_event=on_event, stop=stop, device=device, **task.fit)
     except Exception as e:
         return Outcome(notes, None, type(e).__name__, str(e), getattr(e, "code", 130)-128, traceback.format_exc())
@@ -170,14 +173,15 @@ def how_it_ended(
     if not codes: return ""
     return codes[1] if codes[1].startswith("SIG") else f"exit code {codes[2]}"
 
-# %% ../../nbs/42b_study.workers.ipynb #4a6c4e2c
+# %% ../../nbs/42b_study.workers.ipynb #a1ff17b4
 class Workers:
     "Trainings in other processes, as many at a time as there are places"
     def __init__(self,
         executor, # Anything with `submit(fn, task)` that gives a future
         jobs:int # Places
     ):
-        self.executor,self.jobs,self.slots = executor,jobs,WorkerSlots(jobs)
+        store_attr()
+        self.slots = WorkerSlots(jobs)
 
     def run(self,
         task:Task, # From `make_task`
@@ -250,12 +254,13 @@ def one_process(
     from joblib.externals.loky import ProcessPoolExecutor
     return ProcessPoolExecutor(max_workers=1, initializer=_leave_with, initargs=(os.getpid(),), **kw)
 
-# %% ../../nbs/42b_study.workers.ipynb #35debc6c
+# %% ../../nbs/42b_study.workers.ipynb #2a4f1aa2
 BACKENDS = ("loky", "dask", "ray")
 
 @contextmanager
 def _loky(jobs, address):
-    executor,finished = SlotExecutor(),False
+    executor = SlotExecutor()
+    finished = False
     try:
         yield executor,jobs or 1
         finished = True
@@ -263,7 +268,8 @@ def _loky(jobs, address):
 
 @contextmanager
 def _dask(jobs, address):
-    dask,cluster = _extra("dask", "distributed"),address
+    dask = _extra("dask", "distributed")
+    cluster = address
     if not address:
         local = dict(n_workers=jobs or 1, threads_per_worker=1, dashboard_address=None, memory_limit=0)
         with signals_blocked(): cluster = dask.LocalCluster(**local)
