@@ -44,4 +44,6 @@ from cinic_fastai.plan_file import *
 from cinic_fastai.study.expand import *
 from cinic_fastai.study.resolve import *
 from cinic_fastai.study.search import *
-from cinic_fastai.study.conduct import *
+from cinic_fastai.study.clock import *
+from cinic_fastai.study.trainer import *
+from cinic_fastai.study.runner import *

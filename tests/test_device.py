@@ -11,7 +11,8 @@ from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.files import read_json
 from cinic_fastai.config import RunConfig, make_config
 from cinic_fastai.store import RunStore
-from cinic_fastai.study.conduct import conduct
+from cinic_fastai.study.runner import run_study
+from cinic_fastai.study.trainer import StudyOptions
 from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.callbacks import TrainState
@@ -138,8 +139,8 @@ method = "greedy"
 temperature = true
 members = ["a", "b"]
 """)
-    record = refusing(conduct, plan, pack, tmp_path/"out", stop=lambda: 0)
-    assert {r["status"] for r in record["runs"]+record["searches"]+record["ensembles"]}=={"done"}
+    record = refusing(run_study, plan, pack, tmp_path/"out", stop=lambda: 0)
+    assert {r.status for r in [*record.runs, *record.searches, *record.ensembles]}=={"done"}
     probs = refusing(lambda: load_predictor(tmp_path/"out", "soft").probs([np.asarray(pack.images[0])]*3))
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
 
@@ -175,8 +176,8 @@ def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypa
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
-    run, = conduct(plan, pack, tmp_path, stop=lambda: 0, deterministic=True)["runs"]
-    assert run["status"]=="done", run["reason"]
+    run, = run_study(plan, pack, tmp_path, StudyOptions(deterministic=True), stop=lambda: 0).runs
+    assert run.status=="done", run.reason
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("policy", ["none", "combined"])
@@ -230,11 +231,11 @@ def test_cuda_predicts_what_the_run_stored(pack, tmp_path):
     from cinic_fastai.results.predict import load_predictor
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 2\n"
         "precision = 'float32'")
-    record = conduct(plan, pack, tmp_path, stop=lambda: 0)
+    record = run_study(plan, pack, tmp_path, stop=lambda: 0)
     predictor = load_predictor(tmp_path)
     probs = predictor.probs([np.asarray(pack.images[r]) for r in pack.rows["test"]])
     assert predictor.device.type=="cuda"
-    stored = RunStore(tmp_path/"runs").probs(record["runs"][0]["run_id"], "test")
+    stored = RunStore(tmp_path/"runs").probs(record.runs[0].run_id, "test")
     np.testing.assert_allclose(probs, stored["probs"], atol=1e-4)
 
 @pytest.mark.cuda
