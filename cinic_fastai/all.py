@@ -13,7 +13,12 @@ from cinic_fastai.data.pack import *
 from cinic_fastai.data.augment import *
 from cinic_fastai.data.loaders import *
 from cinic_fastai.data.mix import *
+from cinic_fastai.train.networks import *
+from cinic_fastai.train.weights import *
 from cinic_fastai.train.models import *
+from cinic_fastai.train.optim import *
+from cinic_fastai.train.device import *
+from cinic_fastai.train.callbacks import *
 from cinic_fastai.train.learner import *
 from cinic_fastai.train.fit import *
 from cinic_fastai.results.metrics import *
@@ -39,4 +44,6 @@ from cinic_fastai.plan_file import *
 from cinic_fastai.study.expand import *
 from cinic_fastai.study.resolve import *
 from cinic_fastai.study.search import *
-from cinic_fastai.study.conduct import *
+from cinic_fastai.study.clock import *
+from cinic_fastai.study.trainer import *
+from cinic_fastai.study.runner import *

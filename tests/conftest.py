@@ -107,7 +107,7 @@ def _main(words, cwd, before, *said):
     if cwd: os.chdir(cwd)
     if before: before()
     sys.argv = ["cinic", *words]
-    from cinic_fastai.cli import main
+    from cinic_fastai.cli.app import main
     main()
 
 @pytest.fixture(scope="session")

@@ -87,7 +87,7 @@ def test_what_the_searches_leave(alone):
 
 def test_where_nothing_is_left_torch_is_not_needed(plan, images, alone):
     arguments = ["cinic", "study", str(plan), "--data", str(images), "--out", str(alone)]
-    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.results import page; page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.report import render as page; page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0 and "Test accuracy" in r.stdout, r.stdout+r.stderr
 
@@ -125,7 +125,7 @@ def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
 def test_a_worker_leaves_where_its_parents_number_stays():
     "Windows goes on giving the number of a parent that is dead"
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.work import _leave_with\n_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
+    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.workers import _leave_with\n_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENV)
     assert child.stdout.readline() and child.poll() is None
     parent.kill()
@@ -245,8 +245,8 @@ def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
 class Killed:
     "A process pool in which batches above 16 take more memory than there is"
     def __init__(self, **kw): self.ended = False
-    def submit(self, f, task):
-        self.bs = task["cfg"]["bs"]
+    def submit(self, f, cfg, *args):
+        self.bs = cfg.bs
         return self
     def result(self):
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -257,7 +257,7 @@ class Killed:
 def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
     from cinic_fastai.core import NetworkError
     from cinic_fastai.config import RunConfig
-    from cinic_fastai.study.work import NetworkTimer
+    from cinic_fastai.study.clock import NetworkTimer
     monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Killed)
     timer = NetworkTimer()
     for _ in range(2):
@@ -267,7 +267,7 @@ def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
 def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
     import torch
     from cinic_fastai.config import RunConfig
-    from cinic_fastai.study.work import NetworkTimer
+    from cinic_fastai.study.clock import NetworkTimer
     freed = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
@@ -293,16 +293,16 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
     "With a smaller batch, or another layout; a search of which every point ends its process has failed itself"
     from cinic_fastai.core import NetworkError
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.clock import NetworkTimer, network_of
     from cinic_fastai.plan_file import parse_plan
-    from cinic_fastai.study.work import NetworkTimer
+    from cinic_fastai.study.runner import run_study
     def tried(self, cfg, **kw):
-        if cfg.bs==32: self.ended[(*self._network(cfg), 32)] = "it wants more memory than there is"
-        elif "bs" not in space and cfg.channels_last: self.ended[self._network(cfg)] = "it crashed"
+        if cfg.bs==32: self.fatal[(*network_of(cfg), 32)] = "it wants more memory than there is"
+        elif "bs" not in space and cfg.channels_last: self.fatal[network_of(cfg)] = "it crashed"
         return 1., 1.
     monkeypatch.setattr(NetworkTimer, "__call__", tried)
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     text = TOO_LARGE%space
     if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
-    found, = conduct(parse_plan(text), get_pack(images), tmp_path)["searches"]
-    assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status and found["status"]==("done" if status else "failed"), found
+    found, = run_study(parse_plan(text), get_pack(images), tmp_path).searches
+    assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status and found.status==("done" if status else "failed"), found

@@ -41,7 +41,8 @@ def shows(figures):
 def uneven(tmp_path_factory):
     "A finished study of two classes, 95 : 5 in each split, and its folder of images"
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.study.runner import run_study
+    from cinic_fastai.study.trainer import StudyOptions
     from cinic_fastai.test_utils import tiny_folder
     images, out = tmp_path_factory.mktemp("uneven"), tmp_path_factory.mktemp("study")/"out"
     tiny_folder(images, n=19, classes=NAMES)
@@ -51,7 +52,7 @@ def uneven(tmp_path_factory):
     def again():
         with pytest.MonkeyPatch.context() as m:
             m.setattr("cinic_fastai.report.render.draw_figure", shows(()))
-            conduct(plan, get_pack(images, size=32), out, data=dict(name="uneven"))
+            run_study(plan, get_pack(images, size=32), out, StudyOptions(data_name="uneven"))
     again()
     return images, out, again
 
@@ -125,10 +126,11 @@ def test_the_report_is_the_plan_report():
 
 def test_the_terminal_has_published_numbers_where_the_page_has(tmp_path, capsys):
     from typer import Exit
-    from cinic_fastai.cli import _finish
+    from cinic_fastai.cli.study import _finish
+    from cinic_fastai.record import StudyRecord
     out = example_study(tmp_path, images=20)
     for said in (False, True):
-        with pytest.raises(Exit): _finish(read_json(out/"study.json"), out, 1.) # trials failed
+        with pytest.raises(Exit): _finish(StudyRecord.read(out), out, 1.) # trials failed
         text = capsys.readouterr().out
         assert ("published" in text, "0.694" in text)==(said, said) and "Test accuracy" in text
         as_the_report(out)

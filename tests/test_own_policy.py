@@ -9,7 +9,7 @@ from cinic_fastai.config import policy_registry
 from cinic_fastai.data.augment import register_policy
 from cinic_fastai.config import RunConfig, make_config, run_id
 from cinic_fastai.store import RunStore
-from cinic_fastai.study.conduct import conduct
+from cinic_fastai.study.runner import run_study
 from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
 from cinic_fastai.train.fit import fit_run
@@ -82,14 +82,14 @@ def test_a_search_with_another_transform_is_refused(tmp_path, monkeypatch):
         register_policy("turn", tv.RandomRotation(10))
         plan = parse_plan(PLAN.format(fixed=fixed, dim=dim))
         pack,out = tiny_pack(),tmp_path/str(i)
-        conduct(plan, pack, out)
+        run_study(plan, pack, out)
         journal = (out/"searches"/"s.jsonl").read_bytes()
         policy_registry.clear()
         register_policy("turn", tv.RandomRotation(90))
         with pytest.raises(StoreError, match=r"degrees=\[-10.0, 10.0\].*degrees=\[-90.0, 90.0\].*version=2"):
-            conduct(plan, pack, out)
+            run_study(plan, pack, out)
         register_policy("turn", tv.RandomRotation(90), version=2)
-        assert "version is 1 there, 2 here" in conduct(plan, pack, out)["searches"][0]["reason"]
+        assert "version is 1 there, 2 here" in run_study(plan, pack, out).searches[0].reason
         assert (out/"searches"/"s.jsonl").read_bytes()==journal
     policy_registry.clear()
 

@@ -97,7 +97,7 @@ def test_a_network_that_resizes_is_exported(settings):
     from cinic_fastai.train.models import make_model
     resize_matrix.cache_clear()
     cfg,images = RunConfig(model="custom_cnn", **settings),TrainedOn(["cat", "dog"], 32, [.5]*3, [.25]*3)
-    member,x = Member(cfg, images, make_model("custom_cnn", 2, size=cfg.size).state_dict()),probe_images(32, 8)
+    member,x = Member(cfg, images, make_model(cfg, 2).state_dict()),probe_images(32, 8)
     there = torch.export.export(member, (x[:3],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()(x)
     assert abs(there.numpy()-member(x).numpy()).max()<1e-6
 

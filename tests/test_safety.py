@@ -113,8 +113,8 @@ def test_handlers_come_back():
 def test_a_study_called_from_python_is_interrupted_and_goes_on(images, tmp_path, monkeypatch):
     "As in a notebook: the handlers are the study's while it runs, and the caller's again afterwards"
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.conduct import conduct
     from cinic_fastai.plan_file import parse_plan
+    from cinic_fastai.study.runner import run_study
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan('[study]\nname = "two"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\nbs = 16\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nseed = 2')
     pack,handlers = get_pack(images),[]
@@ -123,9 +123,9 @@ def test_a_study_called_from_python_is_interrupted_and_goes_on(images, tmp_path,
             handlers.append(signal.getsignal(signal.SIGINT))
             signal.raise_signal(signal.SIGINT)
     mine = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match="Run the same command again"): conduct(plan, pack, tmp_path/"out", on_event=press)
+    with pytest.raises(Interrupted, match="Run the same command again"): run_study(plan, pack, tmp_path/"out", on_event=press)
     assert handlers!=[mine] and signal.getsignal(signal.SIGINT) is mine
-    assert {r["status"] for r in conduct(plan, pack, tmp_path/"out")["runs"]}=={"done"}
+    assert {r.status for r in run_study(plan, pack, tmp_path/"out").runs}=={"done"}
 
 @posix
 @pytest.mark.parametrize("sig,code,wait", [(signal.SIGINT, 130, .5), (signal.SIGTERM, 143, 0)])
@@ -364,27 +364,29 @@ def test_another_weights_file_is_another_result(images, tmp_path, monkeypatch):
     from cinic_fastai.core import StoreError
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.files import sha256
-    from cinic_fastai.study.conduct import conduct
     from cinic_fastai.plan_file import parse_plan
+    from cinic_fastai.study.runner import run_study
+    from cinic_fastai.study.trainer import StudyOptions
     from cinic_fastai.train.fit import fit_run
-    from cinic_fastai.train.learner import seeded_model
+    from cinic_fastai.train.models import make_model
     import torch
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     pack,plan,files = get_pack(images),parse_plan(PRETRAINED),[tmp_path/"a.pth", tmp_path/"b.pth"]
-    for i,f in enumerate(files): torch.save(seeded_model(RunConfig(model="custom_cnn", seed=i), len(pack.classes), 32).state_dict(), f)
+    for i,f in enumerate(files): torch.save(make_model(RunConfig(model="custom_cnn", seed=i), len(pack.classes), 32).state_dict(), f)
     cfg,store = RunConfig(model="custom_cnn", pretrained=True, epochs=1, bs=16),RunStore(tmp_path/"runs")
     a,b = (fit_run(cfg, pack, store, weights=f) for f in files)
     assert a["train_loss"]!=b["train_loss"]==fit_run(cfg, pack, RunStore(tmp_path/"alone"), weights=files[1])["train_loss"]
     assert {store.config(rid).weights for rid in store.ids()}=={sha256(f) for f in files}
-    first = conduct(plan, pack, tmp_path/"out") # there are no weights of this network to be had
-    assert [first[k][0]["status"] for k in ("runs", "searches")]==["skipped"]*2
-    done = conduct(plan, pack, tmp_path/"out", weights=files[0])
-    assert [done[k][0]["status"] for k in ("runs", "searches")]==["done"]*2
+    def carried_out(weights=None): return run_study(plan, pack, tmp_path/"out", StudyOptions(weights=weights))
+    first = carried_out() # there are no weights of this network to be had
+    assert [e[0].status for e in (first.runs, first.searches)]==["skipped"]*2
+    done = carried_out(files[0])
+    assert [e[0].status for e in (done.runs, done.searches)]==["done"]*2
     def kept(): return {f: f.read_bytes() for f in (tmp_path/"out").rglob("*") if f.is_file() and f.name not in ("study.json", "log.txt")}
     before = kept()
     for other,words in ((files[1], f"{sha256(files[0])[:12]}.*{sha256(files[1])[:12]}"), (None, f"{sha256(files[0])[:12]}.*no --weights")):
-        with pytest.raises(StoreError, match=f"began with .*{words}.*Give the same --weights FILE, or another --out"): conduct(plan, pack, tmp_path/"out", weights=other)
-    assert kept()==before and conduct(plan, pack, tmp_path/"out", weights=files[0])["runs"]==done["runs"]
+        with pytest.raises(StoreError, match=f"began with .*{words}.*Give the same --weights FILE, or another --out"): carried_out(other)
+    assert kept()==before and carried_out(files[0]).runs==done.runs
 
 @posix
 def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):

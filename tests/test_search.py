@@ -6,12 +6,12 @@ from skopt import gp_minimize
 from skopt.space import Categorical, Integer, Real
 from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
-from cinic_fastai.files import line_of, write_json, write_text
-from cinic_fastai.journal import Trial
+from cinic_fastai.files import line_of, read_lines, write_json, write_text
+from cinic_fastai.journal import Trial, best_trial, read_journal
 from cinic_fastai.results.tables.search import best_table
 from cinic_fastai.config import pruned_at
 from cinic_fastai.plan_file import read_plan
-from cinic_fastai.study.search import best_trial, expected_acc, read_journal, search
+from cinic_fastai.study.search import expected_acc, search
 from cinic_fastai.studyfolder import StudyFolder
 
 BS,LR,WD = Integer(5, 9),Real(1e-4, 1e-2, prior="log-uniform"),Real(1e-5, 1e-2, prior="log-uniform")
@@ -25,8 +25,8 @@ def accuracy(point):
     return .7-(math.log10(point["lr"])+2.5)**2/10-(math.log2(point.get("bs", 64))-6)**2/50-rest/10
 
 def objective(number, point): return dict(valid_acc=accuracy(point))
-def points(trials): return [o["point"] for o in trials]
-def same(trials): return [(o["number"], o["point"], o["valid_acc"], o["status"]) for o in trials]
+def points(trials): return [o.point for o in trials]
+def same(trials): return [(o.number, o.point, o.valid_acc, o.status) for o in trials]
 
 SEVERAL = [pytest.param(name, marks=pytest.mark.slow if name in ("custom_cnn-sgd", "resnet18-adam") else ()) for name in BARE] # the largest and the smallest space are always tried
 
@@ -37,10 +37,11 @@ def test_the_points_are_those_of_bare_skopt(name, tmp_path):
     def point(x): return {k: 2**int(v) if k=="bs" else float(v) for k,v in zip(plan.space, x)}
     def error(x): return 1-accuracy(point(x))
     with threadpool_limits(1, user_api="blas"): bare = gp_minimize(error, BARE[name], n_calls=14, n_initial_points=4, random_state=plan.seed)
-    trials = search(plan.space, objective, tmp_path/"j.jsonl", plan.random, plan.guided, plan.seed, plan.strategy)
+    kw = dict(random=plan.random, guided=plan.guided, seed=plan.seed, strategy=plan.strategy)
+    trials = search(plan.space, objective, tmp_path/"j.jsonl", **kw)
     assert points(trials)==[point(x) for x in bare.x_iters]
-    assert best_trial(trials)["point"]==point(bare.x)
-    assert sum(o["ask_seconds"] for o in trials)/14<5 # a second a trial on an idle machine
+    assert best_trial(trials).point==point(bare.x)
+    assert sum(o.ask_seconds for o in trials)/14<5 # a second a trial on an idle machine
 
 @pytest.mark.filterwarnings("ignore:The objective has been evaluated")
 @pytest.mark.parametrize("spec,dims", [(dict(a=[-1, 1]), [Real(-1, 1)]), (dict(a={"int": [1, 3]}), [Integer(1, 3)]),
@@ -53,32 +54,32 @@ def test_small_and_discrete_spaces(spec, dims, tmp_path):
     def back(p): return [v.bit_length()-1 if k in powers else v for k,v in p.items()]
     def error(x): return 1-value([o.item() if hasattr(o, "item") else o for o in x])
     with threadpool_limits(1, user_api="blas"): bare = gp_minimize(error, dims, n_calls=7, n_initial_points=3, random_state=1)
-    trials = search(spec, lambda number, p: dict(valid_acc=value(back(p))), tmp_path/"j.jsonl", 3, 4, seed=1)
+    trials = search(spec, lambda number, p: dict(valid_acc=value(back(p))), tmp_path/"j.jsonl", random=3, guided=4, seed=1)
     assert [back(p) for p in points(trials)]==[list(x) for x in bare.x_iters]
     assert {type(v).__module__ for p in points(trials) for v in p.values()}=={"builtins"}
 
 SPACE = read_plan("report").searches[3].space
 
-def by_epochs(number, point, bars=None):
-    "A trial of four epochs, which a bar may stop"
+def by_epochs(number, point, min_accs=None):
+    "A trial of four epochs, which may be stopped"
     accs = [accuracy(point)*(1-.5**n) for n in (1, 2, 3, 4)]
-    n = pruned_at(accs, bars or {})
+    n = pruned_at(accs, min_accs or {})
     return dict(valid_acc=max(accs[:n or 4]), accs=accs[:n or 4], status="stopped" if n else "done")
 
 @pytest.mark.parametrize("kw", [{}, dict(batch=3, rungs=[1, 2], factor=2, start=[dict(bs=64, lr=1e-3, wd=1e-4, beta1=.9, beta2=.9)])])
 def test_interrupted_before_every_single_trial(tmp_path, kw):
     "One trial a session, as if someone pressed Ctrl-C before each; in the middle of a batch, too"
-    whole = search(SPACE, by_epochs, tmp_path/"whole.jsonl", 3, 3, seed=5, **kw)
-    assert len(whole)==6+len(kw.get("start", ())) and (not kw or {o["status"] for o in whole}=={"done", "stopped"})
+    whole = search(SPACE, by_epochs, tmp_path/"whole.jsonl", random=3, guided=3, seed=5, **kw)
+    assert len(whole)==6+len(kw.get("start", ())) and (not kw or {o.status for o in whole}=={"done", "stopped"})
     for n in range(len(whole)+1):
-        def once(number, point, **bars):
+        def once(number, point, **kw):
             if number>n: raise KeyboardInterrupt
             assert number==n # what is in the journal isn't tried again
-            return by_epochs(number, point, **bars)
-        try: trials = search(SPACE, once, tmp_path/"cut.jsonl", 3, 3, seed=5, **kw)
-        except KeyboardInterrupt: assert len(read_journal(tmp_path/"cut.jsonl")[1])==n+1
-    assert same(trials)==same(whole)==same(read_journal(tmp_path/"cut.jsonl")[1])
-    assert best_trial(whole)["valid_acc"]==max(o["valid_acc"] for o in whole if o["status"]=="done")
+            return by_epochs(number, point, **kw)
+        try: trials = search(SPACE, once, tmp_path/"cut.jsonl", random=3, guided=3, seed=5, **kw)
+        except KeyboardInterrupt: assert len(read_journal(tmp_path/"cut.jsonl").trials)==n+1
+    assert same(trials)==same(whole)==same(read_journal(tmp_path/"cut.jsonl").trials)
+    assert best_trial(whole).valid_acc==max(o.valid_acc for o in whole if o.status=="done")
 
 SESSION = """
 import sys, time
@@ -87,12 +88,12 @@ from test_search import SPACE, objective, search
 def slow(number, point):
     time.sleep(.2)
     return objective(number, point)
-search(SPACE, slow, Path(sys.argv[1]), 3, 3, seed=5)
+search(SPACE, slow, Path(sys.argv[1]), random=3, guided=3, seed=5)
 """
 
 def test_killed_and_continued_from_a_copy(tmp_path):
     "SIGKILL from outside, whatever the process is doing; then the folder is copied and the search continued there"
-    whole = search(SPACE, objective, tmp_path/"whole.jsonl", 3, 3, seed=5)
+    whole = search(SPACE, objective, tmp_path/"whole.jsonl", random=3, guided=3, seed=5)
     here,there = tmp_path/"here"/"j.jsonl",tmp_path/"there"
     for lines in (2, 5):
         p = subprocess.Popen([sys.executable, "-c", SESSION, str(here)], cwd=__file__.rpartition("test_search.py")[0] or ".")
@@ -102,9 +103,9 @@ def test_killed_and_continued_from_a_copy(tmp_path):
             time.sleep(.01)
         p.kill()
         p.wait()
-        assert lines-1<=len(read_journal(here)[1])<6
+        assert lines-1<=len(read_journal(here).trials)<6
     shutil.copytree(here.parent, there)
-    assert same(search(SPACE, objective, there/"j.jsonl", 3, 3, seed=5))==same(whole)
+    assert same(search(SPACE, objective, there/"j.jsonl", random=3, guided=3, seed=5))==same(whole)
 
 @pytest.mark.parametrize("strategy", ["random", pytest.param("gp", marks=pytest.mark.slow)])
 def test_a_hundred_trials(tmp_path, strategy):
@@ -129,11 +130,12 @@ def test_any_file_is_read_or_named(parts, whole):
     with tempfile.TemporaryDirectory() as d:
         f = pathlib.Path(d)/"j.jsonl"
         f.write_bytes(b"\n".join(parts)+b"\n"*whole)
-        try: header,trials = read_journal(f)
+        try: journal = read_journal(f)
         except StoreError as e: assert "damaged in line" in str(e)
-        else: assert [o["number"] for o in trials]==list(range(len(trials))) and isinstance(header, dict)
+        else: assert [o.number for o in journal.trials]==list(range(len(journal.trials))) and (journal.header or not journal.trials)
 
-def finished(number, run_id, acc, loss=None, **kw): return dict(number=number, run_id=run_id, status="done", valid_acc=acc, valid_loss=loss, point=dict(x=number))|kw
+def finished(number, run_id, acc, loss=None, **kw):
+    return Trial(**dict(number=number, run_id=run_id, status="done", valid_acc=acc, valid_loss=loss, point=dict(x=number))|kw)
 
 @pytest.mark.parametrize("trials,winner,runner_up", [
     ([finished(0, "A", .9), finished(1, "B", .9), finished(2, "A", .9)], "A", "B"), # a point that came up twice, as journals without a loss have it
@@ -143,38 +145,39 @@ def finished(number, run_id, acc, loss=None, **kw): return dict(number=number, r
     ([finished(0, "A", .9, None), finished(1, "B", .9, .7)], "B", "A")]) # a loss that is not finite
 def test_one_winner_everywhere(trials, winner, runner_up, tmp_path):
     "In the search, its repeats, its control, the record and the tables"
-    from cinic_fastai.study.conduct import repeat_points
-    assert best_trial(trials)["run_id"]==winner
-    assert [(of, o["run_id"]) for of,o in repeat_points(trials, [])]==[("winner", winner), ("runner-up", runner_up)]
-    others = [o|dict(run_id=f"{o['run_id']}2") for o in trials]
-    assert repeat_points(trials, others)[2][1]["run_id"]==f"{winner}2"
-    write_text(tmp_path/"searches"/"s.jsonl", "".join(map(line_of, [dict(space={}), *trials])))
+    from cinic_fastai.study.runner import repeat_points
+    assert best_trial(trials).run_id==winner
+    assert [(of, o.run_id) for of,o in repeat_points(trials, [])]==[("winner", winner), ("runner-up", runner_up)]
+    others = [o.model_copy(update=dict(run_id=f"{o.run_id}2")) for o in trials]
+    assert repeat_points(trials, others)[2][1].run_id==f"{winner}2"
+    lines = [dict(space={}), *(o.model_dump() for o in trials)]
+    write_text(tmp_path/"searches"/"s.jsonl", "".join(map(line_of, lines)))
     data = dict(name="", digest="", classes=[], counts={})
     write_json(tmp_path/"study.json", dict(name="", data=data, searches=[dict(name="s", trials=3, status="done")]))
     assert best_table(StudyFolder(tmp_path))["run_id"].tolist()==[winner]
 
-def epochs(*accs, status="done"): return dict(status=status, accs=list(accs), valid_acc=max(accs))
+def epochs(*accs, status="done"): return Trial(number=0, point={}, status=status, accs=list(accs), valid_acc=max(accs))
 
 def test_a_stopped_trial_is_told_with_what_others_gained():
     "By hand: after two epochs the finished trials gained .25, .05 and .10, the median is .10"
-    before = [epochs(.2, .25, .5), epochs(.3, .5, .55), epochs(.3, .4, .5), epochs(.1, .2, status="stopped"), dict(status="failed", accs=[], valid_acc=None)]
+    before = [epochs(.2, .25, .5), epochs(.3, .5, .55), epochs(.3, .4, .5), epochs(.1, .2, status="stopped"), Trial(number=4, point={}, status="failed", accs=[])]
     def told(*accs, before=before): return expected_acc(epochs(*accs, status="stopped"), before)
     assert told(.1, .3)==pytest.approx(.4)
     assert told(.3, .1)==pytest.approx(.4) # the best so far counts
     assert told(.1)==pytest.approx(.1+.25) # after one epoch it was .3, .25 and .2
     assert told(.5, .52)==pytest.approx(.55) # never above the best that was seen
     assert told(.1, .3, before=[])==.3
-    last = [dict(status="done", accs=[.2, .6, .4], valid_acc=.4)] # weights of the last epoch
+    last = [epochs(.2, .6, .4).model_copy(update=dict(valid_acc=.4))] # weights of the last epoch
     assert told(.1, .2, before=last)==pytest.approx(.2-.2)
 
 def test_the_strategy_hears_it(tmp_path, monkeypatch):
     "Point for point as bare `gp_minimize` with the corrected values; the journal says what was told"
-    trials = search(SPACE, by_epochs, tmp_path/"j.jsonl", 3, 4, seed=5, rungs=[1, 2], factor=2)
-    stopped = [o for o in trials if o["status"]=="stopped"]
-    assert stopped and all(o["told"]>o["valid_acc"] for o in stopped) and all(o["told"]==o["valid_acc"] for o in trials if o["status"]=="done")
+    trials = search(SPACE, by_epochs, tmp_path/"j.jsonl", random=3, guided=4, seed=5, rungs=[1, 2], factor=2)
+    stopped = [o for o in trials if o.status=="stopped"]
+    assert stopped and all(o.told>o.valid_acc for o in stopped) and all(o.told==o.valid_acc for o in trials if o.status=="done")
     heard = iter(trials)
     dims = [BS, LR, WD, BETA1, BETA2]
-    with threadpool_limits(1, user_api="blas"): bare = gp_minimize(lambda x: 1-next(heard)["told"], dims, n_calls=7, n_initial_points=3, random_state=5)
+    with threadpool_limits(1, user_api="blas"): bare = gp_minimize(lambda x: 1-next(heard).told, dims, n_calls=7, n_initial_points=3, random_state=5)
     assert points(trials)==[{k: 2**int(v) if k=="bs" else float(v) for k,v in zip(SPACE, x)} for x in bare.x_iters]
 
 @pytest.mark.parametrize("error,again", [(MemoryError("out of memory"), True), (MemoryError(), True), (RuntimeError("CUDA out of memory. Tried to allocate"), True),
@@ -188,25 +191,25 @@ def test_the_strategy_hears_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kw", [dict(strategy="random"), dict(batch=2, rungs=[1], strategy="random")])
 def test_what_failed_for_want_of_memory_is_tried_again(tmp_path, error, again, kw):
     "Once each time a search is run, whether it was finished or not; what diverged is a result"
-    whole,calls,broken = search(SPACE, by_epochs, tmp_path/"whole.jsonl", 3, 2, **kw),[],True
-    def objective(number, point, bars=None):
+    whole,calls,broken = search(SPACE, by_epochs, tmp_path/"whole.jsonl", random=3, guided=2, **kw),[],True
+    def objective(number, point, min_accs=None):
         calls.append(number)
         if broken and number in (1, 3): raise error
         if broken and number==stop: raise KeyboardInterrupt
-        return by_epochs(number, point, bars)
+        return by_epochs(number, point, min_accs)
     for stop in (4, None): # cut off, then to its end
-        try: search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)
+        try: search(SPACE, objective, tmp_path/"j.jsonl", random=3, guided=2, **kw)
         except KeyboardInterrupt: pass
     assert calls==([0, 1, 2, 3, 4]+[1, 3]*again+[4])
-    failed = [o["number"] for o in read_journal(tmp_path/"j.jsonl")[1] if o["status"]=="failed"]
+    failed = [o.number for o in read_journal(tmp_path/"j.jsonl").trials if o.status=="failed"]
     assert failed==[1, 3]
     calls,broken = [],False
-    trials = search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)
-    assert calls==[1, 3]*again and trials==read_journal(tmp_path/"j.jsonl")[1]
-    assert [o["status"]=="failed" for o in trials]==[not again and o["number"] in (1, 3) for o in trials]
+    trials = search(SPACE, objective, tmp_path/"j.jsonl", random=3, guided=2, **kw)
+    assert calls==[1, 3]*again and trials==read_journal(tmp_path/"j.jsonl").trials
+    assert [o.status=="failed" for o in trials]==[not again and o.number in (1, 3) for o in trials]
     if again and "rungs" not in kw: assert same(trials)==same(whole)
     calls.clear()
-    assert search(SPACE, objective, tmp_path/"j.jsonl", 3, 2, **kw)==trials and calls==[]
+    assert search(SPACE, objective, tmp_path/"j.jsonl", random=3, guided=2, **kw)==trials and calls==[]
 
 def test_points_after_one_that_was_tried_again(tmp_path):
     "They stay where the journal has them, nothing is said of other machines, and those to come know the truth"
@@ -218,26 +221,27 @@ def test_points_after_one_that_was_tried_again(tmp_path):
         return dict(valid_acc=accuracy(point))
     def hear(kind, **info): notes.extend([info["text"]] if kind=="note" else [])
     stop = 3
-    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
-    before,broken,stop = points(read_journal(tmp_path/"j.jsonl")[1]),False,4
-    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
+    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", random=2, guided=3, on_event=hear)
+    before,broken,stop = points(read_journal(tmp_path/"j.jsonl").trials),False,4
+    with pytest.raises(KeyboardInterrupt): search(SPACE, objective, tmp_path/"j.jsonl", random=2, guided=3, on_event=hear)
     shutil.copy(tmp_path/"j.jsonl", tmp_path/"copy.jsonl")
     stop = None
-    trials = search(SPACE, objective, tmp_path/"j.jsonl", 2, 3, on_event=hear)
-    assert points(trials)[:3]==before and trials[1]["told"]==accuracy(trials[1]["point"]) and calls==[0, 1, 2, 3, 1, 3, 4, 4] and notes==[]
-    assert same(search(SPACE, objective, tmp_path/"copy.jsonl", 2, 3))==same(trials) # going on from any place gives the same
+    trials = search(SPACE, objective, tmp_path/"j.jsonl", random=2, guided=3, on_event=hear)
+    assert points(trials)[:3]==before and trials[1].told==accuracy(trials[1].point) and calls==[0, 1, 2, 3, 1, 3, 4, 4] and notes==[]
+    assert same(search(SPACE, objective, tmp_path/"copy.jsonl", random=2, guided=3))==same(trials) # going on from any place gives the same
 
 def test_a_journal_from_before_goes_on(tmp_path):
     "Without `told` and `valid_loss`, which it didn't have"
-    whole = search(SPACE, objective, tmp_path/"whole.jsonl", 2, 2, seed=5)
-    header,old = read_journal(tmp_path/"whole.jsonl")
-    write_text(tmp_path/"old.jsonl", "".join(map(line_of, [header, *({k: v for k,v in o.items() if k!="told"} for o in old[:3])])))
-    assert same(search(SPACE, objective, tmp_path/"old.jsonl", 2, 2, seed=5))==same(whole)
+    whole = search(SPACE, objective, tmp_path/"whole.jsonl", random=2, guided=2, seed=5)
+    (header,*old),_ = read_lines(tmp_path/"whole.jsonl")
+    lines = [header, *({k: v for k,v in o.items() if k!="told"} for o in old[:3])]
+    write_text(tmp_path/"old.jsonl", "".join(map(line_of, lines)))
+    assert same(search(SPACE, objective, tmp_path/"old.jsonl", random=2, guided=2, seed=5))==same(whole)
 
 def test_the_page_learns_from_what_the_search_was_told():
     "Not from a stopped trial's accuracy as if it were final"
     from cinic_fastai.results.surrogate import surrogate
     trials = [finished(i, str(i), .1*i, point=dict(lr=.1*i), told=.2+.1*i) for i in range(1, 4)]+[finished(4, "4", None, point=dict(lr=.9), status="failed", told=.125)]
     trials.append(finished(5, "5", .5, point=dict(lr=.5))) # as journals were before
-    heard = surrogate(dict(lr=[0, 1]), [Trial.model_validate(o) for o in trials], chance=.1).func_vals
+    heard = surrogate(dict(lr=[0, 1]), trials, chance=.1).func_vals
     assert heard.tolist()==pytest.approx([.7, .6, .5, .875, .5])

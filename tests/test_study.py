@@ -158,12 +158,12 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
     "By hand: an image costs its pixels at batches of 128 and twice that at 16; the batch a search decides counts as the middle of its space"
     from cinic_fastai.cli import app
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study import conduct
+    from cinic_fastai.study.clock import NetworkTimer
     pack,asked = get_pack(tiny_folder(tmp_path/"images", n=12), size=64, dest=tmp_path/"pack"),[]
-    def timed(networks, n_out, size, **kw):
-        asked.append((size, len(networks)))
-        return {o: (((o.size or size)/64)**2*(2 if o.bs==16 else 1), 0.) for o in networks}
-    monkeypatch.setattr(conduct, "image_seconds", timed)
+    def timed(self, cfg, n_out, size, **kw):
+        asked.append(size)
+        return ((cfg.size or size)/64)**2*(2 if cfg.bs==16 else 1),0.
+    monkeypatch.setattr(NetworkTimer, "__call__", timed)
     plan = tmp_path/"plan.toml"
     plan.write_text('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nbs = 16\n[[run]]\nname = "c"\nbs = 17\n'
         '[[run]]\nname = "d"\nsize = 128\n[[search]]\nname = "s"\nrandom = 1\nguided = 0\nspace = {bs = {log2 = [2,6]}}', encoding="utf-8")
@@ -171,14 +171,13 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
     rows = {r["name"]: r["seconds"] for r in json.loads(capsys.readouterr().out)["trainings"]}
     n = pack.counts()["train"]
     assert rows=={"runs/a": n, "runs/b": 2*n, "runs/c": 2*n, "runs/d": 4*n, "s 1": 2*n}
-    assert asked==[(64, 3)] # 16 and 17 are timed once
+    assert asked==[64]*3 # 16 and 17 are timed once
 
 def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     "The study is run again: the trial is counted as left, trained, and may win"
-    from cinic_fastai.report import render
-    from cinic_fastai.study.conduct import Conductor, conduct, planned
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
-    from cinic_fastai.store import RunStore
+    from cinic_fastai.study.runner import StudyRunner, run_study
     from cinic_fastai.test_utils import tiny_pack
     from cinic_fastai.train import fit
     plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "random"\nrandom = 2\nguided = 1\n'
@@ -189,15 +188,15 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
         if len(calls)==2: raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return right(*args, **kw)
     monkeypatch.setattr(fit, "fit_run", full)
-    monkeypatch.setattr(render, "write_page", lambda *args: None)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
     def trials(): return [o["status"] for o in read_lines(out/"searches"/"s.jsonl")[0][1:]]
-    record = conduct(plan, pack, out)
+    run_study(plan, pack, out)
     assert trials()==["done", "failed", "done"]
-    assert len(planned(Conductor(out, plan, pack, RunStore(out/"runs"), record, None, print, lambda: 0)))==1
-    record = conduct(plan, pack, out)
+    assert len(StudyRunner(plan, pack, out).pending_configs())==1
+    record = run_study(plan, pack, out)
     assert trials()==["done"]*3 and len(calls)==4
-    assert record["searches"][0]["best"]["number"]==max(read_lines(out/"searches"/"s.jsonl")[0][1:], key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
-    conduct(plan, pack, out)
+    assert record.searches[0].best.number==max(read_lines(out/"searches"/"s.jsonl")[0][1:], key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
+    run_study(plan, pack, out)
     assert len(calls)==4
 
 def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path):
@@ -218,7 +217,7 @@ def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path)
 
 def test_the_bar_says_what_it_was_trained_on():
     "Epoch by epoch, too"
-    from cinic_fastai.cli import Screen
+    from cinic_fastai.cli.progress import Screen
     for saw,words in ((True, "valid accuracy 0.900 on images it was trained on"), (False, "valid accuracy 0.900")):
         with Screen() as screen:
             screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)
@@ -226,9 +225,9 @@ def test_the_bar_says_what_it_was_trained_on():
 
 def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
     "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
-    from cinic_fastai.report import render
-    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
+    from cinic_fastai.study.runner import run_study
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.train import fit
     root = tiny_folder(tmp_path/"images", n=12)
@@ -236,20 +235,20 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
         for f in sorted((root/split/label).iterdir())[keep:]: f.unlink()
     def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
     monkeypatch.setattr(fit, "fit_run", diverged)
-    monkeypatch.setattr(render, "write_page", lambda *args: None)
-    conduct(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
+    run_study(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
     trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
     assert trial["status"]=="failed" and trial["told"]==3/27
 
 def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     "Its failure is recorded, the study goes on to its page"
-    from cinic_fastai.report import render
-    from cinic_fastai.study.conduct import conduct
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
+    from cinic_fastai.study.runner import run_study
     from cinic_fastai.test_utils import tiny_pack
     drawn = []
-    monkeypatch.setattr(render, "write_page", lambda *args: drawn.append(1))
+    monkeypatch.setattr(page, "write_page", lambda *args: drawn.append(1))
     plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
         'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
-    run, = conduct(plan, tiny_pack(), tmp_path/"out")["runs"]
-    assert drawn and run["status"]=="failed" and "nesterov = True is for opt = 'sgd'" in run["reason"]
+    run, = run_study(plan, tiny_pack(), tmp_path/"out").runs
+    assert drawn and run.status=="failed" and "nesterov = True is for opt = 'sgd'" in run.reason

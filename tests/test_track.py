@@ -2,12 +2,14 @@
 import importlib.util, shutil
 import pytest
 from conftest import cinic
-from cinic_fastai.core import StoreError
+from cinic_fastai.core import Interrupted, StoreError
 from cinic_fastai.files import read_json
-from cinic_fastai.report import render
+from cinic_fastai.report import render as page
 from cinic_fastai.store import RunStore
-from cinic_fastai.study import conduct as c, track
+from cinic_fastai.study import runner, track
 from cinic_fastai.plan_file import parse_plan
+from cinic_fastai.study.runner import run_study
+from cinic_fastai.study.trainer import StudyOptions
 from cinic_fastai.test_utils import tiny_pack
 
 PLAN = """
@@ -46,49 +48,51 @@ def seen(monkeypatch):
     rows = []
     def open_one(folder, project, name, id, config): return (lambda row: rows.append((name, row["epoch"], row["valid_acc"]))),(lambda: None)
     monkeypatch.setitem(track._open, "tensorboard", open_one)
-    monkeypatch.setattr(c, "check_track", lambda name: None)
-    monkeypatch.setattr(render, "write_page", lambda *args: None)
+    monkeypatch.setattr(runner, "check_track", lambda name: None)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
     return rows
 
 def plan(tracked): return parse_plan(PLAN.format(track='track = "tensorboard"' if tracked else ""))
-def results(out, record): return {r["run_id"]: RunStore(out/"runs").history(r["run_id"]).drop(columns="seconds").to_dict("list") for r in record["runs"]}
+def results(out, record):
+    history = RunStore(out/"runs").history
+    return {r.run_id: history(r.run_id).drop(columns="seconds").to_dict("list") for r in record.runs}
 
 @pytest.fixture(scope="module")
 def bare(pack, tmp_path_factory):
     "The study without a tracker"
     out = tmp_path_factory.mktemp("bare")
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(render, "write_page", lambda *args: None)
-        return out,c.conduct(plan(False), pack, out)
+        m.setattr(page, "write_page", lambda *args: None)
+        return out,run_study(plan(False), pack, out)
 
 @pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_epoch_once_and_the_same_results(pack, bare, seen, tmp_path, jobs):
-    record = c.conduct(plan(True), pack, tmp_path, jobs=jobs)
+    record = run_study(plan(True), pack, tmp_path, StudyOptions(jobs=jobs))
     assert sorted(o[:2] for o in seen)==sorted(ALL)
-    accs = {("runs/a", i): a for i,a in enumerate(RunStore(tmp_path/"runs").history(record["runs"][0]["run_id"]).valid_acc)}
+    accs = {("runs/a", i): a for i,a in enumerate(RunStore(tmp_path/"runs").history(record.runs[0].run_id).valid_acc)}
     assert {o[:2]: o[2] for o in seen if o[0]=="runs/a"}==accs
-    c.conduct(plan(True), pack, tmp_path, jobs=jobs)
+    run_study(plan(True), pack, tmp_path, StudyOptions(jobs=jobs))
     assert len(seen)==len(ALL)
     assert results(tmp_path, record)==results(*bare) and not (bare[0]/"track").exists()
 
 def test_switched_on_and_off_later(pack, bare, seen, tmp_path):
     out = tmp_path/"out"
     shutil.copytree(bare[0], out)
-    c.conduct(plan(True), pack, out) # all is done: what runs are there is shown, trials stay in their journal
+    run_study(plan(True), pack, out) # all is done: what runs are there is shown, trials stay in their journal
     assert sorted(o[:2] for o in seen)==sorted(o for o in ALL if not o[0].startswith("s "))
-    c.conduct(plan(False), pack, out)
+    run_study(plan(False), pack, out)
     other = parse_plan(PLAN.format(track='title = "another"'))
-    with pytest.raises(StoreError, match="reads differently"): c.conduct(other, pack, out)
+    with pytest.raises(StoreError, match="reads differently"): run_study(other, pack, out)
 
 def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp_path):
     "With TensorBoard itself, and its own reader"
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     heard = []
-    monkeypatch.setattr(render, "write_page", lambda *args: None)
+    monkeypatch.setattr(page, "write_page", lambda *args: None)
     def hear(kind, **info): heard.append(kind)
-    with pytest.raises(c.Interrupted): c.conduct(plan(True), pack, tmp_path, on_event=hear, stop=lambda: 15*("epoch" in heard))
+    with pytest.raises(Interrupted): run_study(plan(True), pack, tmp_path, on_event=hear, stop=lambda: 15*("epoch" in heard))
     assert read_json(tmp_path/"track"/"runs"/"a"/"track.json")["epochs"]==1
-    c.conduct(plan(True), pack, tmp_path)
+    run_study(plan(True), pack, tmp_path)
     folders = {f.parent for f in (tmp_path/"track").rglob("track.json")}
     events = {f.relative_to(tmp_path/"track").as_posix(): EventAccumulator(str(f)).Reload() for f in folders}
     assert sorted((name, e.step) for name,o in events.items() for e in o.Scalars("valid_acc"))==sorted(ALL)

@@ -65,11 +65,11 @@ def accuracy_of(point):
     rate, size = (np.log10(point["lr"])+2.5)**2, abs(np.log2(point["bs"])-6)
     return .6-.05*rate-.01*size+.02*(point["opt"]=="adam")-.01*point["frozen_epochs"]
 
-def objective(number, point, bars=None):
+def objective(number, point, min_accs=None):
     "A trial of two epochs; the third fails"
     acc = accuracy_of(point)
     if number==2: return dict(status="failed", cause="made up", valid_acc=None, accs=[])
-    if bars and acc*.8<bars.get(1, 0): return dict(status="stopped", valid_acc=acc*.8, accs=[acc*.8])
+    if min_accs and acc*.8<min_accs.get(1, 0): return dict(status="stopped", valid_acc=acc*.8, accs=[acc*.8])
     return dict(valid_acc=acc, accs=[acc*.8, acc])
 
 def points():
@@ -77,7 +77,7 @@ def points():
     from cinic_fastai.study.search import search
     def trials(name, kw): return search(SPACE, objective, Path(d)/f"{name}.jsonl", seed=7, chance=.1, **kw)
     with tempfile.TemporaryDirectory() as d:
-        return {name: [t["point"] for t in trials(name, kw)] for name,kw in SEARCHES.items()}
+        return {name: [t.point for t in trials(name, kw)] for name,kw in SEARCHES.items()}
 
 def study_folder(dest):
     "Unpack the frozen study, which the version before the rebuilding wrote"

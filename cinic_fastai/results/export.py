@@ -141,10 +141,12 @@ def import_safetensors(
     fitted = {k: tuple(v) if isinstance(v, list) else v for k,v in about["fitted"].items()}
     return Predictor(about["name"], members=members, fitted=FittedEnsemble(**fitted), **shared).to(device)
 
-# %% ../../nbs/36a_results.export.ipynb #81b067bd
-def _member_facts(name, m): return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|non_defaults(m.cfg)
+# %% ../../nbs/36a_results.export.ipynb #e6d143e3
+def _member_facts(name, m):
+    "Name, number of parameters and settings of a network"
+    return name, sum(p.numel() for p in m.parameters()), dict(model=m.cfg.model)|non_defaults(m.cfg)
 
-# %% ../../nbs/36a_results.export.ipynb #d9e6bc5e
+# %% ../../nbs/36a_results.export.ipynb #77b23b83
 def card_facts(
     out:Path, # A study's folder
     predictor:Predictor # From `load_predictor`
@@ -153,11 +155,12 @@ def card_facts(
     study, fitted = StudyFolder(out), predictor.fitted
     def own(table): return table(study, everyone=True).set_index("predictor").loc[[predictor.name]]
     scores, classes = own(predictors_table), own(class_table)
-    origins = own(class_origin_table).query("`class`==@TOTAL and origin!=@ALL")
+    origins = own(class_origin_table)
+    origins = origins[(origins["class"]==TOTAL)&(origins.origin!=ALL)]
     configs = [m.cfg for m in predictor.members.values()]
     return dict(study=study.record, predictor=predictor, fitted=fitted, scores=scores.iloc[0].dropna().to_dict(),
         members=[_member_facts(*o) for o in predictor.members.items()],
-        by_class=classes.query("`class`!=@TOTAL").to_dict("records"),
+        by_class=classes[classes["class"]!=TOTAL].to_dict("records"),
         by_origin=origins.to_dict("records") if len(origins)>1 else [],
         saw_valid=any(c.train_on!="train" for c in configs), pretrained=any(c.pretrained for c in configs),
         calibrated={fitted.temperature, *fitted.member_temperatures}!={1})

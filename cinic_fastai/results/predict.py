@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainedOn', 'Member', 'read_member', 'Predictor', 'load_predictor', 'predict_files']
 
-# %% ../../nbs/36_results.predict.ipynb #0850bdc5
+# %% ../../nbs/36_results.predict.ipynb #96af79af
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ from ..files import read_json
 from ..config import RunConfig
 from ..store import WEIGHTS_FILE
 from ..train.checkpoint import load_tensors
-from ..train.learner import autocast, set_up
-from ..train.models import laid_out, make_model
+from ..train.device import autocast, prepare_device
+from ..train.models import make_model
 from .ensemble import FittedEnsemble, predict_ensemble
 from .predictions import choose_predictor, predictions
 from ..studyfolder import StudyFolder
@@ -35,7 +35,7 @@ class TrainedOn:
     mean:list # Of each channel, in [0, 1]
     std:list # Of each channel
 
-# %% ../../nbs/36_results.predict.ipynb #2be3a9a3
+# %% ../../nbs/36_results.predict.ipynb #0101866b
 class Member(nn.Module):
     "A trained network with everything around it"
     def __init__(self,
@@ -48,10 +48,9 @@ class Member(nn.Module):
         self.cfg,self.images,self.precision = cfg,images,precision
         self.to_floats = NormalizeBytes(images.mean, images.std, cfg.size)
         if cfg.size: resize_matrix(images.size, cfg.size)
-        net = make_model(cfg.model, n_out=len(images.classes), stem=cfg.stem, softmax=cfg.softmax,
-            size=cfg.size or images.size, width=cfg.width, dirac=cfg.dirac)
-        net.load_state_dict(tensors)
-        self.net = laid_out(net, cfg.channels_last)
+        fresh = dataclasses.replace(cfg, pretrained=False, weights="")
+        self.net = make_model(fresh, len(images.classes), images.size)
+        self.net.load_state_dict(tensors)
         self.eval().requires_grad_(False)
 
     def forward(self,
@@ -102,7 +101,7 @@ class Predictor:
     def to(self, device)->"Predictor": # The same, its networks moved
         "Take its networks to a device, as for `pick_device`"
         device = pick_device(device)
-        set_up(device)
+        prepare_device(device)
         for m in self.members.values(): m.to(device)
         return self
 

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['samples_table', 'mosaic', 'plot_photos', 'plot_mistakes', 'plot_pairs']
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #e106be28
+# %% ../../../nbs/33b_results.plots.photos.ipynb #97899eab
 from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from ...files import read_npz
-from .style import given_axes, in_style, new_axes, short
+from .style import given_axes, in_style, short
 
 # %% ../../../nbs/33b_results.plots.photos.ipynb #fb338ca6
 def samples_table(

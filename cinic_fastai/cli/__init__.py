@@ -1,0 +1,3 @@
+"`cinic`: the command line; importing it makes every command known"
+from .app import app, main
+from . import data, plan, study, train, use
