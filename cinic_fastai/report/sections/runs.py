@@ -7,9 +7,8 @@ __all__ = ['Ranking', 'Level', 'Turn', 'Overfitting', 'Gains', 'augmentation_gai
            'SeedResults', 'Scores', 'Published', 'scores', 'Group', 'own_group', 'Architectures', 'Augmentation',
            'Final', 'report_groups']
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #78ad3d40
+# %% ../../../nbs/35e_report.sections.runs.ipynb #37617da6
 import numpy as np, pandas as pd
-from types import SimpleNamespace
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from ..format import slug
 from cinic_fastai.report.sections.setup import (Setup, blind, brackets, effects, kept, saw_valid,
@@ -323,7 +322,7 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [*_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #d1fd15f7
+# %% ../../../nbs/35e_report.sections.runs.ipynb #cbe314e9
 class Architectures(Group):
     "Which network learns these images best, and which overfits"
     @property
@@ -331,9 +330,9 @@ class Architectures(Group):
     @property
     def gaps(self):
         "Rows of the table of gaps, the largest first"
-        blind = [r.name for r in self.f.runs(self.name) if saw_valid(r)]
-        gaps = self.f.tables.gap.query("group==@self.name and name not in @blind")
-        return rows_of(gaps.sort_values("gap", ascending=False))
+        fair = [r.name for r in self.runs if not saw_valid(r)]
+        gaps = self.f.tables.gap.query("group==@self.name")
+        return rows_of(gaps[gaps.name.isin(fair)].sort_values("gap", ascending=False))
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #ec798db8
 class Augmentation(Group):
