@@ -12,7 +12,7 @@ from cinic_fastai.core import ConfigError, DataError, check_choice
 from cinic_fastai.data.augment import FlipShift, image_policy
 from cinic_fastai.data.loaders import pick_device
 from cinic_fastai.data.pack import get_pack
-from cinic_fastai.train.fit import processor_name
+from cinic_fastai.train.device import processor_name
 from .arrays import pack_rows, vote_rows
 from .epochs import epoch_rows
 from .figures import Bench, Row

@@ -11,7 +11,9 @@ from functools import partial
 import torch
 from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.config import RunConfig
-from cinic_fastai.train.learner import make_learner, resolve_precision, seeded_model
+from cinic_fastai.train.learner import make_learner
+from cinic_fastai.train.device import resolve_precision
+from cinic_fastai.train.models import make_model
 from .figures import Bench, Row, by_turns, compare_all, seconds
 from .peers import fastai_learner, loop_epoch, torchvision_dl
 
@@ -68,7 +70,7 @@ def torchvision_epoch(
 
 def _plain_model(b, model):
     "The network in PyTorch's usual memory format"
-    net = seeded_model(bench_config(model, b.bs), len(b.pack.classes), 32)
+    net = make_model(bench_config(model, b.bs), len(b.pack.classes), 32)
     return net.to(b.device, memory_format=torch.contiguous_format)
 
 _task = [] # What this process was started for

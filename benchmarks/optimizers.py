@@ -6,7 +6,8 @@ import torch
 from fastai.optimizer import SGD, Adam
 from torch import Tensor
 from cinic_fastai.config import RunConfig
-from cinic_fastai.train.learner import opt_func, seeded_model
+from cinic_fastai.train.optim import opt_func
+from cinic_fastai.train.models import make_model
 from .figures import Bench, Row, by_turns, compare_all, seconds
 
 FASTAI = dict(sgd=partial(SGD, mom=.9), adam=partial(Adam, mom=.9, sqr_mom=.999, eps=1e-8))
@@ -39,7 +40,7 @@ def both_sides(
 )->tuple[Side,Side]: # Ours and fastai's
     "The same parameters under our optimiser and under fastai's"
     cfg = RunConfig(opt=opt, lr=1e-3, wd=1e-3, size=32)
-    mine, stock = (list(seeded_model(cfg, 10, 32).to(b.device).parameters()) for _ in range(2))
+    mine, stock = (list(make_model(cfg, 10, 32).to(b.device).parameters()) for _ in range(2))
     theirs = FASTAI[opt](stock, lr=cfg.lr, wd=cfg.wd, decouple_wd=False)
     return Side(mine, opt_func(cfg)(mine, lr=cfg.lr)), Side(stock, theirs)
 

@@ -10,7 +10,9 @@ from fastai.data.core import DataLoaders
 from torch import Tensor
 from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.config import RunConfig
-from cinic_fastai.train.learner import autocast, make_learner, resolve_precision, seeded_model
+from cinic_fastai.train.device import autocast, resolve_precision
+from cinic_fastai.train.learner import make_learner
+from cinic_fastai.train.models import make_model
 from .epochs import bench_config, fit_epoch, precisions
 from .figures import Bench, Row, by_turns, compare_all, seconds
 
@@ -65,7 +67,7 @@ def bare_step(
     batches:list # As from `memory_batches`
 )->Callable: # Gives milliseconds a step
     "A step of plain PyTorch: channels last, fused SGD, nothing recorded"
-    model = seeded_model(cfg, len(b.pack.classes), 32).to(b.device).train()
+    model = make_model(cfg, len(b.pack.classes), 32).to(b.device).train()
     opt = torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=cfg.mom, fused=True)
     plain = [tuple(o.as_subclass(Tensor) for o in batch) for batch in batches]
     precision = resolve_precision(cfg, b.device)

@@ -98,8 +98,8 @@ def pytest_runtest_setup(item):
 
 def no_page():
     "Where a test looks at what else a study leaves"
-    from cinic_fastai.results import page
-    page.write_page = lambda *args: None
+    from cinic_fastai.report import render
+    render.write_page = lambda *args: None
 
 def _main(words, cwd, before, *said):
     "What such a process does"
@@ -135,7 +135,7 @@ def study(images, plan_file, tmp_path_factory):
 def example(tmp_path_factory):
     "A finished made-up study with its page, only read, drawn once for all processes of the test run"
     from filelock import FileLock
-    from cinic_fastai.results.page import write_page
+    from cinic_fastai.report.render import write_page
     from cinic_fastai.test_study import example_study
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: root = root.parent

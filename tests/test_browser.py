@@ -1,7 +1,7 @@
 "The page in a real browser: nothing is asked for elsewhere, it reads on a phone and on paper, in the light and in the dark, and its tables sort."
 import re, shutil
 import pandas as pd, pytest
-from cinic_fastai.results.page import duration, sci
+from cinic_fastai.report.format import duration, fmt_sci
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
@@ -123,8 +123,8 @@ def test_numbers_sort_as_numbers(opened, example):
     runs, trials, controls = (pd.read_csv(example/"tables"/f"{name}.csv") for name in ("runs", "trials", "controls"))
     trials = pd.concat([trials, controls[~controls["run_id"].isin(trials["run_id"])]])
     page = opened()
-    for table,name,words,numbers in (("table-runs", "time", duration, runs["seconds"]), ("table-trials", "learning rate", sci, trials["lr"]),
-            ("table-trials", "dropout", sci, trials["dropout"]), ("table-trials", "L2", sci, trials["wd"])):
+    for table,name,words,numbers in (("table-runs", "time", duration, runs["seconds"]), ("table-trials", "learning rate", fmt_sci, trials["lr"]),
+            ("table-trials", "dropout", fmt_sci, trials["dropout"]), ("table-trials", "L2", fmt_sci, trials["wd"])):
         i,_,button = heading(page, table, name)
         for ascending in (False, True):
             button.click()

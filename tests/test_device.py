@@ -1,4 +1,5 @@
-"""Nothing in the batch loop waits for the device. PyTorch's `meta` device stands in for a GPU: its tensors have shapes and no values, so whatever reads one raises.
+"""Nothing in the batch loop waits for the device. PyTorch's `meta` device stands in for a GPU: its
+tensors have shapes and no values, so whatever reads one raises.
 What it can't show, the speed and the kernels of CUDA, the last test shows where there is a GPU."""
 import numpy as np
 import pytest, torch
@@ -14,18 +15,22 @@ from cinic_fastai.study.runner import run_study
 from cinic_fastai.study.trainer import StudyOptions
 from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.test_utils import tiny_pack
-from cinic_fastai.train.fit import EpochSums, Progress, Steward, fit_run, one_epoch
+from cinic_fastai.train.callbacks import TrainState
+from cinic_fastai.train.fit import CheckpointCallback, fit_run
 from cinic_fastai.train.learner import make_dls, make_learner
 
 CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
-    for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0), ("test_resnet", "advanced", "adam", 48))]
-CONFIGS.append(RunConfig(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", bias_lr=8., bs=16, precision="float32"))
+    for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0),
+        ("test_resnet", "advanced", "adam", 48))]
+CONFIGS.append(RunConfig(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift",
+    bias_lr=8., bs=16, precision="float32"))
 
 class NoWaiting(TorchDispatchMode):
     "Refuse copies to the device that wait for it; let the fused SGD, which knows no meta device, pass"
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        moved = func is torch.ops.aten._to_copy.default and torch.device(kwargs.get("device") or "cpu").type=="meta" and args[0].device.type!="meta"
+        to = torch.device(kwargs.get("device") or "cpu").type
+        moved = func is torch.ops.aten._to_copy.default and to=="meta" and args[0].device.type!="meta"
         assert not moved or kwargs.get("non_blocking"), f"a copy of {tuple(args[0].shape)} waits for the device"
         return None if func is torch.ops.aten._fused_sgd_.default else func(*args, **kwargs)
 
@@ -47,13 +52,12 @@ def test_a_learner_waits_for_nothing(pack, cfg):
     assert len(learn.recorder.losses)==3 and learn.recorder.losses[-1].device.type=="meta"
 
 @pytest.mark.parametrize("cfg", CONFIGS, ids=lambda c: f"{c.model}-{c.policy}")
-def test_a_run_waits_for_nothing(pack, cfg):
-    learn,sums,progress = make_learner(make_dls(pack, cfg, device="meta"), cfg),EpochSums(),Progress()
+def test_a_run_waits_for_nothing(pack, cfg, tmp_path):
+    learn,state = make_learner(pack, cfg, device="meta"),TrainState()
     learn.remove_cbs([cb for cb in learn.cbs if cb.name in ("progress", "recorder")])
-    learn.create_opt()
-    steward = Steward(cfg, progress, save=lambda: None, stop=lambda: 0, on_event=lambda *a, **kw: None, save_every=60.)
-    with NoWaiting(), learn.added_cbs([sums, steward, EndAfter("train")]): one_epoch(cfg, learn, sums, progress)
-    assert progress.batch==3 and sums.sums["train"][0].device.type=="meta"
+    keeper = CheckpointCallback(state, tmp_path/"last.safetensors")
+    with NoWaiting(): learn.fit_config(state, [keeper, EndAfter("train")])
+    assert state.batch==3 and state.sums["train"][0].device.type=="meta"
 
 def test_validation_waits_for_nothing(pack):
     cfg = CONFIGS[0]
@@ -72,25 +76,33 @@ def test_the_watch_sees_what_waits(pack):
 
 
 class Mps26(TorchDispatchMode):
-    "Refuse on the CPU what Apple's MPS refuses under PyTorch 2.6: float64, borders in `grid_sample`, antialiased resizing; and a bias without a scale in batch normalisation, whose gradient CUDA loses"
-    refused = {torch.ops.aten._upsample_bilinear2d_aa.default: "antialiased resizing", torch.ops.aten._upsample_bilinear2d_aa_backward.default: "antialiased resizing",
-        torch.ops.aten._linalg_eigh.default: "eigenvalues", torch.ops.aten.grid_sampler_3d.default: "volumes in grid_sample"}
+    """Refuse on the CPU what Apple's MPS refuses under PyTorch 2.6: float64, borders in `grid_sample`, antialiased
+    resizing; and a bias without a scale in batch normalisation, whose gradient CUDA loses"""
+    refused = {torch.ops.aten._upsample_bilinear2d_aa.default: "antialiased resizing",
+        torch.ops.aten._upsample_bilinear2d_aa_backward.default: "antialiased resizing",
+        torch.ops.aten._linalg_eigh.default: "eigenvalues",
+        torch.ops.aten.grid_sampler_3d.default: "volumes in grid_sample"}
+    norms = (torch.ops.aten.native_batch_norm.default, torch.ops.aten._batch_norm_with_update.default)
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if why := self.refused.get(func): raise TypeError(f"{why}: not on MPS")
         if func is torch.ops.aten.grid_sampler_2d.default and args[3]==1: raise TypeError("border padding: not on MPS")
-        if func in (torch.ops.aten.native_batch_norm.default, torch.ops.aten._batch_norm_with_update.default) and args[1] is None and args[2] is not None:
+        if func in self.norms and args[1] is None and args[2] is not None:
             raise TypeError("a bias without a scale: not on CUDA")
         out = func(*args, **(kwargs or {}))
         for t in torch.utils._pytree.tree_leaves((args, out)):
-            if isinstance(t, torch.Tensor) and t.dtype in (torch.float64, torch.complex128): raise TypeError(f"float64 in {func}: not on MPS")
+            if isinstance(t, torch.Tensor) and t.dtype in (torch.float64, torch.complex128):
+                raise TypeError(f"float64 in {func}: not on MPS")
         return out
 
 def refusing(f, *args, **kw):
     "Call a function under the refusals"
     with Mps26(): return f(*args, **kw)
 
-@pytest.mark.parametrize("settings", [dict(model="custom_cnn", policy="combined", interp="nearest", opt="adam", label_smoothing=.1), dict(model="test_resnet", policy="gentle", size=48, opt="rmsprop"),
-    dict(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", schedule="triangle", bias_lr=8., nesterov=True)], ids=lambda d: d["model"])
+@pytest.mark.parametrize("settings", [
+    dict(model="custom_cnn", policy="combined", interp="nearest", opt="adam", label_smoothing=.1),
+    dict(model="test_resnet", policy="gentle", size=48, opt="rmsprop"),
+    dict(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", schedule="triangle",
+        bias_lr=8., nesterov=True)], ids=lambda d: d["model"])
 def test_a_run_does_without_what_apples_devices_lack(pack, settings, tmp_path):
     "Training, checkpoints, resuming, validation and probabilities"
     cfg,store = make_config(dict(bs=16, epochs=2, precision="float32")|settings),RunStore(tmp_path)
@@ -132,15 +144,18 @@ members = ["a", "b"]
     probs = refusing(lambda: load_predictor(tmp_path/"out", "soft").probs([np.asarray(pack.images[0])]*3))
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
 
-@pytest.mark.parametrize("what", [lambda: torch.zeros(1).double(), lambda: torch.nn.functional.grid_sample(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), padding_mode="border"),
+@pytest.mark.parametrize("what", [lambda: torch.zeros(1).double(),
+    lambda: torch.nn.functional.grid_sample(torch.zeros(1, 1, 4, 4), torch.zeros(1, 2, 2, 2), padding_mode="border"),
     lambda: torch.nn.functional.interpolate(torch.zeros(1, 1, 4, 4), (2,2), mode="bilinear", antialias=True),
-    lambda: torch.nn.functional.batch_norm(torch.ones(2, 2), torch.zeros(2), torch.ones(2), None, torch.zeros(2, requires_grad=True), True)], ids=["float64", "border", "antialias", "bias"])
+    lambda: torch.nn.functional.batch_norm(torch.ones(2, 2), torch.zeros(2), torch.ones(2), None,
+        torch.zeros(2, requires_grad=True), True)], ids=["float64", "border", "antialias", "bias"])
 def test_the_refusals_refuse(what):
     with pytest.raises(TypeError, match="not on"): refusing(what)
 
 @pytest.mark.parametrize("command", ["study", "dry run", "train"])
 def test_a_device_that_is_not_there_is_refused_before_work(images, plan_file, tmp_path, command):
-    words = {"study": ["study", plan_file, "--out", tmp_path], "dry run": ["study", plan_file, "--dry-run"], "train": ["train", "model=custom_cnn", "bs=16", "--out", tmp_path]}[command]
+    words = {"study": ["study", plan_file, "--out", tmp_path], "dry run": ["study", plan_file, "--dry-run"],
+        "train": ["train", "model=custom_cnn", "bs=16", "--out", tmp_path]}[command]
     done = cinic(*words, "--data", images, "--device", "cuda:99")
     assert done.returncode==2 and "There is no cuda:99 here" in done.stderr and "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("done.json"))
@@ -154,12 +169,12 @@ def test_the_device_is_told_and_no_part_of_the_id(pack, tmp_path):
 def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypatch):
     "Looking for a device starts CUDA, which then no longer heeds what cuBLAS is asked"
     from cinic_fastai.data import loaders
-    from cinic_fastai.train.learner import CUBLAS
+    from cinic_fastai.train.device import CUBLAS
     pick,started = loaders.pick_device,[]
     monkeypatch.delenv(CUBLAS)
     monkeypatch.setattr(loaders, "pick_device", lambda *args: started.append(1) or pick(*args))
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
     run, = run_study(plan, pack, tmp_path, StudyOptions(deterministic=True), stop=lambda: 0).runs
     assert run.status=="done", run.reason
@@ -198,9 +213,9 @@ def test_cuda_runs_are_cut_off_and_go_on_to_the_same_bits(pack, model, precision
 
 @pytest.mark.cuda
 def test_cuda_images_whiten():
-    from cinic_fastai.train.models import SpeedNet
+    from cinic_fastai.train.networks import SpeedNet
     xb,nets = torch.rand(16, 3, 32, 32),(SpeedNet(), SpeedNet().cuda())
-    for net,x in zip(nets, (xb, xb.cuda())): net.whiten(x)
+    for net,x in zip(nets, (xb, xb.cuda())): net.init_whitening_(x)
     assert torch.equal(nets[0].first[0].weight, nets[1].first[0].weight.cpu())
 
 @pytest.mark.cuda
@@ -214,12 +229,14 @@ def test_cuda_float32_is_no_tf32(pack):
 @pytest.mark.cuda
 def test_cuda_predicts_what_the_run_stored(pack, tmp_path):
     from cinic_fastai.results.predict import load_predictor
-    plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 2\nprecision = 'float32'")
+    plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 2\n"
+        "precision = 'float32'")
     record = run_study(plan, pack, tmp_path, stop=lambda: 0)
     predictor = load_predictor(tmp_path)
     probs = predictor.probs([np.asarray(pack.images[r]) for r in pack.rows["test"]])
     assert predictor.device.type=="cuda"
-    np.testing.assert_allclose(probs, RunStore(tmp_path/"runs").probs(record.runs[0].run_id, "test")["probs"], atol=1e-4)
+    stored = RunStore(tmp_path/"runs").probs(record.runs[0].run_id, "test")
+    np.testing.assert_allclose(probs, stored["probs"], atol=1e-4)
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("model", ["custom_cnn", "resnet18", "speednet"])

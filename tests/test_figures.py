@@ -1,9 +1,14 @@
 "What readers see in figures: many classes, and names in any script"
 import io, warnings
 import numpy as np, pandas as pd, pytest
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from PIL import Image
-from cinic_fastai.results import page, plots
+from cinic_fastai.report import figures
+from cinic_fastai.report.facts import Figure
+from cinic_fastai.report.words import say
+from cinic_fastai.results.plots import style
+from cinic_fastai.results.plots.predictors import plot_confusion
+from cinic_fastai.results.plots.style import new_axes
 
 def confusion(names, shares):
     "As `confusion_table` has it"
@@ -11,15 +16,15 @@ def confusion(names, shares):
 
 def drawn(fig):
     "A figure's pixels as the page has them, RGB"
-    page._lay_out(fig)
-    return np.asarray(Image.open(io.BytesIO(page.png(fig))).convert("RGB")).astype(int)
+    figures.lay_out(fig)
+    return np.asarray(Image.open(io.BytesIO(figures.png(fig))).convert("RGB")).astype(int)
 
 @pytest.mark.parametrize("n", [20, 21, 101, 200])
 def test_a_confusion_map_of_many_classes_shows_its_cells(n):
     "The middle of each cell has its share's colour, between the scale's ends; nothing lies over it"
     r = np.random.default_rng(n)
     shares = r.random((n,n))**8*(r.random((n,n))<.3)/4
-    fig = plots.plot_confusion(confusion([f"golden_retriever_{i}" for i in range(n)], shares), plots.new_axes(4.6, 1+.27*20)[0]).figure
+    fig = plot_confusion(confusion([f"golden_retriever_{i}" for i in range(n)], shares), new_axes(4.6, 1+.27*20)[0]).figure
     ax = fig.axes[0]
     for o in ax.texts: o.set_visible(False) # the numbers of a small map
     x = drawn(fig)
@@ -37,9 +42,9 @@ def test_a_confusion_map_of_many_classes_shows_its_cells(n):
     assert len(labels)<=20 and all(o.startswith("golden_re") for o in labels) and ("named" in ax.get_ylabel())==(n>20)
 
 def test_a_confusion_map_is_a_small_file():
-    fig = plots.plot_confusion(confusion([str(i) for i in range(101)], np.random.default_rng(0).random((101,101))), plots.new_axes(4.6, 6.4)[0]).figure
-    page._lay_out(fig)
-    assert len(page.svg(fig, "x"))<500_000
+    fig = plot_confusion(confusion([str(i) for i in range(101)], np.random.default_rng(0).random((101,101))), new_axes(4.6, 6.4)[0]).figure
+    figures.lay_out(fig)
+    assert len(figures.svg(fig, "x"))<500_000
 
 cat, dog = "\u732b", "\u72ac\u7c7b"
 
@@ -70,36 +75,36 @@ def tiny_font(tmp_path):
 
 def chart():
     "A figure with such names on its axes and inside"
-    ax = plots.plot_confusion(confusion([cat, dog, "bird"], np.full((3,3), 1/3)), plots.new_axes()[0])
-    with plots.matplotlib.rc_context(plots.STYLE): ax.text(0, 0, f"{dog} 93 %\nis: {cat}")
+    ax = plot_confusion(confusion([cat, dog, "bird"], np.full((3,3), 1/3)), new_axes()[0])
+    with rc_context(style.STYLE): ax.text(0, 0, f"{dog} 93 %\nis: {cat}")
     return ax.figure
 
 def texts(fig): return {o.get_text() for ax in fig.axes for o in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts)}
 
 def test_letters_that_no_font_has_are_numbered_and_named(monkeypatch):
-    monkeypatch.setitem(plots.STYLE, "font.family", ["DejaVu Sans"])
+    monkeypatch.setitem(style.STYLE, "font.family", ["DejaVu Sans"])
     with warnings.catch_warnings():
         warnings.simplefilter("error") # matplotlib warns of each box it draws
-        made = page.rendered(page._figure("x", "X", "A caption.", "", chart))
-    assert made["caption"]==f"A caption. No font of this machine has these words' letters: [1] is {dog}, [2] is {cat}."
+        made = figures.draw_figure(Figure("x", [1], lambda _: chart()))
+    assert say(made, "numbered")==f"No font of this machine has these words' letters: [1] is {dog}, [2] is {cat}."
     fig = chart()
-    assert plots.number_words(fig)==[dog, cat]
+    assert style.number_words(fig)==[dog, cat]
     assert texts(fig)>={"[1]", "[2]", "bird", "[1] 93 %\nis: [2]"} and not any(cat in o or dog in o for o in texts(fig))
-    page._lay_out(fig)
+    figures.lay_out(fig)
     assert [o.get_text() for o in fig.axes[0].get_yticklabels()]==["[2]", "[1]", "bird"] # also once it is drawn
 
 def test_letters_that_a_font_of_the_machine_has_are_drawn(monkeypatch, tiny_font):
-    assert plots.installed_fonts(("Nowhere Sans", tiny_font))==[tiny_font]
-    monkeypatch.setitem(plots.STYLE, "font.family", ["DejaVu Sans", tiny_font])
+    assert style.installed_fonts(("Nowhere Sans", tiny_font))==[tiny_font]
+    monkeypatch.setitem(style.STYLE, "font.family", ["DejaVu Sans", tiny_font])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        made = page.rendered(page._figure("x", "X", "A caption.", "", chart))
-        fig = plots.new_axes(1, 1)[0].figure
+        made = figures.draw_figure(Figure("x", [1], lambda _: chart()))
+        fig = new_axes(1, 1)[0].figure
         fig.axes[0].set_axis_off()
-        with plots.matplotlib.rc_context(plots.STYLE): fig.axes[0].text(0, 0, cat, fontsize=36)
+        with rc_context(style.STYLE): fig.axes[0].text(0, 0, cat, fontsize=36)
         ink = (drawn(fig).mean(-1)<128).sum()
-    assert made["caption"]=="A caption." and ink==pytest.approx((.8*36/72*200)**2, rel=.1) # the square
+    assert made.numbered==() and ink==pytest.approx((.8*36/72*200)**2, rel=.1) # the square
 
 def test_fonts_that_are_installed_come_after_the_usual_one():
     "Other letters stay as they were"
-    assert plots.STYLE["font.family"][0]=="sans-serif" and plots.STYLE["font.family"][1:]==plots.installed_fonts()
+    assert style.STYLE["font.family"][0]=="sans-serif" and style.STYLE["font.family"][1:]==style.installed_fonts()

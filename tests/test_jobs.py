@@ -87,7 +87,7 @@ def test_what_the_searches_leave(alone):
 
 def test_where_nothing_is_left_torch_is_not_needed(plan, images, alone):
     arguments = ["cinic", "study", str(plan), "--data", str(images), "--out", str(alone)]
-    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.results import page; page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.report import render as page; page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0 and "Test accuracy" in r.stdout, r.stdout+r.stderr
 
@@ -301,7 +301,7 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
         elif "bs" not in space and cfg.channels_last: self.fatal[network_of(cfg)] = "it crashed"
         return 1., 1.
     monkeypatch.setattr(NetworkTimer, "__call__", tried)
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     text = TOO_LARGE%space
     if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
     found, = run_study(parse_plan(text), get_pack(images), tmp_path).searches

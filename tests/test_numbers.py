@@ -5,7 +5,8 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, l
 from cinic_fastai.core import SPLITS
 from cinic_fastai.files import read_json, write_json
 from cinic_fastai.journal import JournalHeader
-from cinic_fastai.results.page import rendered, write_page
+from cinic_fastai.report.figures import Drawn, draw_figure
+from cinic_fastai.report.render import write_page
 from cinic_fastai.published import FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS
 from cinic_fastai.results.tables.report import beside_published, report_run, report_search
 from cinic_fastai.results.tables.predictors import best_member
@@ -34,7 +35,7 @@ lr = 1e-2
 
 def shows(figures):
     "Draws these figures of a page and no others, which take longest"
-    return lambda figure: rendered(figure if figure["name"] in figures else {**figure, "draw": None})
+    return lambda figure: draw_figure(figure) if figure.name in figures else Drawn(figure, {})
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory):
@@ -50,7 +51,7 @@ def uneven(tmp_path_factory):
     plan = parse_plan(PLAN, "uneven")
     def again():
         with pytest.MonkeyPatch.context() as m:
-            m.setattr("cinic_fastai.results.page.rendered", shows(()))
+            m.setattr("cinic_fastai.report.render.draw_figure", shows(()))
             run_study(plan, get_pack(images, size=32), out, StudyOptions(data_name="uneven"))
     again()
     return images, out, again
@@ -75,7 +76,8 @@ def test_unequal_classes(uneven):
     for v in want: assert f"{100*v:.1f} %" in text
 
 def test_the_card_says_what_accuracy_is_worth(uneven):
-    from cinic_fastai.results.predict import load_predictor, model_card
+    from cinic_fastai.results.predict import load_predictor
+    from cinic_fastai.results.export import model_card
     _, out, _ = uneven
     run = runs_table(StudyFolder(out)).iloc[0]
     card = model_card(out, load_predictor(out))
@@ -98,7 +100,7 @@ def test_any_class_name_works(tmp_path, monkeypatch):
     names = ("all", "(all)", "(total)", "total", "hem", "other")
     out = example_study(tmp_path, images=60, classes=names)
     shown = {"fig14_test_accuracy", "class_origin", "confusion"}
-    monkeypatch.setattr("cinic_fastai.results.page.rendered", shows(shown))
+    monkeypatch.setattr("cinic_fastai.report.render.draw_figure", shows(shown))
     page = read(write_page(out))
     assert page.stack==[] and {p.stem for p in (out/"figures").glob("*.png")}==shown
     for table in ("classes", "class_origin"):
@@ -143,7 +145,7 @@ def test_every_environment_is_told(tmp_path, monkeypatch):
     rid = StudyFolder(out).record.runs[0].run_id
     f = out/"runs"/rid/"env.json"
     write_json(f, read_json(f)|dict(device="cuda", precision="bf16", torch="2.6.0"))
-    monkeypatch.setattr("cinic_fastai.results.page.rendered", shows(()))
+    monkeypatch.setattr("cinic_fastai.report.render.draw_figure", shows(()))
     text = read(write_page(out)).text()
     for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")):
         assert f"{a} (14 trainings), {b} (1 training)" in text

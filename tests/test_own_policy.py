@@ -76,7 +76,7 @@ space = {{ lr = {{log=[1e-4,1e-2]}}{dim} }}
 
 def test_a_search_with_another_transform_is_refused(tmp_path, monkeypatch):
     "Its journal and its trials are the first one's, whether the plan or the search chooses the policy"
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     for i,(fixed,dim) in enumerate((('policy = "turn"', ""), ("", ', policy = {choices=["turn", "none"]}'))):
         policy_registry.clear()
         register_policy("turn", tv.RandomRotation(10))

@@ -1,11 +1,17 @@
 "The page as a browser would read it: complete, self-contained, escaped"
-import base64, hashlib
+import base64, hashlib, re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 from xml.etree import ElementTree
 import numpy as np, pytest
 from cinic_fastai.files import line_of, read_json, read_lines, read_npz, write_json, write_text
-from cinic_fastai.results.page import STATEMENTS, ensemble_words, experiments, facts, key_numbers, pct, rendered, write_page
-from cinic_fastai.results.plots import plot_dependence
+from cinic_fastai.report.facts import load_report
+from cinic_fastai.report.figures import Drawn, draw_figure
+from cinic_fastai.report.format import fmt_pct
+from cinic_fastai.report.render import make_report, report_markdown, write_page
+from cinic_fastai.report.sections.setup import SETTINGS, effective
+from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say
+from cinic_fastai.results.plots.search import plot_dependence
 from cinic_fastai.results.tables.predictors import ensembles_table
 from cinic_fastai.config import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
@@ -45,7 +51,7 @@ def read(path): return Page(path.read_text(encoding="utf-8"))
 def undrawn(out):
     "The page with all its words and none of its pictures, which take longest"
     with pytest.MonkeyPatch.context() as m:
-        m.setattr("cinic_fastai.results.page.rendered", lambda figure: rendered({**figure, "draw": None}))
+        m.setattr("cinic_fastai.report.render.draw_figure", lambda figure: Drawn(figure, {}))
         return read(write_page(out))
 
 def test_every_figure_and_table_is_there(example):
@@ -116,9 +122,18 @@ def test_published_numbers_stand_beside_ours(reported):
             "≈ 53.0 %", "≈ 65.0 %", "3.158 × 10⁻³", "0.8547", "(≈ 45)"):
         assert number in text, number
 
-def test_a_small_study_says_so_first(example):
+def test_the_page_begins_with_the_answer(example):
+    page = read(example/"report.html")
+    ids = [a["id"] for t,a in page.tags if t=="section"]
+    experiments = [o for o in ids if o.startswith(("experiment-", "group-"))]
+    assert ids==["summary", "open", *experiments, "caution", "details", "environment"]
+    named = [f"experiment-{o}" for o in ("architectures", "augmentation", "search", "final", "ensembling")]
+    assert [o for o in experiments if o in named]==named
+    assert {a["href"] for a in page.all("a")}>={f"#{o}" for o in ids}
+
+def test_the_details_say_how_small_a_study_is(example):
     text = read(example/"report.html").text()
-    assert text.index("This is a small study.")<text.index("Summary")
+    assert text.index("Details")<text.index("This is a small study.")<text.index("Every training")
     for words in ("600 images instead of 270,000", "12 epochs instead of 150", "The full study trains 68 networks", "seed 42", "Epochs scaled by 0.1"):
         assert words in text, words
 
@@ -201,7 +216,7 @@ def test_a_stopped_trial_is_never_the_best(tmp_path):
     next(t for t in trials if t["status"]=="stopped").update(accs=[.987], valid_acc=.987)
     write_text(journal, "".join(map(line_of, [header,*trials])))
     assert undrawn(out).text().count("98.7 %")==1 # in the table of all trials
-    alts = [d["alt"] for e in experiments(facts(out)) for o in (e, *e["parts"]) for d in o["figures"]]
+    alts = [say(d, "alt") for d in make_report(load_report(out)).all_figures]
     assert len(alts)>20 and not [o for o in alts if "98.7" in o]
 
 def test_a_folder_from_before(tmp_path):
@@ -268,7 +283,7 @@ def test_hostile_names_do_no_harm(tmp_path, monkeypatch):
     study["data"]["skipped"] = ["<u>bad</u>.png"]
     write_json(out/"study.json", study)
     shown = {"fig07_augmentation", "fig14_test_accuracy", "class_origin", "confusion", "confused_pairs", "mistakes", "curves_----i-own--i-_accuracy"}
-    monkeypatch.setattr("cinic_fastai.results.page.rendered", lambda figure: rendered(figure if figure["name"] in shown else {**figure, "draw": None}))
+    monkeypatch.setattr("cinic_fastai.report.render.draw_figure", lambda figure: draw_figure(figure) if figure.name in shown else Drawn(figure, {}))
     page = read(write_page(out))
     assert {p.stem for p in (out/"figures").glob("*.png")}==shown
     assert not {"b onerror", "u", "i"}&{t for t,_ in page.tags} and page.all("script")==[{}]
@@ -298,7 +313,8 @@ OTHER = dict(model="speednet", pretrained=True, weights="ab"*32, stem="small", s
 
 def settings(**fields):
     "Fields of two runs, as tables have them"
-    return [{k: o.default for k,o in config_fields.items()}|dict(name=n, method="soft")|fields for n in ("a", "b")]
+    known = {k: o.default for k,o in config_fields.items()}
+    return [SimpleNamespace(**known|dict(name=n, method="soft")|fields) for n in ("a", "b")]
 
 BASES = [settings(), *(settings(**{k: OTHER[k]}) for k in ("model", "opt", "policy", "pretrained", "frozen_epochs", "tta", "softmax")), settings(model="custom_cnn"),
     settings(policy="simple"), settings(policy="advanced"), settings(name="resnet18-sgd"), settings(name="simple", policy="simple"), settings(name="hard"),
@@ -307,18 +323,28 @@ BASES = [settings(), *(settings(**{k: OTHER[k]}) for k in ("model", "opt", "poli
 
 def after(runs, field, every):
     "The same runs with another value of a field, in all of them or in the last one alone"
-    return [{**r, field: OTHER[field]} if every or r is runs[-1] else r for r in runs]
+    return [SimpleNamespace(**vars(r)|{field: OTHER[field]}) if every or r is runs[-1] else r for r in runs]
+
+def statements():
+    "What is said of runs, by name: the fields it reads, and a function of runs that gives its words"
+    def words(made): return str(made) if isinstance(made, bool) else say(made)
+    def setting(name): return lambda runs: say(Tally(name, [*map(effective, runs)]))
+    own = {name: (fields_read(name), setting(name)) for name in SETTINGS}
+    return own|{name: (make.reads, lambda runs, make=make: words(make(runs))) for name,make in READERS.items()}
+
+STATEMENTS = statements()
 
 @pytest.mark.parametrize("name", STATEMENTS)
 def test_a_statement_follows_the_fields_it_names(name):
     "Each alone, in all runs and in one of them; no other field changes a word"
-    says = STATEMENTS[name]
+    reads, says = STATEMENTS[name]
     for field in OTHER:
         changed = [says(after(runs, field, every))!=says(runs) for runs in BASES for every in (True, False)]
-        assert any(changed[::2])==any(changed[1::2])==(field in says.reads), (field, says.reads)
+        assert any(changed)==(field in reads), (field, reads)
+        assert any(changed[::2])==any(changed[1::2]) or name in ("chooses_epochs", "coupled_l2", "has_views", "brackets"), field # these ask whether one does
 
 def test_the_page_says_something_of_every_field():
-    assert {k for s in STATEMENTS.values() for k in s.reads}-{"name", "method"}==set(config_fields)
+    assert {k for reads,_ in STATEMENTS.values() for k in reads}-{"name", "method"}==set(config_fields)
 
 def told(out): return undrawn(out).text()
 
@@ -368,10 +394,10 @@ def test_equal_trials_have_one_winner_everywhere(tmp_path):
     done = [t for t in trials if t["status"]=="done"]
     for t in done: t.update(valid_acc=.5, valid_loss=2.-.1*t["number"])
     write_text(journal, "".join(map(line_of, [header,*trials])))
-    f, last = facts(out), done[-1]["number"]+1
-    assert f.tables["table1_search"].set_index("search").number["resnet18-sgd"]+1==last
+    t, last = load_report(out).tables, done[-1]["number"]+1
+    assert t.table1_search.set_index("search").number["resnet18-sgd"]+1==last
     assert f"Trial {last} of 7 is the best, with 50.0 %" in told(out)
-    star = plot_dependence(f.tables["dependence"].query("search=='resnet18-sgd' and dimension=='bs'"), f.tables["trials"].query("search=='resnet18-sgd'")).axes[0].lines[-1]
+    star = plot_dependence(t.dependence.query("search=='resnet18-sgd' and dimension=='bs'"), t.trials.query("search=='resnet18-sgd'")).axes[0].lines[-1]
     assert star.get_xdata()[0]==done[-1]["point"]["bs"]
 
 def test_the_best_network_may_be_in_no_vote(tmp_path):
@@ -379,14 +405,14 @@ def test_the_best_network_may_be_in_no_vote(tmp_path):
     study = read_json(out/"study.json")
     study["ensembles"] = [dict(study["ensembles"][0], members=["architectures/custom_cnn", "architectures/resnet18"])]
     write_json(out/"study.json", study)
-    f = facts(out)
-    runs, best = f.tables["runs"].set_index("name"), f.tables["table2_predictors"].iloc[0]
+    f = load_report(out)
+    report, runs, best = make_report(f), f.tables.runs.set_index("name"), f.tables.table2_predictors.iloc[0]
     assert runs.test_acc.idxmax()=="resnet18-pretrained-adam" and runs.test_acc.max()>best.test_acc
-    numbers = {k["label"]: (k["value"], k["note"].split(",")[0].split(";")[0]) for k in key_numbers(f)}
-    wanted = pct(runs.test_acc.max()), "ResNet-18 pretrained Adam"
+    numbers = {say(k, "label"): (say(k, "value"), re.split("[,;]", say(k, "note"))[0]) for k in report.keys}
+    wanted = fmt_pct(runs.test_acc.max()), "ResNet-18 pretrained Adam"
     assert numbers["best predictor, test"]==numbers["best single network, test"]==wanted
-    words = ensemble_words(f)[0]
-    assert "best predictor of table 2: " in words and words.endswith(f"ResNet-18 pretrained Adam, which isn't one of them, reaches {wanted[0]}.")
+    words = say(next(e.about for e in report.sections if e.key=="ensembling"), "results")
+    assert "best predictor of table 2: " in words and f"ResNet-18 pretrained Adam, which isn't one of them, reaches {wanted[0]}." in words
 
 def test_the_mark_is_named_where_no_other_number_stands(example, photos):
     text = read(example/"report.html").text()
@@ -422,4 +448,28 @@ def test_nothing_is_chosen_where_nothing_is_finished(tmp_path):
     text = told(example_study(tmp_path/"fresh", images=50, state="fresh"))
     assert "Nothing was chosen on valid images" in text
     text = with_fields(example_study(tmp_path/"blind", images=50, trials=(1,1)), ("custom_cnn-adam",), train_on="train+valid", select="last")
-    assert "Epochs and trials were chosen on valid images" in text and "so nothing can be chosen by them." in text and ".." not in text.split("Runs")[0].replace("...", "")
+    assert "Epochs and trials were chosen on valid images" in text and "so nothing can be chosen by them." in text and ".." not in text.split("Every training")[0].replace("...", "")
+
+def test_markdown_says_what_the_page_says(example):
+    "The same sentences, and the same cells, figures as links to those beside the page"
+    md = report_markdown(make_report(load_report(example)))
+    plain = re.sub(r"\\(.)", r"\1", md)
+    page = read(example/"report.html")
+    said = [d.strip() for t,d in page.texts if t in ("p", "li", "td") and len(d.strip())>60 and not d.startswith("Tables sort")]
+    assert len(said)>50 and not [o for o in said if o not in plain]
+    links = re.findall(r"!\[.*?\]\((.*?)\)", md)
+    assert len(links)==len(page.all("img")) and all((example/o).exists() for o in links)
+
+def test_markdown_escapes_what_it_is_given(tmp_path):
+    out = example_study(tmp_path, images=50, trials=(1,1))
+    study = read_json(out/"study.json")
+    study["title"] = "<b>*bold*</b> | `more`"
+    write_json(out/"study.json", study)
+    assert report_markdown(make_report(load_report(out))).startswith(r"# \<b\>\*bold\*\</b\> \| \`more\`")
+
+def test_macros_of_statements_have_names_of_their_own():
+    "A statement is said by the macro that is called like it, wherever that stands"
+    names = [n for f in (TEMPLATES/"words").iterdir() for n in re.findall(r"macro ([a-zA-Z]\w*)\(", f.read_text(encoding="utf-8"))]
+    assert len(names)>150 and len(names)==len(set(names))
+
+def test_templates_are_short(): assert all(len(f.read_text(encoding="utf-8").splitlines())<=200 for f in TEMPLATES.rglob("*.*"))

@@ -75,7 +75,7 @@ def test_export_and_reading_it_elsewhere(study, files, tmp_path):
     assert r.returncode==0, r.stderr
     card = (tmp_path/"e"/"README.md").read_text(encoding="utf-8")
     assert "soft vote of 2 networks" in card and "test images are right" in card
-    code = "import sys; from cinic_fastai.results.predict import import_safetensors as f; print(f(sys.argv[1]).predict([sys.argv[2]])[0][0])"
+    code = "import sys; from cinic_fastai.results.export import import_safetensors as f; print(f(sys.argv[1]).predict([sys.argv[2]])[0][0])"
     there = subprocess.run([sys.executable, "-c", code, tmp_path/"e"/"model.safetensors", files[0]], capture_output=True, text=True, env=ENV)
     here = json.loads(cinic("predict", study[0], files[0], "--member", "soft", "--json").stdout)
     assert there.stdout.strip()==here["images"][0]["class"], there.stderr
@@ -91,12 +91,13 @@ def test_a_network_that_resizes_is_exported(settings):
     "As the ONNX export takes it, before anything else was resized"
     import torch
     from cinic_fastai.data.loaders import resize_matrix
-    from cinic_fastai.results.predict import Member, trial_images
+    from cinic_fastai.results.export import probe_images
+    from cinic_fastai.results.predict import Member, TrainedOn
     from cinic_fastai.config import RunConfig
     from cinic_fastai.train.models import make_model
     resize_matrix.cache_clear()
-    cfg,about = RunConfig(model="custom_cnn", **settings),dict(classes=["cat", "dog"], mean=[.5]*3, std=[.25]*3, size=32)
-    member,x = Member(cfg, about, make_model("custom_cnn", 2, size=cfg.size).state_dict()),trial_images(32, 8)
+    cfg,images = RunConfig(model="custom_cnn", **settings),TrainedOn(["cat", "dog"], 32, [.5]*3, [.25]*3)
+    member,x = Member(cfg, images, make_model(cfg, 2).state_dict()),probe_images(32, 8)
     there = torch.export.export(member, (x[:3],), dynamic_shapes=({0: torch.export.Dim("n")},)).module()(x)
     assert abs(there.numpy()-member(x).numpy()).max()<1e-6
 
@@ -110,7 +111,8 @@ def test_onnx_equals_pytorch(study, files, tmp_path):
     assert r.returncode==0, r.stderr
     x = np.stack([np.asarray(Image.open(f).convert("RGB"), np.float32).transpose(2, 0, 1) for f in files])
     probs, = onnxruntime.InferenceSession(str(tmp_path/"model.onnx")).run(None, {"images": x})
-    from cinic_fastai.results.predict import in_float32, load_predictor
+    from cinic_fastai.results.export import in_float32
+    from cinic_fastai.results.predict import load_predictor
     assert abs(probs-in_float32(load_predictor(study[0], "soft")).probs(files)).max()<1e-4
 
 def test_watching_a_finished_study(study):

@@ -115,7 +115,7 @@ def test_a_study_called_from_python_is_interrupted_and_goes_on(images, tmp_path,
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan('[study]\nname = "two"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\nbs = 16\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nseed = 2')
     pack,handlers = get_pack(images),[]
     def press(kind, **info):
@@ -368,11 +368,11 @@ def test_another_weights_file_is_another_result(images, tmp_path, monkeypatch):
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.study.trainer import StudyOptions
     from cinic_fastai.train.fit import fit_run
-    from cinic_fastai.train.learner import seeded_model
+    from cinic_fastai.train.models import make_model
     import torch
-    monkeypatch.setattr("cinic_fastai.results.page.write_page", lambda *args: None)
+    monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     pack,plan,files = get_pack(images),parse_plan(PRETRAINED),[tmp_path/"a.pth", tmp_path/"b.pth"]
-    for i,f in enumerate(files): torch.save(seeded_model(RunConfig(model="custom_cnn", seed=i), len(pack.classes), 32).state_dict(), f)
+    for i,f in enumerate(files): torch.save(make_model(RunConfig(model="custom_cnn", seed=i), len(pack.classes), 32).state_dict(), f)
     cfg,store = RunConfig(model="custom_cnn", pretrained=True, epochs=1, bs=16),RunStore(tmp_path/"runs")
     a,b = (fit_run(cfg, pack, store, weights=f) for f in files)
     assert a["train_loss"]!=b["train_loss"]==fit_run(cfg, pack, RunStore(tmp_path/"alone"), weights=files[1])["train_loss"]

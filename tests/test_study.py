@@ -175,7 +175,7 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
 
 def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     "The study is run again: the trial is counted as left, trained, and may win"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import StudyRunner, run_study
     from cinic_fastai.test_utils import tiny_pack
@@ -225,7 +225,7 @@ def test_the_bar_says_what_it_was_trained_on():
 
 def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
     "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.data.pack import get_pack
@@ -242,7 +242,7 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
 
 def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     "Its failure is recorded, the study goes on to its page"
-    from cinic_fastai.results import page
+    from cinic_fastai.report import render as page
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.test_utils import tiny_pack

@@ -4,7 +4,7 @@ import pytest
 from conftest import cinic
 from cinic_fastai.core import Interrupted, StoreError
 from cinic_fastai.files import read_json
-from cinic_fastai.results import page
+from cinic_fastai.report import render as page
 from cinic_fastai.store import RunStore
 from cinic_fastai.study import runner, track
 from cinic_fastai.plan_file import parse_plan

@@ -101,7 +101,7 @@ def table_error(there, here):
 
 def pictures():
     "SHA256SUMS of the example study's page"
-    from cinic_fastai.results.page import write_page
+    from cinic_fastai.report.render import write_page
     from cinic_fastai.test_study import example_study
     with tempfile.TemporaryDirectory() as d:
         write_page(example_study(Path(d)/"out", images=200))

@@ -132,7 +132,7 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks, timing_key
     from cinic_fastai.study.expand import trainings
     from cinic_fastai.study.trainer import check_device
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     use_threads(threads)
     check_device(device)
     classes,counts,size = _images(data)
@@ -186,7 +186,7 @@ def _status_view(s, out):
 @app.command(epilog=examples("cinic report out/demo"))
 def report(out:Out):
     "Write a study's page, figures and tables again, finished or not."
-    from cinic_fastai.results.page import write_page
+    from cinic_fastai.report.render import write_page
     print(f"Report: {write_page(out)}")
 
 @app.command(epilog=examples("cinic clean out/demo --weights"))

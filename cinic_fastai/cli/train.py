@@ -43,7 +43,7 @@ def train(
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")
         from cinic_fastai.train.fit import fit_run
-        from cinic_fastai.train.learner import use_threads
+        from cinic_fastai.train.device import use_threads
         use_threads(threads)
         store = RunStore(out/"runs")
         done = fit_run(cfg, pack, store, weights=weights, on_event=_with_share(screen, cfg), stop=stop,

@@ -57,7 +57,7 @@ def export(
     dest:option(Path, "Folder to write to; OUT/export where none is given.")=None
 ):
     "Write a predictor as one file with a model card, checked against PyTorch."
-    from cinic_fastai.results.predict import export_predictor
+    from cinic_fastai.results.export import export_predictor
     check_writable(dest or out)
     path,gap = export_predictor(out, format, member, dest, device)
     size = f"{path.stat().st_size/1e6:.1f} MB"

@@ -6,10 +6,10 @@
 __all__ = ['soft_vote', 'hard_vote', 'tied', 'apply_temperature', 'fit_temperature', 'greedy_weights', 'likely_weights',
            'FittedEnsemble', 'predict_ensemble', 'fit_ensemble', 'leave_one_out', 'Stored', 'check_members']
 
-# %% ../../nbs/31_results.ensemble.ipynb #a1266b7f
+# %% ../../nbs/31_results.ensemble.ipynb #ade6ac8f
 from dataclasses import dataclass, replace
 import numpy as np
-from ..core import VOTES, StoreError, method_error, needs_valid
+from ..core import StoreError, method_error, needs_valid
 from .metrics import accuracy, nll
 from ..store import prob_error
 
@@ -45,15 +45,14 @@ def tied(
     probs = np.asarray(members)
     return _leaders(probs.argmax(2), probs.shape[2]).sum(1)>1
 
-# %% ../../nbs/31_results.ensemble.ipynb #d84bfccc
+# %% ../../nbs/31_results.ensemble.ipynb #32a2fca7
 def apply_temperature(
     probs:np.ndarray, # Probabilities `(n,c)`
     t:float # Temperature, above 0; 1 changes nothing
 )->np.ndarray: # Probabilities `(n,c)`, float64
     "Make probabilities less sure (`t` above 1) or surer, without changing the most likely class"
-    z = np.log(np.maximum(probs, np.finfo(np.float32).tiny, dtype=np.float64))/t
-    e = np.exp(z-z.max(1, keepdims=True))
-    return e/e.sum(1, keepdims=True)
+    from scipy.special import softmax
+    return softmax(np.log(np.maximum(probs, np.finfo(np.float32).tiny, dtype=np.float64))/t, axis=1)
 
 # %% ../../nbs/31_results.ensemble.ipynb #2ff29319
 def fit_temperature(

@@ -101,7 +101,7 @@ def ece(
     table = reliability(probs, targs, bins)
     return float((table["count"]*(table.accuracy-table.confidence).abs()).sum()/len(targs))
 
-# %% ../../nbs/30_results.metrics.ipynb #f91cff84
+# %% ../../nbs/30_results.metrics.ipynb #657eb86b
 def confusion(
     preds:np.ndarray, # Predicted classes `(n,)`
     targs:np.ndarray, # Right classes `(n,)`
@@ -119,9 +119,8 @@ def most_confused(
 )->list[tuple[str,str,int,float]]: # (right class, taken for, images, share of the class), most frequent first
     "The mistakes that are made most often"
     off = counts-np.diag(np.diag(counts))
-    order = np.argsort(-off, axis=None, kind="stable")[:k]
-    pairs = zip(*np.unravel_index(order, off.shape))
-    return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs if off[i,j]]
+    pairs = sorted(np.argwhere(off), key=lambda o: -off[*o])[:k]
+    return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs]
 
 # %% ../../nbs/30_results.metrics.ipynb #520902a5
 def interval(

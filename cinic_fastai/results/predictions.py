@@ -17,7 +17,7 @@ from .metrics import accuracy, as_preds, nll
 from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
 
-# %% ../../nbs/32_results.predictions.ipynb #0a448628
+# %% ../../nbs/32_results.predictions.ipynb #ad689263
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,11 @@ class Prediction:
     fitted:FittedEnsemble = _ALONE # What was chosen on valid images
     probs:np.ndarray|None = None # Of the test images `(n,c)`; None of a hard vote
     preds:np.ndarray|None = None # Classes of the test images `(n,)`; None while it isn't done
+
+    def fit_with(self, fit):
+        "What `fit_ensemble` or `leave_one_out` chooses on valid images; without those there is nothing to choose"
+        targs = self.valid[0].targs if self.valid else None
+        return fit(self.kind, [m.probs for m in self.valid or self.test], targs, **self.options)
 
     def vote(self, stored, temperature=True):
         "What the fitted vote makes of its members' stored probabilities"
@@ -102,7 +107,7 @@ def _valid_members(p, members):
     check_members(valid, p.members)
     return valid
 
-# %% ../../nbs/32_results.predictions.ipynb #beb17b88
+# %% ../../nbs/32_results.predictions.ipynb #afc3a3c5
 def _voted(p, members):
     "Fit an ensemble on valid images and take its vote on the test images"
     test = tuple(m.test[0] for m in members)
@@ -111,32 +116,29 @@ def _voted(p, members):
     except StoreError as e:
         if needs_valid(p.kind, **p.options): raise
         p = replace(p, no_valid=str(e))
-    chosen_by = [m.probs for m in p.valid or test] # without valid images nothing is chosen
-    targs = p.valid[0].targs if p.valid else None
-    p = replace(p, test=test, fitted=fit_ensemble(p.kind, chosen_by, targs, **p.options))
+    p = replace(p, test=test)
+    p = replace(p, fitted=p.fit_with(fit_ensemble))
     voted = p.vote(test)
     return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
 
-# %% ../../nbs/32_results.predictions.ipynb #988e4856
-def _absent(p, runs):
-    "A vote that can't be formed, with the reason; None where its members are there"
-    missing = [n for n in p.members if n not in runs or not runs[n].done]
-    if not missing:
-        twice = one_training({n: runs[n].run_ids[0] for n in p.members})
-        return replace(p, status="skipped", reason=twice) if twice else None
-    waits = all(n in runs and runs[n].status=="left" for n in missing)
-    status, word = ("left", "waits for") if waits else ("skipped", "without")
-    return replace(p, status=status, reason=f"{word} {', '.join(missing)}")
+# %% ../../nbs/32_results.predictions.ipynb #5ce48720
+def _obstacle(members):
+    "Status and reason of a vote that can't be formed, the reason empty where it can"
+    missing = [m for m in members if not m.done]
+    names = ", ".join(m.name for m in missing)
+    if not missing: return "skipped", one_training({m.name: m.run_ids[0] for m in members})
+    return ("left", f"waits for {names}") if all(m.status=="left" for m in missing) else ("skipped", f"without {names}")
 
-# %% ../../nbs/32_results.predictions.ipynb #af5dfb15
+# %% ../../nbs/32_results.predictions.ipynb #e67338ae
 def _of_vote(ensemble, runs):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
-    there = [runs[n] for n in ensemble.members if n in runs and runs[n].done]
-    members, ids = tuple(ensemble.members), tuple(m.run_ids[0] for m in there)
-    p = Prediction(ensemble.name, ensemble.method, "done", members=members, run_ids=ids, options=options)
-    if absent := _absent(p, runs): return absent
-    try: return _voted(p, there)
+    members = [runs.get(n, Prediction(n, "run", "skipped")) for n in ensemble.members]
+    ids = tuple(m.run_ids[0] for m in members if m.done)
+    p = Prediction(ensemble.name, ensemble.method, "done", "", tuple(ensemble.members), ids, options)
+    status, reason = _obstacle(members)
+    if reason: return replace(p, status=status, reason=reason)
+    try: return _voted(p, members)
     except StoreError as e: return replace(p, status="failed", reason=str(e))
 
 # %% ../../nbs/32_results.predictions.ipynb #17df5c3a

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['surrogate', 'dependence_table', 'sobol_table', 'importance_table', 'surrogate_tables']
 
-# %% ../../nbs/34_results.surrogate.ipynb #1ee69c3f
+# %% ../../nbs/34_results.surrogate.ipynb #a6e4ca4d
 import warnings
 import numpy as np, pandas as pd
 from ..journal import Trial
-from ..space import coordinates, dim_kind, make_space, outside
+from ..space import coordinates, dim_kind, levels, make_space, outside
 from ..studyfolder import StudyFolder
 
 # %% ../../nbs/34_results.surrogate.ipynb #708b6fb7
@@ -47,21 +47,21 @@ def _predict(result, xs):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
 
-# %% ../../nbs/34_results.surrogate.ipynb #dc857e34
-def _dependence(result, i, levels, others):
-    "Expected accuracy with dimension `i` at each of its levels, averaged over other points"
+# %% ../../nbs/34_results.surrogate.ipynb #150c4f45
+def _dependence(result, i, values, others):
+    "Expected accuracy with dimension `i` at each of its values, averaged over other points"
     dims = result.space.dimensions
     ends = np.cumsum([0, *(d.transformed_size for d in dims)])
-    xs = np.repeat(others[None], len(levels), axis=0)
-    xs[:,:,ends[i]:ends[i+1]] = np.reshape(dims[i].transform(levels), (len(levels), 1, -1))
-    return _predict(result, xs.reshape(-1, xs.shape[-1])).reshape(len(levels), -1).mean(1)
+    xs = np.repeat(others[None], len(values), axis=0)
+    xs[:,:,ends[i]:ends[i+1]] = np.reshape(dims[i].transform(values), (len(values), 1, -1))
+    return _predict(result, xs.reshape(-1, xs.shape[-1])).reshape(len(values), -1).mean(1)
 
 def _shown(dim, x):
     "A coordinate as the value a reader expects: a batch size as such, a choice as text"
     kind, _ = dim_kind(dim)
     return str(x) if kind=="choices" else 2**x if kind=="log2" else x
 
-# %% ../../nbs/34_results.surrogate.ipynb #8b201810
+# %% ../../nbs/34_results.surrogate.ipynb #8d295af7
 def dependence_table(
     result, # From `surrogate`, or None
     spec:dict, # A dimension by name
@@ -72,9 +72,9 @@ def dependence_table(
     "Partial dependence: what the surrogate makes of each dimension by itself"
     rows, others = [], None if result is None else result.space.transform(result.space.rvs(samples, random_state=0))
     for i,(name,dim) in enumerate(spec.items() if result else ()):
-        levels = list(dict.fromkeys(_quantiles(dim, np.linspace(0, 1, n))))
-        accs = _dependence(result, i, levels, others)
-        rows += [(search, name, dim_kind(dim)[0], _shown(dim, x), acc) for x,acc in zip(levels, accs)]
+        values = list(dict.fromkeys(levels(dim, n)))
+        accs = _dependence(result, i, values, others)
+        rows += [(search, name, dim_kind(dim)[0], _shown(dim, x), acc) for x,acc in zip(values, accs)]
     columns = ["search", "dimension", "scale", "value", "valid_acc"]
     return pd.DataFrame(rows, columns=columns, dtype=object).astype({"valid_acc": float}) # a batch size stays whole
 

@@ -106,7 +106,7 @@ def time_network(
 )->tuple[float,float]: # Seconds an image in training and in validation
     "Time a network in this process, and leave the GPU's memory to others"
     from cinic_fastai.train.fit import time_steps
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     import torch
     use_threads(threads)
     took = time_steps(cfg, **kw)

@@ -311,6 +311,6 @@ def run_study(
             runner.run()
             write_samples(out, pack)
         on_event("note", text="Drawing the page ...")
-        from cinic_fastai.results.page import write_page # matplotlib and pandas would slow `cinic status`
+        from cinic_fastai.report.render import write_page # matplotlib and pandas would slow `cinic status`
         write_page(out, interruptible(on_event, stop))
     return runner.record

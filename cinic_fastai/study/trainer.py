@@ -80,7 +80,7 @@ def check_device(
 ):
     "Refuse a device that isn't there, before any work"
     from cinic_fastai.data.loaders import pick_device # torch, which a finished study does without
-    from cinic_fastai.train.learner import ask_cublas
+    from cinic_fastai.train.device import ask_cublas
     if deterministic: ask_cublas(device)
     pick_device(device)
 
@@ -115,7 +115,7 @@ class Trainer:
     def use_threads(self):
         "Set the threads of trainings in this process; only where there is one, as it takes torch"
         if not self.options.threads: return
-        from cinic_fastai.train.learner import use_threads
+        from cinic_fastai.train.device import use_threads
         use_threads(self.options.threads)
 
     def close(self):

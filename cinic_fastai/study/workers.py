@@ -118,7 +118,7 @@ def run_task(
 )->Outcome: # Result or error
     "Train one run in this process, whatever process it is"
     from cinic_fastai.train.fit import fit_run
-    from cinic_fastai.train.learner import use_threads
+    from cinic_fastai.train.device import use_threads
     notes = []
     def on_event(kind, **info):
         if kind=="note": notes.append(info["text"])

@@ -201,16 +201,15 @@ def _without_row(p, fitted):
     if p.valid: row |= dict(valid_acc=valid_score(rest)[0])
     return row|bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #aa0e7933
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #acb06563
 def leave_one_out_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row an ensemble and member, of ensembles with two members or more
     "What each member is worth to its ensemble"
     rows = []
     for p in (p for p in finished_ensembles(study) if len(p.members)>1):
-        chosen_by, targs = p.valid or p.test, p.valid[0].targs if p.valid else None
-        rests = leave_one_out(p.kind, [m.probs for m in chosen_by], targs, **p.options)
-        rows += [dict(_without_row(p, f), predictor=p.name, without=n) for n,f in zip(p.members, rests)]
+        rests = zip(p.members, p.fit_with(leave_one_out))
+        rows += [dict(_without_row(p, f), predictor=p.name, without=n) for n,f in rests]
     return tidy(rows, _without_columns)
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #41365cba

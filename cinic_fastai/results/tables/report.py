@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['is_cinic', 'beside_published', 'report_run', 'report_search', 'report_predictor']
 
-# %% ../../../nbs/32b_results.tables.report.ipynb #9f987410
+# %% ../../../nbs/32b_results.tables.report.ipynb #71ae0898
 from ...core import CINIC_CLASSES
 from ...journal import JournalHeader
-from ...published import FULL_STUDY, PUBLISHED_POINTS, PUBLISHED_TEST, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS
+from cinic_fastai.published import (FULL_STUDY, PUBLISHED_TEST, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES,
+    REPORT_VOTERS)
 from ...record import DataInfo
 from ..predictions import Prediction
 from ...config import RunConfig, non_defaults

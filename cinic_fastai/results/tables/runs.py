@@ -6,17 +6,16 @@
 __all__ = ['TARGET_ACC', 'ABLATION', 'runs_table', 'history_table', 'train_differs', 'gap_table', 'time_to_accuracy_table',
            'seeds_table', 'ablation_of', 'ablation_table']
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #2b320af8
-import os, re
+# %% ../../../nbs/32c_results.tables.runs.ipynb #d3cd8ebe
 from dataclasses import asdict
 import numpy as np, pandas as pd
+from ...config import config_fields, setting_name
 from ...core import MIXING, StoreError
 from ..metrics import accuracy, as_preds, balanced_accuracy, macro_f1, mean_interval, welch
 from .columns import tidy
 from ...published import PUBLISHED_TEST, PUBLISHED_VALID
 from .report import beside_published, is_cinic, report_run
 from ...store import HISTORY
-from ...config import RunConfig, config_fields
 from ...studyfolder import StudyFolder, declared_settings, run_status, source_of
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #71aea0cb
@@ -126,13 +125,7 @@ def time_to_accuracy_table(
     reached = reached[[*_KEY, "epoch", "seconds"]]
     return tidy(ends.merge(reached, on=_KEY, how="left").assign(mark=target), _time_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #b144124c
-def _shared_name(names):
-    "What runs' names have in common, for example `net` of `net-1` and `net-2`"
-    short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
-    return short.pop() if len(short)==1 else os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
-
-# %% ../../../nbs/32c_results.tables.runs.ipynb #4102afec
+# %% ../../../nbs/32c_results.tables.runs.ipynb #38f3a434
 _spread = [f"{split}_{k}" for split in ("valid", "test") for k in ("mean", "sd", "low", "high")]
 _seed_columns = [*_KEY, "n", "seeds", "members", *_spread]
 
@@ -144,7 +137,7 @@ def _seed_row(runs):
     valid = [] if first.train_on=="train+valid" else runs.valid_acc
     (mean, sd, *ends), (test_mean, test_sd, *test_ends) = mean_interval(valid), mean_interval(runs.test_acc)
     spread = [mean, sd, *np.clip(ends, 0, 1), test_mean, test_sd, *np.clip(test_ends, 0, 1)]
-    row = dict(group=first.group, name=_shared_name(names), n=len(runs), seeds=_listed(runs.seed))
+    row = dict(group=first.group, name=setting_name(*names), n=len(runs), seeds=_listed(runs.seed))
     return row|dict(zip(_spread, spread), members=_listed(names))
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #989561da
@@ -167,13 +160,13 @@ def _ablation_parts(variant):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #351d8aa8
+# %% ../../../nbs/32c_results.tables.runs.ipynb #5a638d8f
 def ablation_of(
     runs:pd.DataFrame # From `runs_table`
 )->pd.DataFrame: # A row a variant with a finished run, in the plan's order
     "What each ingredient of a recipe brings, and how sure that is"
     done = runs.query("status=='done' and group==@ABLATION")
-    variants = {k: d for k,d in done.groupby(done.name.map(lambda o: _shared_name([o])), sort=False)}
+    variants = {k: d for k,d in done.groupby(done.name.map(setting_name), sort=False)}
     rows = []
     for k,d in variants.items():
         ingredient, against = _ablation_parts(k)

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 'repeats_table', 'best_table']
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #64eaca9b
-import numpy as np, pandas as pd
-from ...published import PUBLISHED_POINTS
+# %% ../../../nbs/32d_results.tables.search.ipynb #14863fd9
+import pandas as pd
 from ...journal import best_first, control_name
 from .columns import tidy
-from ...published import PUBLISHED_BEST
+from ...published import PUBLISHED_BEST, PUBLISHED_POINTS
 from .report import beside_published, report_search
 from ...config import config_fields
 from ...studyfolder import StudyFolder, planned_trials
