@@ -251,4 +251,4 @@ def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
         'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
     run, = run_study(plan, tiny_pack(), tmp_path/"out").runs
-    assert drawn and run.status=="failed" and "nesterov = True is for opt = 'sgd'" in run.reason
+    assert drawn and run.status=="failed" and "nesterov = true is for opt = 'sgd'" in run.reason

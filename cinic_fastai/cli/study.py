@@ -109,7 +109,7 @@ def _finish(record, out, seconds):
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #e5ffb1e2
+# %% ../../nbs/53_cli.study.ipynb #4089912f
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
     from cinic_fastai.data.folder import left_out, require_layout, scan_folder
@@ -142,16 +142,17 @@ def _dry_run(plan, data, limit, as_json, threads, device):
         keys = {timing_key(cfg) for _,cfg in todo}
         speed = measure_networks(timer, keys, n_out=len(classes), size=size, device=device)
     for why in timer.fatal.values(): err_console.print(why, markup=False)
-    rows = [dict(number=i, kind=t["kind"], name=_training_name(t), model=cfg.model, policy=cfg.policy, epochs=cfg.epochs,
-        seconds=round(estimate(cfg, counts, speed))) for i,(t,cfg) in enumerate(todo, 1)]
+    def row(i, t, cfg):
+        name = t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}"
+        shown = {k: getattr(cfg, k) for k in ("model", "policy", "epochs")}
+        return dict(number=i, kind=t.kind, name=name, **shown, seconds=round(estimate(cfg, counts, speed)))
+    rows = [row(i, *o) for i,o in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([r|dict(seconds=duration(r["seconds"])) for r in rows], f"Plan {plan.name}")
     epochs = f"{sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images"
     print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine, "
         "going by a few timed steps of each network and size of batch.\nNothing was trained.")
-
-def _training_name(t): return t["name"] if t["kind"] in ("trial", "repeat") else f"{t.group}/{t.name}"
 
 # %% ../../nbs/53_cli.study.ipynb #5a8ec45f
 @app.command(epilog=examples("cinic status out/demo", "cinic status out/demo --watch"))
