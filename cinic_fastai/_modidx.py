@@ -62,6 +62,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'cinic_fastai.cli.study._finish': ('cli.study.html#_finish', 'cinic_fastai/cli/study.py'),
                                         'cinic_fastai.cli.study._images': ('cli.study.html#_images', 'cinic_fastai/cli/study.py'),
                                         'cinic_fastai.cli.study._own_threads': ('cli.study.html#_own_threads', 'cinic_fastai/cli/study.py'),
+                                        'cinic_fastai.cli.study._print_markdown': ( 'cli.study.html#_print_markdown',
+                                                                                    'cinic_fastai/cli/study.py'),
                                         'cinic_fastai.cli.study._status_view': ('cli.study.html#_status_view', 'cinic_fastai/cli/study.py'),
                                         'cinic_fastai.cli.study.clean': ('cli.study.html#clean', 'cinic_fastai/cli/study.py'),
                                         'cinic_fastai.cli.study.parse_trials': ('cli.study.html#parse_trials', 'cinic_fastai/cli/study.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['parse_trials', 'study', 'status', 'report', 'clean']
 
-# %% ../../nbs/53_cli.study.ipynb #c9e59bb7
+# %% ../../nbs/53_cli.study.ipynb #e4d42e68
 import os, shlex, shutil, sys, tempfile, time
 from collections import Counter
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from rich.text import Text
 from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery, Threads, Weights,
     app, argument, examples, image_folder, option)
 from .progress import Screen, as_table, duration, err_console, out_console, print_json, print_table
-from ..core import CinicError, DataError, thread_share
+from ..core import CinicError, DataError, check_choice, thread_share
 from ..signals import stop_on_signals, interruptible
 from ..files import check_writable, lock
 
@@ -182,12 +182,19 @@ def _status_view(s, out):
     words = Text(f"{counts} ({now}; {duration(s.seconds)} so far)")
     return Group(as_table(rows, f"Study {s.name} in {out}"), "", words)
 
-# %% ../../nbs/53_cli.study.ipynb #e5b28269
-@app.command(epilog=examples("cinic report out/demo"))
-def report(out:Out):
+# %% ../../nbs/53_cli.study.ipynb #0f8d8199
+@app.command(epilog=examples("cinic report out/demo", "cinic report out/demo --format md > report.md"))
+def report(out:Out, format:option(str, "html (the page, with figures and tables), or md (Markdown, printed).")="html"):
     "Write a study's page, figures and tables again, finished or not."
+    check_choice("format", format, ("html", "md"))
+    if format=="md": return _print_markdown(out)
     from cinic_fastai.report.render import write_page
     print(f"Report: {write_page(out)}")
+
+def _print_markdown(out):
+    from cinic_fastai.report.facts import load_report
+    from cinic_fastai.report.render import make_report, report_markdown
+    print(report_markdown(make_report(load_report(out))))
 
 @app.command(epilog=examples("cinic clean out/demo --weights"))
 def clean(

@@ -87,7 +87,7 @@ def history(self:Study, name:str): return self.store.history(self.run(name).run_
 @patch
 def probs(self:Study, name:str, split:str="test")->dict: return self.store.probs(self.run(name).run_id, split)
 
-# %% ../../nbs/44_study.face.ipynb #eb11ccf4
+# %% ../../nbs/44_study.face.ipynb #5428d885
 @patch
 def predictor(self:Study,
     name:str="", # Of a run or an ensemble; the best one on valid images where ""
@@ -104,13 +104,12 @@ def learner(self:Study,
     **settings # Fields of `RunConfig` to have otherwise, for example `lr`
 ): # fastai's `Learner`
     "A run's network with its weights and loaders, to look at or to train on"
-    from cinic_fastai.data.loaders import pick_device
     from cinic_fastai.train.checkpoint import load_tensors
-    from cinic_fastai.train.learner import make_dls, make_learner
+    from cinic_fastai.train.learner import make_learner
     weights = self.store.folder(self.run(name).run_id)/WEIGHTS_FILE
     if not weights.exists(): raise StoreError(f"{weights} is missing: its weights were freed. Run the study again.")
     cfg = replace(self.config(name), pretrained=False, weights="", frozen_epochs=0, compile=False, **settings)
-    learn = make_learner(make_dls(self.pack, cfg, pick_device(device)), cfg)
+    learn = make_learner(self.pack, cfg, device=device)
     learn.model.load_state_dict(load_tensors(weights)[0])
     return learn
 
