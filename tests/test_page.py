@@ -12,6 +12,7 @@ from cinic_fastai.report.render import make_report, report_markdown, write_page
 from cinic_fastai.report.sections.setup import SETTINGS, effective
 from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say
 from cinic_fastai.results.plots.search import plot_dependence
+from cinic_fastai.results.predictions import predictions, valid_score
 from cinic_fastai.results.tables.predictors import ensembles_table
 from cinic_fastai.config import config_fields
 from cinic_fastai.test_study import as_the_report, example_study
@@ -135,6 +136,18 @@ def test_the_page_begins_with_the_answer(example):
     named = [f"experiment-{o}" for o in ("architectures", "augmentation", "search", "final", "ensembling")]
     assert [o for o in experiments if o in named]==named
     assert {a["href"] for a in page.all("a")}>={f"#{o}" for o in ids}
+    text = page.text()
+    assert text.index("best predictor, test")<text.index("What to take.")<text.index("Networks.")
+
+def test_what_to_take_is_chosen_on_valid_images_alone(tmp_path):
+    "Not the one that test images like best, and none where networks have seen the valid images"
+    out = example_study(tmp_path/"one", images=200)
+    report = make_report(load_report(out))
+    scores = {p.name: valid_score(p) for p in predictions(StudyFolder(out))}
+    best = report.choice.chosen
+    assert scores[best.predictor]==max(scores.values()) and fmt_pct(best.test_acc) in say(report.choice)
+    blind = with_fields(example_study(tmp_path/"blind", images=50, trials=(1,1)), (), train_on="train+valid", select="last")
+    assert "What to take." not in blind
 
 def test_the_details_say_how_small_a_study_is(example):
     text = read(example/"report.html").text()

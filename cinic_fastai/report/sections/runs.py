@@ -7,7 +7,7 @@ __all__ = ['Ranking', 'Level', 'Turn', 'Overfitting', 'Gains', 'augmentation_gai
            'SeedResults', 'Scores', 'Published', 'scores', 'Group', 'own_group', 'Architectures', 'Augmentation',
            'Final', 'report_groups']
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #37617da6
+# %% ../../../nbs/35e_report.sections.runs.ipynb #e86ffcfb
 import numpy as np, pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from ..format import slug
@@ -15,6 +15,7 @@ from cinic_fastai.report.sections.setup import (Setup, blind, brackets, effects,
     softmax_ends, views)
 from ..words import statement
 from ...results.metrics import interval, welch
+from ...studyfolder import plan_entry
 from ...results.plots.curves import curves_table, line_key, over_seeds, plot_curves, plot_gap
 from ...results.plots.style import new_axes
 from ...results.plots.photos import plot_photos
@@ -147,12 +148,12 @@ class Longer:
         planned = self.f.tables.trials.groupby("search").planned_epochs.max()
         return all(r.epochs>planned[r.search] for r in self.runs)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #8131fa76
+# %% ../../../nbs/35e_report.sections.runs.ipynb #2aab9993
 def _only_longer(f, run):
     "Does a run differ from the trials of its search in epochs and seed alone?"
     plan = f.record.plan
     search = next((s for s in plan.get("search", []) if s["name"]==run.search), {})
-    own = next(o for o in plan["run"] if (o.get("group", ""), o["name"])==(run.group, run.name))
+    own = plan_entry(f.study, run)
     trial = plan.get("defaults", {})|search
     settings = {k for k in own if k in config_fields}-{"epochs", "seed"}
     same = all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
