@@ -6,7 +6,7 @@
 __all__ = ['CROP_DRAWS', 'turn_matrices', 'warp', 'crop_boxes', 'ImageDraw', 'ImagePolicy', 'image_policy', 'flip_shift',
            'ShiftDraw', 'FlipShift', 'Chain', 'augmentation', 'views', 'OwnPolicy', 'register_policy']
 
-# %% ../../nbs/12_data.augment.ipynb #6173bec8
+# %% ../../nbs/12_data.augment.ipynb #43a21711
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice
 from ..seeds import derive_seed
-from ..config import mixes, other_policy, policy_names, policy_registry
+from ..config import other_policy, policy_names, policy_registry
 from ..seeds import row_uniform
 
 # %% ../../nbs/12_data.augment.ipynb #2be97934

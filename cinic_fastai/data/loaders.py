@@ -6,7 +6,7 @@
 __all__ = ['resize_matrix', 'resize', 'NormalizeBytes', 'as_image', 'PackImage', 'pick_device', 'shuffled', 'EpochDL', 'PackDL',
            'pack_block', 'pack_dls', 'test_dl']
 
-# %% ../../nbs/13_data.loaders.ipynb #c4f5195c
+# %% ../../nbs/13_data.loaders.ipynb #663f22dc
 from contextlib import suppress
 from functools import cache, cached_property, partial
 from itertools import islice
@@ -25,7 +25,7 @@ from fastai.data.core import DataLoaders, Datasets, TfmdDL
 from fastai.data.transforms import ColReader, IntToFloatTensor, Normalize, ToTensor
 from fastai.torch_core import TensorCategory, TensorImage, to_device
 from fastai.vision.core import PILImage
-import fastai.vision.learner # gives images their `show_batch`, `show_results` and `plot_top_losses`
+import fastai.vision.learner # noqa: F401 (gives images their `show_batch`, `show_results` and `plot_top_losses`)
 from ..core import ConfigError, DataError, check_choice
 from ..seeds import rng
 from .decode import decode_image, read_image, to_rgb

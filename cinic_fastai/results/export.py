@@ -76,10 +76,10 @@ def _check_gap(found, expected):
     if not gap<=TOLERANCE: raise StoreError(f"{words} It was not written.")
     return gap
 
-# %% ../../nbs/36a_results.export.ipynb #614dfbe8
+# %% ../../nbs/36a_results.export.ipynb #9a8fd385
 def _onnx_runtime():
     "The module `onnxruntime`; `ConfigError` says how to get what an ONNX export needs"
-    try: import onnx, onnxruntime, onnxscript
+    try: import onnx, onnxruntime, onnxscript # noqa: F401 (the other two are for torch's export)
     except ImportError as e:
         cure = "Run: pip install 'cinic_fastai[onnx]'"
         raise ConfigError(f"ONNX export needs {e.name}, which is not installed. {cure}") from None

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #99f5c84c
+# %% ../../nbs/21_train.learner.ipynb #ce854bed
 import dataclasses, warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
 import numpy as np, torch
-import fastai.callback.schedule # gives every `Learner` its `fit_one_cycle` and `lr_find`
+import fastai.callback.schedule # noqa: F401 (gives every `Learner` its `fit_one_cycle` and `lr_find`)
 from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['make_model']
 
-# %% ../../nbs/20_train.models.ipynb #d50bea0e
+# %% ../../nbs/20_train.models.ipynb #50229125
 from pathlib import Path
 import torch
 from torch import nn
 from ..core import ConfigError
 from ..seeds import derive_seed
 from ..config import RunConfig
-from .networks import OWN, CustomCNN, SpeedNet, WithSoftmax, set_layout, small_stem, timm_net
+from .networks import CustomCNN, SpeedNet, WithSoftmax, set_layout, small_stem, timm_net
 from .weights import find_weights, load_weights
 
 # %% ../../nbs/20_train.models.ipynb #f4a36c9a
