@@ -21,7 +21,7 @@ from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
 from ..config import config_fields
 
-# %% ../../nbs/35_report.facts.ipynb #127ccc05
+# %% ../../nbs/35_report.facts.ipynb #04bfe25f
 @dataclass(frozen=True)
 class ReportData:
     "What a study's folder holds, read once"
@@ -36,6 +36,14 @@ class ReportData:
     def record(self): return self.study.record
     @property
     def data(self): return self.study.record.data
+
+    @property
+    def states(self)->dict: # Trainings by `done`, `skipped`, `failed` and `left`
+        "What became of the study's trainings"
+        return self.progress.drop(columns=["part", "kind"]).sum().to_dict()
+
+    @property
+    def trainings(self): return sum(self.states.values())
 
     def runs(self,
         group:str="" # All groups when empty
