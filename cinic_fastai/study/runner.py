@@ -272,7 +272,7 @@ def run(self:StudyRunner):
     self.ensembles()
     if done: self.record.env = read_json(self.store.folder(done[-1].run_id)/"env.json")
 
-# %% ../../nbs/43b_study.runner.ipynb #ab1b6f5f
+# %% ../../nbs/43b_study.runner.ipynb #41e4fb5f
 @patch
 @contextmanager
 def _recorded(self:StudyRunner):
@@ -286,6 +286,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     self.mark(self.record, seconds=before+time.monotonic()-began)
 
+# %% ../../nbs/43b_study.runner.ipynb #15cf2a3a
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted

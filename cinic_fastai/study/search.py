@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gp_optimizer', 'proposals', 'trial_min_accs', 'expected_acc', 'search']
 
-# %% ../../nbs/41_study.search.ipynb #47092180
+# %% ../../nbs/41_study.search.ipynb #e0e2102b
 import json, math, threading, time, warnings
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 import numpy as np
-from fastcore.basics import chunked, noop
+from fastcore.basics import chunked, noop, patch
 from ..config import in_our_words
 from ..core import CinicError, PlanError, StoreError
 from ..journal import Journal, JournalHeader, Trial, ran_out_of_memory, read_journal
@@ -67,12 +67,13 @@ def _grid_points(header):
     counts = grid_counts(header.space, header.random+header.guided)
     return map(list, product(*(levels(dim, counts[k]) for k,dim in header.space.items())))
 
-# %% ../../nbs/41_study.search.ipynb #18debf8e
+# %% ../../nbs/41_study.search.ipynb #16e298a9
 def proposals(
     header:JournalHeader # Space, strategy, numbers of trials, seed, points to start with
 )->Generator[list, list, None]: # Batches of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
-    if errors := space_errors(header.space)+start_errors(header.space, header.start): raise PlanError("; ".join(errors)+".")
+    errors = space_errors(header.space)+start_errors(header.space, header.start)
+    if errors: raise PlanError("; ".join(errors)+".")
     start = [coordinates(header.space, o) for o in header.start]
     if header.strategy=="gp": return _gp_points(header, start)
     points = dict(grid=_grid_points, random=_random_points)[header.strategy]
@@ -152,7 +153,7 @@ def _is_close(spec, a, b):
     space = normalize_dimensions(make_space(spec))
     return np.allclose(space.transform([a]), space.transform([b]), rtol=0, atol=1e-6)
 
-# %% ../../nbs/41_study.search.ipynb #1850c343
+# %% ../../nbs/41_study.search.ipynb #9475c8b9
 @dataclass
 class _Search:
     "A search under way"
@@ -170,41 +171,52 @@ class _Search:
         for i,point,result in zip(numbers, points, results):
             trial = _as_trial(i, point, result)
             yield trial.model_copy(update=dict(told=_told(trial, self.journal.trials[:i], self.chance)))
-    def retry(self, trial, total):
-        "Try a trial again that ran out of memory"
-        again, = self.evaluate([trial.number], [trial.point], self.journal.trials[:trial.number])
-        again = again.model_copy(update=dict(ask_seconds=trial.ask_seconds, again=True))
-        self.journal.replace(again)
-        self.on_event("trial", trial=again, done=len(self.journal.trials), total=total)
-    def replay(self, number, xs, moved):
-        "See whether a batch's trials of the journal lie where they are proposed today; say so once"
-        spec = self.header.space
-        for x,trial in zip(xs, self.journal.trials[number:]):
-            if moved or _is_close(spec, x, _coordinates(spec, trial, self.journal.path)): continue
-            moved = True
-            what = f"Trial {number} was proposed by other versions or another machine"
-            today = f"today it would be {to_point(spec, x)}"
-            self.on_event("note", text=f"{what}: {today}. The journal's points are kept.")
-        return moved
-    def run(self, points, total):
-        "Go on to the last trial"
-        trials = self.journal.trials
-        spec = self.header.space
-        told = None
-        moved = any(o.again for o in trials)
-        number = 0 # what is known now might have led elsewhere
-        while number<total:
-            xs,seconds = _ask(points, told)
-            moved = self.replay(number, xs, moved)
-            new = range(len(trials), number+len(xs))
-            for trial in self.evaluate(new, [to_point(spec, xs[i-number]) for i in new], trials[:number]):
-                self.journal.add(trial.model_copy(update=dict(ask_seconds=seconds)))
-                self.on_event("trial", trial=trials[-1], done=len(trials), total=total)
-            told = [self.told(o) for o in trials[number:number+len(xs)]]
-            number += len(xs)
-    def told(self, trial):
-        "A trial as a strategy hears of it: coordinates and a value to be minimised"
-        return _coordinates(self.header.space, trial, self.journal.path),_value(trial, self.chance)
+
+# %% ../../nbs/41_study.search.ipynb #87e0be9a
+@patch
+def retry(self:_Search, trial, total):
+    "Try a trial again that ran out of memory"
+    again, = self.evaluate([trial.number], [trial.point], self.journal.trials[:trial.number])
+    again = again.model_copy(update=dict(ask_seconds=trial.ask_seconds, again=True))
+    self.journal.replace(again)
+    self.on_event("trial", trial=again, done=len(self.journal.trials), total=total)
+
+# %% ../../nbs/41_study.search.ipynb #0ae35f01
+@patch
+def replay(self:_Search, number, xs, moved):
+    "See whether a batch's trials of the journal lie where they are proposed today; say so once"
+    spec = self.header.space
+    for x,trial in zip(xs, self.journal.trials[number:]):
+        if moved or _is_close(spec, x, _coordinates(spec, trial, self.journal.path)): continue
+        moved = True
+        what = f"Trial {number} was proposed by other versions or another machine"
+        today = f"today it would be {to_point(spec, x)}"
+        self.on_event("note", text=f"{what}: {today}. The journal's points are kept.")
+    return moved
+
+@patch
+def told(self:_Search, trial):
+    "A trial as a strategy hears of it: coordinates and a value to be minimised"
+    return _coordinates(self.header.space, trial, self.journal.path),_value(trial, self.chance)
+
+# %% ../../nbs/41_study.search.ipynb #4a050266
+@patch
+def run(self:_Search, points, total):
+    "Go on to the last trial"
+    trials = self.journal.trials
+    spec = self.header.space
+    told = None
+    moved = any(o.again for o in trials)
+    number = 0 # what is known now might have led elsewhere
+    while number<total:
+        xs,seconds = _ask(points, told)
+        moved = self.replay(number, xs, moved)
+        new = range(len(trials), number+len(xs))
+        for trial in self.evaluate(new, [to_point(spec, xs[i-number]) for i in new], trials[:number]):
+            self.journal.add(trial.model_copy(update=dict(ask_seconds=seconds)))
+            self.on_event("trial", trial=trials[-1], done=len(trials), total=total)
+        told = [self.told(o) for o in trials[number:number+len(xs)]]
+        number += len(xs)
 
 # %% ../../nbs/41_study.search.ipynb #2b1ff6e1
 def _coordinates(spec, trial, path):
