@@ -4,7 +4,8 @@ import pandas as pd, pytest
 from cinic_fastai.report.format import duration, fmt_sci
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
-chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
+chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",
+    "google-chrome-stable"))), None)
 pytestmark = pytest.mark.skipif(chromium is None, reason="no Chromium on the path")
 
 A4 = 673 # CSS pixels of its width, less the page's margins
@@ -25,7 +26,8 @@ def opened(browser, example):
         asked.append(route.request.url)
         route.abort()
     def opening(width=1440, dark=False, **kw):
-        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme="dark" if dark else "light", **kw))
+        contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme="dark"
+            if dark else "light", **kw))
         page = contexts[-1].new_page()
         page.set_default_timeout(120_000)
         page.on("console", lambda message: said.append(message.text))
@@ -123,30 +125,35 @@ def test_numbers_sort_as_numbers(opened, example):
     runs, trials, controls = (pd.read_csv(example/"tables"/f"{name}.csv") for name in ("runs", "trials", "controls"))
     trials = pd.concat([trials, controls[~controls["run_id"].isin(trials["run_id"])]])
     page = opened()
-    for table,name,words,numbers in (("table-runs", "time", duration, runs["seconds"]), ("table-trials", "learning rate", fmt_sci, trials["lr"]),
+    for table,name,words,numbers in (("table-runs", "time", duration, runs["seconds"]), ("table-trials",
+        "learning rate", fmt_sci, trials["lr"]),
             ("table-trials", "dropout", fmt_sci, trials["dropout"]), ("table-trials", "L2", fmt_sci, trials["wd"])):
         i,_,button = heading(page, table, name)
         for ascending in (False, True):
             button.click()
-            assert column(page, table, i)==[words(x) for x in numbers.sort_values(ascending=ascending)] # what is missing last
+            # what is missing last
+            assert column(page, table, i)==[words(x) for x in numbers.sort_values(ascending=ascending)]
     assert trials["dropout"].isna().any() and trials["dropout"].notna().any()
 
 def test_totals_stay_below(opened):
     page = opened()
     for name in ("images", "class", "Soft voting"): heading(page, "classes", name)[2].click()
-    assert page.locator("#classes tr").last.locator("th").inner_text()=="total" and "total" not in column(page, "classes", 0)
+    assert page.locator("#classes tr").last.locator("th").inner_text()=="total"
+    assert "total" not in column(page, "classes", 0)
 
 def test_run_ids_lead_to_their_runs(opened):
     page = opened()
     link = page.locator("#table-final td.code a").first
     link.click()
     row = page.locator("tr:target")
-    assert row.locator("code").inner_text()==link.inner_text() and row.locator("xpath=ancestor::table").get_attribute("id")=="table-runs"
+    assert row.locator("code").inner_text()==link.inner_text()
+    assert row.locator("xpath=ancestor::table").get_attribute("id")=="table-runs"
 
 def test_without_javascript_nothing_is_missing(opened):
     page = opened(java_script_enabled=False)
     assert page.locator("thead button").count()==0 and not page.locator("#hint").is_visible()
-    assert "valid" in page.locator("#table-augmentation thead").inner_text() and page.locator("#summary li").first.is_visible()
+    assert "valid" in page.locator("#table-augmentation thead").inner_text()
+    assert page.locator("#summary li").first.is_visible()
 
 def test_on_paper(opened):
     page = opened(A4)
@@ -155,7 +162,8 @@ def test_on_paper(opened):
     assert wide==[] # or else the browser shrinks everything
     assert not page.locator("nav").is_visible() and not page.locator("#hint").is_visible()
     assert page.evaluate("[...document.querySelectorAll('.table .scroll')].every(o => getComputedStyle(o).overflowY === 'visible')")
-    assert set(page.evaluate("[...document.querySelectorAll('thead button')].map(o => getComputedStyle(o).display)"))=={"contents"} # boxes stay empty where a table goes on
+    # boxes stay empty where a table goes on
+    assert set(page.evaluate("[...document.querySelectorAll('thead button')].map(o => getComputedStyle(o).display)"))=={"contents"}
     assert page.pdf(prefer_css_page_size=True)[:5]==b"%PDF-"
 
 HARM = """() => {

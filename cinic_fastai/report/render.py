@@ -6,7 +6,7 @@
 __all__ = ['Report', 'make_sections', 'make_report', 'Column', 'Cell', 'shown_columns', 'shown_rows', 'as_frame', 'page_html',
            'report_markdown', 'write_page']
 
-# %% ../../nbs/35j_report.render.ipynb #968ce401
+# %% ../../nbs/35j_report.render.ipynb #622ade07
 import base64, hashlib, re
 from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
@@ -19,14 +19,14 @@ from .facts import Figure, ReportData, Section, Table, load_report
 from .figures import Drawn, draw_figure
 from .format import KINDS, missing
 from .sections.ablation import ablation, is_ablation, soon
-from .sections.overview import (Byline, Checks, Scale, Unfinished, environment_table, key_numbers,
+from .sections.overview import (Byline, Checks, Choice, Scale, Unfinished, environment_table, key_numbers,
     missing_tables, predictor_figure, size_table, training_tables)
 from .sections.runs import own_group, report_groups
 from .sections.search import search_section
 from .sections.votes import Ensembling, vote_section
 from .words import TEMPLATES, columns_of, environment, paragraphs, say
 
-# %% ../../nbs/35j_report.render.ipynb #a6f7861f
+# %% ../../nbs/35j_report.render.ipynb #f362d397
 @dataclass(frozen=True)
 class Report:
     "Everything that a page says and shows"
@@ -34,6 +34,7 @@ class Report:
     command:str # Repeats the study
     byline:Byline
     keys:list # Statements: numbers that say most
+    choice:Choice # What to take
     briefs:list[Section] # Whose statements are said in short
     figures:list[Figure] # Beside the answer
     unfinished:Unfinished
@@ -61,14 +62,14 @@ def make_sections(
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
-# %% ../../nbs/35j_report.render.ipynb #246dd5fc
+# %% ../../nbs/35j_report.render.ipynb #5f4683ab
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
     "Everything that the page says and shows of a study"
     r, sections = f.record, make_sections(f)
     briefs = sections+[Section(Ensembling(f))]*(not r.ensembles)
-    answer = Byline(f), key_numbers(f), briefs, predictor_figure(f), Unfinished(f), missing_tables(f)
+    answer = Byline(f), key_numbers(f), Choice(f), briefs, predictor_figure(f), Unfinished(f), missing_tables(f)
     details = Checks(f), Scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 

@@ -7,15 +7,15 @@ __all__ = ['Ranking', 'Level', 'Turn', 'Overfitting', 'Gains', 'augmentation_gai
            'SeedResults', 'Scores', 'Published', 'scores', 'Group', 'own_group', 'Architectures', 'Augmentation',
            'Final', 'report_groups']
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #78ad3d40
+# %% ../../../nbs/35e_report.sections.runs.ipynb #e86ffcfb
 import numpy as np, pandas as pd
-from types import SimpleNamespace
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
 from ..format import slug
 from cinic_fastai.report.sections.setup import (Setup, blind, brackets, effects, kept, saw_valid,
     softmax_ends, views)
 from ..words import statement
 from ...results.metrics import interval, welch
+from ...studyfolder import plan_entry
 from ...results.plots.curves import curves_table, line_key, over_seeds, plot_curves, plot_gap
 from ...results.plots.style import new_axes
 from ...results.plots.photos import plot_photos
@@ -148,12 +148,12 @@ class Longer:
         planned = self.f.tables.trials.groupby("search").planned_epochs.max()
         return all(r.epochs>planned[r.search] for r in self.runs)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #8131fa76
+# %% ../../../nbs/35e_report.sections.runs.ipynb #2aab9993
 def _only_longer(f, run):
     "Does a run differ from the trials of its search in epochs and seed alone?"
     plan = f.record.plan
     search = next((s for s in plan.get("search", []) if s["name"]==run.search), {})
-    own = next(o for o in plan["run"] if (o.get("group", ""), o["name"])==(run.group, run.name))
+    own = plan_entry(f.study, run)
     trial = plan.get("defaults", {})|search
     settings = {k for k in own if k in config_fields}-{"epochs", "seed"}
     same = all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
@@ -323,7 +323,7 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [*_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #d1fd15f7
+# %% ../../../nbs/35e_report.sections.runs.ipynb #cbe314e9
 class Architectures(Group):
     "Which network learns these images best, and which overfits"
     @property
@@ -331,9 +331,9 @@ class Architectures(Group):
     @property
     def gaps(self):
         "Rows of the table of gaps, the largest first"
-        blind = [r.name for r in self.f.runs(self.name) if saw_valid(r)]
-        gaps = self.f.tables.gap.query("group==@self.name and name not in @blind")
-        return rows_of(gaps.sort_values("gap", ascending=False))
+        fair = [r.name for r in self.runs if not saw_valid(r)]
+        gaps = self.f.tables.gap.query("group==@self.name")
+        return rows_of(gaps[gaps.name.isin(fair)].sort_values("gap", ascending=False))
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #ec798db8
 class Augmentation(Group):

@@ -278,19 +278,18 @@ def _predictor_table(f):
     rows = df.assign(run_id=df.predictor.map(ids).where(df.kind=="run", ""), vote_of=df.members.str.split(", "))
     return Table("table2", rows, "table2", dict(scores=scores(f, "test")), best=0 if df.test_acc.max()>0 else None)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #d8a1a0bc
+# %% ../../../nbs/35g_report.sections.votes.ipynb #ac1d9366
 def _class_table(f):
     "Figure 14 as numbers, with those that the report's text states"
     df = f.tables.classes
     if df.empty: return []
-    names, classes = list(dict.fromkeys(df.predictor)), list(dict.fromkeys(df["class"]))
-    wide = df.assign(published=df.published.mask(df["class"]==TOTAL)).pivot(index="class", columns="predictor")
-    rows = pd.concat({k: wide[k] for k in ("accuracy", "published")}, axis=1).reindex(classes)
-    rows.columns = [f"{k} {n}" for k,n in rows.columns]
-    rows = rows.assign(name=[c or "total" for c in classes], images=df.groupby("class").images.first().reindex(classes))
-    more = tuple((pretty(n), "stated", f"accuracy {n}", f"published {n}") for n in names)
-    facts = dict(stated=bool(wide.published.notna().any(axis=None)))
-    return [Table("classes", rows, "class_table", facts, more, total=TOTAL in classes)]
+    df = df.assign(stated=df.published.mask(df["class"]==TOTAL))
+    classes, names = df["class"].unique(), df.predictor.unique()
+    rows = df.pivot(index="class", columns="predictor", values=["accuracy", "stated"]).reindex(classes)
+    rows.columns = [" ".join(o) for o in rows.columns]
+    rows = rows.assign(name=[c or "total" for c in classes], images=df.drop_duplicates("class").images.to_numpy())
+    more = tuple((pretty(n), "stated", f"accuracy {n}", f"stated {n}") for n in names)
+    return [Table("classes", rows, "class_table", dict(stated=df.stated.notna().any()), more, total=TOTAL in classes)]
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #2931f56d
 def _ensemble_tables(f):
