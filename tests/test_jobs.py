@@ -291,7 +291,6 @@ space = { %s }
     ("bs = {choices=[16, 32]}", ["done", "failed"]), ("channels_last = {choices=[true, false]}", ["failed", "done"]), ("lr = {choices=[0.1, 0.2]}", [])])
 def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_work(images, tmp_path, monkeypatch, space, status):
     "With a smaller batch, or another layout; a search of which every point ends its process has failed itself"
-    from cinic_fastai.core import NetworkError
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.clock import NetworkTimer, network_of
     from cinic_fastai.plan_file import parse_plan

@@ -1,3 +1,5 @@
 "`cinic`: the command line; importing it makes every command known"
-from .app import app, main # noqa: F401
-from . import data, plan, study, train, use # noqa: F401
+from .app import app, main
+from . import data, plan, study, train, use
+
+__all__ = ["app", "main", "data", "plan", "study", "train", "use"]

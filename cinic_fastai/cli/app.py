@@ -38,23 +38,25 @@ def examples(
     "What --help shows below the options"
     return "\n\n".join(["Examples:" if len(lines)>1 else "Example:", *(f"  {o}" for o in lines)])
 
-# %% ../../nbs/50a_cli.app.ipynb #b22b7471
+# %% ../../nbs/50a_cli.app.ipynb #1580ad2f
 app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Which network, which augmentation, which hyperparameters, and does an ensemble help? "
         "An honest answer for small images.\n\n"
         "Begin with [bold]cinic study demo[/bold]; every command's --help has an example.",
     epilog=examples("cinic study demo", "cinic data get data/cinic10",
-        "cinic study report --data data/cinic10 --dry-run", "cinic status out/demo", "cinic plan show report > mine.toml",
+        "cinic study report --data data/cinic10 --dry-run", "cinic status out/demo",
+        "cinic plan show report > mine.toml",
         "cinic study mine.toml --data data/cinic10 --jobs 2", "cinic train model=resnet18 policy=advanced epochs=5"))
 
-# %% ../../nbs/50a_cli.app.ipynb #6f17f5a0
+# %% ../../nbs/50a_cli.app.ipynb #fe6886bf
 AsJson = option(bool, "Print JSON.", "--json")
 
 Data = option(Path, "Image folder {train,valid,test}/{class}/*.png; the embedded demo set where none is given.")
 
 Limit = option(int, "Use this many images a split, the same number of each class; 0 for all.", min=0)
 
-Threads = option(int, "Threads of a training; OMP_NUM_THREADS where 0, else every physical core, shared by --jobs.", min=0)
+Threads = option(int, "Threads of a training; OMP_NUM_THREADS where 0, else every physical core, shared by --jobs.",
+    min=0)
 
 Weights = option(Path, "File with pretrained weights, where they can't be downloaded.")
 

@@ -13,9 +13,10 @@ from .app import AsJson, OnBad, app, argument, examples, option
 from .progress import Screen, print_json, print_table
 from ..core import DataError
 
-# %% ../../nbs/51_cli.data.ipynb #e351fa86
+# %% ../../nbs/51_cli.data.ipynb #92d5253d
 data_app = typer.Typer(no_args_is_help=True, help="Get, import, split, check and pack images.",
-    epilog=examples("cinic data demo data/digits", "cinic data split photos data/photos", "cinic data check data/photos"))
+    epilog=examples("cinic data demo data/digits", "cinic data split photos data/photos",
+        "cinic data check data/photos"))
 app.add_typer(data_app, name="data")
 
 Folder = argument(Path, "An image folder.")
@@ -93,8 +94,9 @@ def _most_common(counts, most=5):
     more = f", and {len(counts)-most:,} more" if len(counts)>most else ""
     return ", ".join(f"{name} ({n:,})" for name,n in first)+more
 
-# %% ../../nbs/51_cli.data.ipynb #d74c2cea
-@data_app.command("pack", epilog=examples("cinic data pack data/photos", "cinic data pack data/photos --dest packs/photos"))
+# %% ../../nbs/51_cli.data.ipynb #0c968f58
+@data_app.command("pack", epilog=examples("cinic data pack data/photos",
+    "cinic data pack data/photos --dest packs/photos"))
 def data_pack(
     folder:Folder,
     size:option(int, "Side in pixels; other images are resized.")=32,

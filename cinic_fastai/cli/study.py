@@ -35,7 +35,7 @@ def _own_threads():
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() else 0
 
-# %% ../../nbs/53_cli.study.ipynb #a4aefbe2
+# %% ../../nbs/53_cli.study.ipynb #cb33cee3
 @app.command(epilog=examples("cinic study demo", "cinic study report --data data/cinic10 --dry-run",
     "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small"))
 def study(
@@ -77,19 +77,24 @@ def study(
     out = out or Path("out")/p.name
     threads = threads or _own_threads() or thread_share(max(1, jobs))
     if dry_run: return _dry_run(p, data, limit, as_json, threads, device)
+    from cinic_fastai.study.trainer import StudyOptions
+    changes = dict(limit=limit, scale=scale, trials=list(r_g) if r_g else None, seed=p.seed, published=published)
+    options = StudyOptions(StudyChanges(**changes), data.name if data else "digits", data is None, store, weights,
+        shlex.join(["cinic", *sys.argv[1:]]), save_every, jobs, backend, address, threads, device, deterministic)
+    _carry_out(p, data, out, on_bad, options)
+
+# %% ../../nbs/53_cli.study.ipynb #743496a6
+def _carry_out(plan, data, out, on_bad, options):
+    "Pack the images if need be, do what is missing of the study, and say how it ended"
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.runner import run_study
-    from cinic_fastai.study.trainer import StudyOptions
     began = time.monotonic()
     check_writable(out)
-    check_writable(store or out)
-    changes = StudyChanges(limit=limit, scale=scale, trials=list(r_g) if r_g else None, seed=p.seed, published=published)
-    options = StudyOptions(changes, data.name if data else "digits", data is None, store, weights,
-        shlex.join(["cinic", *sys.argv[1:]]), save_every, jobs, backend, address, threads, device, deterministic)
+    check_writable(options.store or out)
     with stop_on_signals() as stop, Screen() as screen:
         on_event = interruptible(screen, stop)
-        pack = get_pack(image_folder(data, out, on_event), on_bad=on_bad, on_event=on_event).limit(limit)
-        record = run_study(p, pack, out, options, screen, stop)
+        pack = get_pack(image_folder(data, out, on_event), on_bad=on_bad, on_event=on_event)
+        record = run_study(plan, pack.limit(options.changes.limit), out, options, screen, stop)
     _finish(record, out, time.monotonic()-began)
 
 # %% ../../nbs/53_cli.study.ipynb #d326d09c
@@ -109,7 +114,7 @@ def _finish(record, out, seconds):
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #4089912f
+# %% ../../nbs/53_cli.study.ipynb #b10ebc04
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
     from cinic_fastai.data.folder import left_out, require_layout, scan_folder
@@ -120,7 +125,8 @@ def _images(data):
         found = (pack.classes, pack.counts(), pack.size)
         ignored = pack.manifest.ignored
     else:
-        with tempfile.TemporaryDirectory() as tmp: scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
+        with tempfile.TemporaryDirectory() as tmp:
+            scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
         found = (scan.classes, Counter(split for split,*_ in scan.items), 32)
         ignored = scan.ignored
     if words := left_out(ignored): print(words, file=sys.stderr)

@@ -71,11 +71,11 @@ def _show_run(cfg, done, history, folder):
     print(f"\n{cfg.select.title()} epoch {done['best_epoch']+1}: {valid}, test accuracy {done['test_acc']:.4f}. "
         f"{speed}. Result: {folder}")
 
-# %% ../../nbs/54_cli.train.ipynb #8f940487
+# %% ../../nbs/54_cli.train.ipynb #a7b93a93
 @app.command(epilog=examples("cinic bench vote", "cinic bench all --data data/cinic10"))
 def bench(
-    name:argument(str, "loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, step-customcnn, "
-        "step-resnet18, optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, or all."),
+    name:argument(str, "loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, "
+        "step-customcnn, step-resnet18, optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, or all."),
     data:Data=None,
     limit:Limit=20_000,
     reps:option(int, "Repetitions of what takes long.", min=1)=3,

@@ -14,8 +14,9 @@ from .progress import Screen, print_json, print_table
 from ..core import DataError
 from ..files import check_writable
 
-# %% ../../nbs/55_cli.use.ipynb #d94e25dd
-Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.", "--member")
+# %% ../../nbs/55_cli.use.ipynb #e26878a7
+Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.",
+    "--member")
 
 @app.command(epilog=examples("cinic predict out/demo photo.png"))
 def predict(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #e54332ac
+# %% ../../nbs/43b_study.runner.ipynb #c893dbe8
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,7 +20,7 @@ from ..data.pack import Pack
 from ..files import lock, read_json
 from cinic_fastai.journal import (Trial, best_first, best_trial, control_name, journal_path, ran_out_of_memory,
     read_journal)
-from ..record import BestPoint, Repeat, RunEntry, SearchEntry, StudyChanges, StudyRecord
+from ..record import BestPoint, Repeat, RunEntry, SearchEntry, StudyRecord
 from ..config import RESULT_VERSION, RunConfig, non_defaults, one_training, run_id, with_weights
 from ..store import RunStore
 from .begin import new_record, open_record, refuse_other_sources, search_sources
@@ -29,7 +29,7 @@ from ..plan import Plan, PlanRun, PlanSearch, plan_search
 from .resolve import final_config, run_config, trial_config
 from .expand import middle_bs, plan_problems
 from .samples import write_samples
-from .search import search
+from .search import search as search_space
 from .track import Tracker, check_track
 from .trainer import Job, StudyOptions, Trainer, cause_of, thread_map, trace_of
 from .workers import open_workers
@@ -131,14 +131,14 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     if "stopped" in done: return values|dict(status="stopped")
     return values|dict(accs=self.store.history(rid).valid_acc.tolist())
 
-# %% ../../nbs/43b_study.runner.ipynb #2bbdae7e
+# %% ../../nbs/43b_study.runner.ipynb #ec136c5c
 @patch
 def _trials(self:StudyRunner, s, name):
     "All trials of a search or its control, made or continued"
     kept = ("random", "guided", "seed", "strategy", "batch", "start", "rungs", "factor")
     header = {k: getattr(s, k) for k in kept}|search_sources(s, self.weights)
     header |= dict(search=s.name, data=self.record.data.digest, result_version=RESULT_VERSION)
-    return search(s.space, partial(self._try_point, s, name), journal_path(self.out, name),
+    return search_space(s.space, partial(self._try_point, s, name), journal_path(self.out, name),
         chance=self.record.data.majority_acc("valid"), on_event=self.trainer.on_event,
         map_fn=thread_map if self.trainer.workers else map, base=non_defaults(trial_config(s, {})), **header)
 
@@ -272,7 +272,7 @@ def run(self:StudyRunner):
     self.ensembles()
     if done: self.record.env = read_json(self.store.folder(done[-1].run_id)/"env.json")
 
-# %% ../../nbs/43b_study.runner.ipynb #ab1b6f5f
+# %% ../../nbs/43b_study.runner.ipynb #41e4fb5f
 @patch
 @contextmanager
 def _recorded(self:StudyRunner):
@@ -286,6 +286,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     self.mark(self.record, seconds=before+time.monotonic()-began)
 
+# %% ../../nbs/43b_study.runner.ipynb #15cf2a3a
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted

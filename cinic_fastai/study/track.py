@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['check_track', 'track_folder', 'Tracker']
 
-# %% ../../nbs/39_study.track.ipynb #49f18df0
+# %% ../../nbs/39_study.track.ipynb #52811120
 import re, secrets, threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from fastcore.basics import noop, store_attr
+from fastcore.basics import noop, patch, store_attr
 from ..config import RunConfig
 from ..core import TRACKERS, ConfigError, check_choice
 from ..files import read_json, write_json
@@ -60,7 +60,7 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
-# %% ../../nbs/39_study.track.ipynb #5ae2645a
+# %% ../../nbs/39_study.track.ipynb #a9a32c65
 def _known(row): return {k: row[k] for k in HISTORY if k in row and row[k]==row[k]}
 
 class Tracker:
@@ -100,17 +100,20 @@ class Tracker:
                 self.training = self.log = self.end = None
                 why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
                 self.on_event("note", text=f"Tracking has ended ({why}). The study goes on.")
-    def _write(self, name, cfg, rows):
-        folder = track_folder(self.folder, name)
-        f = folder/"track.json"
-        state = read_json(f) if f.exists() else dict(id=secrets.token_hex(8), epochs=0)
-        new = [_known(r) for r in rows if r["epoch"]>=state["epochs"]]
-        if not new: return
-        if name!=self.training:
-            self.close()
-            if self.off: return
-            folder.mkdir(parents=True, exist_ok=True)
-            self.log,self.end = self.open(folder, self.project, name, state["id"], asdict(cfg))
-            self.training = name
-        for row in new: self.log(row)
-        write_json(f, {**state, "epochs": int(new[-1]["epoch"])+1})
+
+# %% ../../nbs/39_study.track.ipynb #18f60591
+@patch
+def _write(self:Tracker, name, cfg, rows):
+    folder = track_folder(self.folder, name)
+    f = folder/"track.json"
+    state = read_json(f) if f.exists() else dict(id=secrets.token_hex(8), epochs=0)
+    new = [_known(r) for r in rows if r["epoch"]>=state["epochs"]]
+    if not new: return
+    if name!=self.training:
+        self.close()
+        if self.off: return
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log,self.end = self.open(folder, self.project, name, state["id"], asdict(cfg))
+        self.training = name
+    for row in new: self.log(row)
+    write_json(f, {**state, "epochs": int(new[-1]["epoch"])+1})

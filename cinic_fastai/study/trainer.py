@@ -6,7 +6,7 @@
 __all__ = ['STOPPED', 'StudyOptions', 'Job', 'serialize_events', 'thread_map', 'check_device', 'Trainer', 'in_process',
            'on_worker', 'cause_of', 'trace_of']
 
-# %% ../../nbs/43_study.trainer.ipynb #0796bd30
+# %% ../../nbs/43_study.trainer.ipynb #03717cf8
 import datetime as dt, os, threading, time, traceback
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from ..config import RunConfig, pruned_at, run_id
 from ..store import RunStore
 from cinic_fastai.study.clock import (Clock, NetworkTimer, estimate, is_known_safe, measure_networks, timing_key,
     training_share)
-from .workers import RunError, Workers, make_task, retry_lost_worker
+from .workers import RunError, make_task, retry_lost_worker
 
 # %% ../../nbs/43_study.trainer.ipynb #45b10dab
 @dataclass(frozen=True)
