@@ -262,7 +262,7 @@ READ_ONCE = {"study.json": "reads of study.json for a page", "done.json": "reads
 def print_reads():
     "How often files are opened while the example study's page is drawn"
     from cinic_fastai.report.render import write_page
-    from cinic_fastai.test_study import example_study
+    from cinic_fastai.example import example_study
     opened = collections.Counter()
     with tempfile.TemporaryDirectory() as tmp:
         out = example_study(Path(tmp)/"example", images=100)

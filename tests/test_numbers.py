@@ -16,7 +16,7 @@ from cinic_fastai.config import non_defaults
 from cinic_fastai.plan_file import parse_plan, read_plan
 from cinic_fastai.study.resolve import run_config, trial_config
 from cinic_fastai.study.expand import with_options
-from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.example import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 from test_page import read
 

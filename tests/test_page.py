@@ -14,7 +14,7 @@ from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, sa
 from cinic_fastai.results.plots.search import plot_dependence
 from cinic_fastai.results.tables.predictors import ensembles_table
 from cinic_fastai.config import config_fields
-from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.example import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",

@@ -159,7 +159,7 @@ def search(self:StudyRunner,
     except CinicError as e: return self.record_failure(entry, e)
     self.mark(entry, status="done", best=best)
 
-# %% ../../nbs/43b_study.runner.ipynb #9d2b0222
+# %% ../../nbs/43b_study.runner.ipynb #285a321e
 @patch
 def random_baseline(self:StudyRunner,
     s:PlanSearch # From the plan
@@ -168,7 +168,7 @@ def random_baseline(self:StudyRunner,
     name = control_name(s.name)
     control = self.search_entry(s.name).control
     found = dict(best=None, reason="")
-    try: found["best"] = _best_point(self._trials(replace(s, strategy="random"), name))
+    try: found["best"] = _best_point(self._trials(replace(s, strategy="random", control=False), name))
     except FatalError: raise
     except CinicError as e:
         found["reason"] = str(e)

@@ -225,13 +225,13 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #56c4425c
+# %% ../../nbs/43_study.trainer.ipynb #c7daf1aa
 def _fit_options(trainer, job):
     "What `fit_run` is told besides the run, here or there"
     o = trainer.options
     weights = o.weights if job.cfg.pretrained else None
     how = dict(save_every=o.save_every, deterministic=o.deterministic)
-    return dict(full=job.full, bars=job.min_accs, weights=weights, **how)
+    return dict(full=job.full, min_accs=job.min_accs, weights=weights, **how)
 
 def _fit_run(*args, **kw):
     from cinic_fastai.train.fit import fit_run # torch, only where something is trained
