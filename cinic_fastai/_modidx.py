@@ -525,6 +525,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cinic_fastai.example._Pictures.__getitem__': ( 'example.html#_pictures.__getitem__',
                                                                                       'cinic_fastai/example.py'),
                                       'cinic_fastai.example._accuracy': ('example.html#_accuracy', 'cinic_fastai/example.py'),
+                                      'cinic_fastai.example._ask_seconds': ('example.html#_ask_seconds', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._claim_search': ('example.html#_claim_search', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._example_pack': ('example.html#_example_pack', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._example_plan': ('example.html#_example_plan', 'cinic_fastai/example.py'),
