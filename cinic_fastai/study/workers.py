@@ -27,7 +27,7 @@ from ..data.pack import Pack, open_pack
 from ..config import RunConfig, policy_registry
 from ..store import RunStore
 
-# %% ../../nbs/42b_study.workers.ipynb #0748add0
+# %% ../../nbs/42b_study.workers.ipynb #c14358d8
 @dataclass(frozen=True)
 class Task:
     "What a worker has to know of one training"
@@ -39,11 +39,11 @@ class Task:
     stop_file:str # Once it is there, the training saves and ends
     threads:int = 1 # Threads of the training
     device:str = "auto" # As for `pick_device`, there
-    fit:dict = field(default_factory=dict) # As for `fit_run`: `full`, `weights`, `save_every`, `min_accs`, `deterministic`
+    fit:dict = field(default_factory=dict) # As for `fit_run`: `full`, `weights`, `save_every`, `bars`, `deterministic`
     policies:dict = field(default_factory=dict) # The user's policy, where the run has one
     slot:int = 0 # Which of the places it has, from 0
 
-# %% ../../nbs/42b_study.workers.ipynb #0c23228d
+# %% ../../nbs/42b_study.workers.ipynb #8d18a683
 def make_task(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -51,7 +51,7 @@ def make_task(
     stop_file:Path, # Once it is there, the training saves and ends
     threads:int=1, # Threads of the training
     device:str="auto", # As for `pick_device`, there
-    **fit # As for `fit_run`: `full`, `weights`, `save_every`, `min_accs`, `deterministic`
+    **fit # As for `fit_run`: `full`, `weights`, `save_every`, `bars`, `deterministic`
 )->Task: # Plain values, and the user's policy where the run has one
     "A training for any process that sees the same two folders"
     if fit.get("weights"): fit["weights"] = str(Path(fit["weights"]).absolute())
