@@ -136,7 +136,7 @@ def example(tmp_path_factory):
     "A finished made-up study with its page, only read, drawn once for all processes of the test run"
     from filelock import FileLock
     from cinic_fastai.report.render import write_page
-    from cinic_fastai.test_study import example_study
+    from cinic_fastai.example import example_study
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: root = root.parent
     with FileLock(root/"example.lock"):

@@ -262,11 +262,12 @@ READ_ONCE = {"study.json": "reads of study.json for a page", "done.json": "reads
 def print_reads():
     "How often files are opened while the example study's page is drawn"
     from cinic_fastai.report.render import write_page
-    from cinic_fastai.test_study import example_study
+    from cinic_fastai.example import example_study
+    from cinic_fastai.record import StudyRecord
     opened = collections.Counter()
     with tempfile.TemporaryDirectory() as tmp:
         out = example_study(Path(tmp)/"example", images=100)
-        runs = len(list((out/"runs").glob("*/done.json")))
+        runs = len({r.run_id for r in StudyRecord.read(out).runs})
         sys.addaudithook(lambda event, args: note_read(opened, args) if event=="open" else None)
         write_page(out)
     print(json.dumps({k: opened[k]/(1 if k=="study.json" else runs) for k in READ_ONCE}))

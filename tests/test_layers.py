@@ -22,7 +22,7 @@ def layers():
 
 FILES = modules()
 LAYERS = {k: torch for k,torch in layers().items() if k in FILES}
-TEST_HELPERS = {"test_utils", "test_study", "example"}
+TEST_HELPERS = {"test_utils", "example"}
 
 def imports(module, late):
     "Names of the package's modules that a module imports at the top, or (late) inside functions"

@@ -16,7 +16,7 @@ from cinic_fastai.config import non_defaults
 from cinic_fastai.plan_file import parse_plan, read_plan
 from cinic_fastai.study.resolve import run_config, trial_config
 from cinic_fastai.study.expand import with_options
-from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.example import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 from test_page import read
 
@@ -144,11 +144,11 @@ def test_every_environment_is_told(tmp_path, monkeypatch):
     out = example_study(tmp_path, images=20)
     rid = StudyFolder(out).record.runs[0].run_id
     f = out/"runs"/rid/"env.json"
-    write_json(f, read_json(f)|dict(device="cuda", precision="bf16", torch="2.6.0"))
+    write_json(f, read_json(f)|dict(device="cuda", precision="bf16", versions=dict(torch="2.6.0")))
     monkeypatch.setattr("cinic_fastai.report.render.draw_figure", shows(()))
     text = read(write_page(out)).text()
     for a,b in (("cpu", "cuda"), ("float32", "bf16"), ("2.15.0", "2.6.0")):
-        assert f"{a} (14 trainings), {b} (1 training)" in text
+        assert f"{a} (59 trainings), {b} (1 training)" in text
     assert len(pd.read_csv(out/"tables"/"environments.csv").query("what=='device'"))==2
 
 @pytest.mark.parametrize("change", [dict(size=64), dict(counts=dict(train=180_000, valid=45_000, test=45_000)),

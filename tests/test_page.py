@@ -15,7 +15,7 @@ from cinic_fastai.results.plots.search import plot_dependence
 from cinic_fastai.results.predictions import predictions, valid_score
 from cinic_fastai.results.tables.predictors import ensembles_table
 from cinic_fastai.config import config_fields
-from cinic_fastai.test_study import as_the_report, example_study
+from cinic_fastai.example import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder
 
 FIGURES = ["fig03_architectures", "fig07_augmentation", "fig08_accuracy_augmentation", "fig09_loss_augmentation",
@@ -166,7 +166,7 @@ def test_the_page_says_whether_a_search_helped(example):
     text = read(example/"report.html").text()
     for words in ("The search helped.", "5 new seeds",
         "No control was run: whether the search beat random points can't be said.",
-            "which saved 6 of 18 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each",
+            "which saved 6 of 21 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each",
             "told a stopped trial's accuracy plus the median of what finished trials gained"):
         assert words in text, words
     assert text.count("are one draw each")==1
@@ -292,10 +292,10 @@ def test_the_same_folder_gives_the_same_bytes(example, tmp_path):
 def test_an_unfinished_study_says_what_is_left(tmp_path):
     page = read(write_page(example_study(tmp_path, images=50, state="unfinished")))
     text = page.text()
-    parts = "3 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)"
-    assert f"26 of 62 trainings are left: {parts}." in text
+    parts = "4 of “final”, 4 of ResNet-18 Adam, 4 of ResNet-18 Adam (control) and 15 of ResNet-18 Adam (repeats)"
+    assert f"27 of 63 trainings are left: {parts}." in text
     assert "its random control 0 of 7 trials: whether the search beat random points can't be said yet" in text
-    assert "No weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
+    assert "Pretrained weights for resnet18.tv_in1k" in text and "became nan in epoch 2" in text
     assert {a["id"] for a in page.all("figure")}>=set(FIGURES)
     assert 0<len(page.all("img"))<len(page.all("figure"))
     assert "Nothing to draw yet" in text and page.stack==[]
@@ -453,7 +453,7 @@ def test_equal_trials_have_one_winner_everywhere(tmp_path):
     write_text(journal, "".join(map(line_of, [header,*trials])))
     t, last = load_report(out).tables, done[-1]["number"]+1
     assert t.table1_search.set_index("search").number["resnet18-sgd"]+1==last
-    assert f"Trial {last} of 7 is the best, with 50.0 %" in told(out)
+    assert f"Trial {last} of {len(trials)} is the best, with 50.0 %" in told(out)
     star = plot_dependence(t.dependence.query("search=='resnet18-sgd' and dimension=='bs'"),
         t.trials.query("search=='resnet18-sgd'")).axes[0].lines[-1]
     assert star.get_xdata()[0]==done[-1]["point"]["bs"]

@@ -102,7 +102,7 @@ def table_error(there, here):
 def pictures():
     "SHA256SUMS of the example study's page"
     from cinic_fastai.report.render import write_page
-    from cinic_fastai.test_study import example_study
+    from cinic_fastai.example import example_study
     with tempfile.TemporaryDirectory() as d:
         write_page(example_study(Path(d)/"out", images=200))
         return (Path(d)/"out"/"SHA256SUMS").read_text()

@@ -10,7 +10,7 @@ __all__ = ['TOTAL', 'ALL', 'CIFAR_PARTS', 'finished_ensembles', 'predictors_tabl
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #3a044398
 from dataclasses import replace
 import numpy as np, pandas as pd
-from ...files import read_npz
+from ...files import read_npz, write_npz
 from ..ensemble import leave_one_out
 from ..metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy,
     confusion, disagreement, ece, interval, macro_f1, mcnemar, nll, oracle_accuracy, reliability)
