@@ -3,7 +3,7 @@ from cinic_fastai.core import CinicError
 from cinic_fastai.config import RunConfig, make_config, run_id
 from cinic_fastai.store import RunStore
 from cinic_fastai.plan_file import read_plan, parse_plan
-from cinic_fastai.journal import best_trial, read_journal
+from cinic_fastai.record import best_trial, read_journal
 from cinic_fastai.data.folder import check_folder
 from cinic_fastai.data.sources import write_demo, get_cinic, split_folder
 from cinic_fastai.data.hub import import_dataset

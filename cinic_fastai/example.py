@@ -17,11 +17,11 @@ from .files import write_json, write_npz
 from .config import RESULT_VERSION, RunConfig, best_epoch, non_defaults, pruned_at, run_id
 from .store import RunStore
 from .record import StudyChanges, StudyRecord
-from .journal import Journal, read_journal
+from .record import Journal, read_journal
 from .plan_file import parse_plan, read_plan
 from .data.pack import Manifest, Pack
 from .study.expand import with_options
-from .study.resolve import run_config, trial_config
+from .study.expand import run_config, trial_config
 from .study.samples import SHOWN_POLICIES, write_samples
 from .study.runner import StudyRunner
 from .study.trainer import StudyOptions

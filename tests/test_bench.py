@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cinic_fastai.bench import load_benchmarks
+from cinic_fastai.cli.train import load_benchmarks
 from cinic_fastai.core import ConfigError
 from cinic_fastai.seeds import rng
 from cinic_fastai.data.loaders import pack_dls

@@ -1,7 +1,8 @@
 "The page in a real browser: nothing is asked for elsewhere, it reads on a phone and on paper, in the light and in the dark, and its tables sort."
 import re, shutil
 import pandas as pd, pytest
-from cinic_fastai.report.format import duration, fmt_sci
+from cinic_fastai.core import duration
+from cinic_fastai.report.words import fmt_sci
 
 sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
 chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome",

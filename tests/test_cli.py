@@ -85,7 +85,7 @@ def help_of(command):
     return CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "1000"}).stdout
 
 def test_help_names_all():
-    from cinic_fastai.bench import load_benchmarks
+    from cinic_fastai.cli.train import load_benchmarks
     from cinic_fastai.plan_file import plan_names
     assert not [n for n in [*load_benchmarks().BENCHES, "all"] if n not in help_of("bench")]
     assert f"({', '.join(plan_names())})" in help_of("study")

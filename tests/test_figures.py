@@ -3,7 +3,7 @@ import io, warnings
 import numpy as np, pandas as pd, pytest
 from matplotlib import font_manager, rc_context
 from PIL import Image
-from cinic_fastai.report import figures
+from cinic_fastai.report import render as figures
 from cinic_fastai.report.facts import Figure
 from cinic_fastai.report.words import say
 from cinic_fastai.results.plots import style

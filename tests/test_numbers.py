@@ -4,17 +4,17 @@ import pandas as pd, pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from cinic_fastai.core import SPLITS
 from cinic_fastai.files import read_json, write_json
-from cinic_fastai.journal import JournalHeader
-from cinic_fastai.report.figures import Drawn, draw_figure
+from cinic_fastai.record import JournalHeader
+from cinic_fastai.report.render import Drawn, draw_figure
 from cinic_fastai.report.render import write_page
-from cinic_fastai.published import FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS
-from cinic_fastai.results.tables.report import beside_published, report_run, report_search
+from cinic_fastai.results.tables.published import FULL_STUDY, REPORT_RUNS, REPORT_SEARCHES, REPORT_SPACES, REPORT_VOTERS
+from cinic_fastai.results.tables.published import beside_published, report_run, report_search
 from cinic_fastai.results.tables.predictors import best_member
 from cinic_fastai.results.predictions import predictions
 from cinic_fastai.results.tables.runs import runs_table
 from cinic_fastai.config import non_defaults
 from cinic_fastai.plan_file import parse_plan, read_plan
-from cinic_fastai.study.resolve import run_config, trial_config
+from cinic_fastai.study.expand import run_config, trial_config
 from cinic_fastai.study.expand import with_options
 from cinic_fastai.example import as_the_report, example_study
 from cinic_fastai.studyfolder import StudyFolder

@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import numpy as np, pytest
 from cinic_fastai.files import line_of, read_json, read_lines, read_npz, write_json, write_text
 from cinic_fastai.report.facts import load_report
-from cinic_fastai.report.figures import Drawn, draw_figure
-from cinic_fastai.report.format import fmt_pct
+from cinic_fastai.report.render import Drawn, draw_figure
+from cinic_fastai.report.words import fmt_pct
 from cinic_fastai.report.render import make_report, report_markdown, write_page
 from cinic_fastai.report.sections.setup import SETTINGS, effective
 from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say

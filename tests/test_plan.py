@@ -7,11 +7,11 @@ from hypothesis import given, settings, strategies as st
 import cinic_fastai
 from cinic_fastai.core import PlanError
 from cinic_fastai.config import config_fields
-from cinic_fastai.study.ablation import ablation_text
+from cinic_fastai.study.expand import ablation_text
 from cinic_fastai.plan_file import parse_plan, plan_errors, plan_names, plan_text, read_plan
-from cinic_fastai.schema import plan_schema
+from cinic_fastai.plan_file import plan_schema
 from cinic_fastai.study.expand import plan_problems, trainings, with_options
-from cinic_fastai.study.resolve import run_config
+from cinic_fastai.study.expand import run_config
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 words = st.sampled_from([*config_fields, "study", "defaults", "run", "search", "ensemble", "name", "from", "group", "space", "random", "guided", "batch",
@@ -46,6 +46,12 @@ def test_demo_with_lines_changed(data):
     try: plan = parse_plan("\n".join(lines), "changed.toml")
     except PlanError as e: assert str(e).startswith("changed.toml")
     else: assert trainings(plan) and isinstance(plan_problems(plan, dict(train=100, valid=100, test=100)), list)
+
+def test_a_voter_without_a_name():
+    "The run is told of, and so is the vote that misses it"
+    before,name,after = plan_text("demo").rpartition('name = "resnet18-adam"')
+    with pytest.raises(PlanError) as e: parse_plan(before+name.replace("name", "namx")+after, "changed.toml")
+    for o in ("Unknown key 'namx' (did you mean 'name'?)", "no run is called 'resnet18-adam'"): assert o in str(e.value)
 
 WRONG = {'method = "hard"': 'method = "hrad"', 'policy = "gentle"': 'policy = "gentel"', "wd = {log=[1e-5,1e-2]}, mom": "wd = {log=[0,1e-2]}, momm",
     "epochs = 50": "epochs = 0", "seed = 42 ": "seed = 4.2 "}

@@ -6,7 +6,7 @@ import cinic_fastai
 from conftest import ENV, cinic, no_page, server
 from test_study import results
 from cinic_fastai.core import Interrupted
-from cinic_fastai.signals import stop_on_signals
+from cinic_fastai.core import stop_on_signals
 from cinic_fastai.files import lock, read_json, read_lines
 from cinic_fastai.config import RunConfig
 from cinic_fastai.store import RunStore

@@ -7,7 +7,7 @@ from skopt.space import Categorical, Integer, Real
 from threadpoolctl import threadpool_limits
 from cinic_fastai.core import StoreError
 from cinic_fastai.files import line_of, read_lines, write_json, write_text
-from cinic_fastai.journal import Trial, best_trial, read_journal
+from cinic_fastai.record import Trial, best_trial, read_journal
 from cinic_fastai.results.tables.search import best_table
 from cinic_fastai.config import pruned_at
 from cinic_fastai.plan_file import read_plan

@@ -217,7 +217,7 @@ def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path)
 
 def test_the_bar_says_what_it_was_trained_on():
     "Epoch by epoch, too"
-    from cinic_fastai.cli.progress import Screen
+    from cinic_fastai.cli.app import Screen
     for saw,words in ((True, "valid accuracy 0.900 on images it was trained on"), (False, "valid accuracy 0.900")):
         with Screen() as screen:
             screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)

@@ -9,11 +9,11 @@ from cinic_fastai.results.predict import read_member
 from cinic_fastai.config import RunConfig, run_id
 from cinic_fastai.store import RunStore
 from cinic_fastai.test_utils import tiny_pack
-from cinic_fastai.train import models, weights
+from cinic_fastai.train import models as weights
 from cinic_fastai.train.fit import fit_run
 from cinic_fastai.train.models import make_model
 from cinic_fastai.train.networks import head_params, timm_net
-from cinic_fastai.train.weights import find_weights, head_status, load_weights
+from cinic_fastai.train.models import find_weights, head_status, load_weights
 
 HUB_NAME = "test_resnet.r160_in1k" # timm's smallest network with weights on the hub
 
@@ -146,7 +146,7 @@ def test_a_declared_file_is_never_replaced_by_other_weights(tmp_path, monkeypatc
     cfg = RunConfig(model="custom_cnn", pretrained=True, weights="ab"*32, bs=16, epochs=1)
     store = RunStore(tmp_path/"runs")
     torch.save(make_model(RunConfig(model="custom_cnn"), 3).state_dict(), tmp_path/"other.pth")
-    monkeypatch.setattr(models, "find_weights", lambda name: tmp_path/"other.pth")
+    monkeypatch.setattr(weights, "find_weights", lambda name: tmp_path/"other.pth")
     with pytest.raises(WeightsError, match=r"SHA-256 abababababab\.\.\..*--weights FILE"):
         fit_run(cfg, tiny_pack(n=4), store, stop=lambda: 0)
     assert not store.ids()
@@ -179,7 +179,7 @@ def test_payload_does_not_run(tmp_path, how, name):
 FIND = """
 import sys, time
 from cinic_fastai.core import WeightsError
-from cinic_fastai.train.weights import find_weights
+from cinic_fastai.train.models import find_weights
 for name in sys.argv[1:]:
     start = time.perf_counter()
     try: print("found", find_weights(name))

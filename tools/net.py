@@ -44,7 +44,7 @@ def ids():
     "Run ids by what is trained: runs of the shipped plans, and configurations drawn at random"
     from cinic_fastai.config import make_config, run_id
     from cinic_fastai.plan_file import read_plan
-    from cinic_fastai.study.resolve import run_config, trial_config
+    from cinic_fastai.study.expand import run_config, trial_config
     out = {}
     for name in ("demo", "fast", "modern", "report", "thorough"):
         plan = read_plan(name)

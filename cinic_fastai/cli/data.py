@@ -10,7 +10,7 @@ __all__ = ['data_app', 'Folder', 'Dest', 'data_demo', 'data_get', 'data_split', 
 from pathlib import Path
 import typer
 from .app import AsJson, OnBad, app, argument, examples, option
-from .progress import Screen, print_json, print_table
+from .app import Screen, print_json, print_table
 from ..core import DataError
 
 # %% ../../nbs/51_cli.data.ipynb #92d5253d

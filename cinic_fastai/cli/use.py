@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 import typer
 from .app import AsJson, Device, Out, app, argument, examples, option
-from .progress import Screen, print_json, print_table
+from .app import Screen, print_json, print_table
 from ..core import DataError
 from ..files import check_writable
 

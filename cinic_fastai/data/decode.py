@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 from ..core import DataError
-from ..signals import signals_blocked
+from ..core import signals_blocked
 
 # %% ../../nbs/09_data.decode.ipynb #caa0f825
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"

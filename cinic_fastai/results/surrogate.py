@@ -8,7 +8,7 @@ __all__ = ['surrogate', 'dependence_table', 'sobol_table', 'importance_table', '
 # %% ../../nbs/34_results.surrogate.ipynb #a6e4ca4d
 import warnings
 import numpy as np, pandas as pd
-from ..journal import Trial
+from ..record import Trial
 from ..space import coordinates, dim_kind, levels, make_space, outside
 from ..studyfolder import StudyFolder
 

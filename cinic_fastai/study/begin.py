@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from ..core import StoreError
 from ..data.pack import Pack
-from ..journal import control_name, journal_path, read_journal
+from ..record import control_name, journal_path, read_journal
 from ..record import (ControlEntry, DataInfo, EnsembleEntry, RunEntry, SearchEntry, StudyChanges,
     StudyRecord, record_differences)
 from ..config import RunConfig, own_policy, with_weights
 from ..store import RunStore
 from ..space import dim_ends
 from ..plan import Plan, PlanSearch
-from .resolve import final_config, run_config, trial_config
+from .expand import final_config, run_config, trial_config
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 

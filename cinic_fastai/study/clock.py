@@ -11,7 +11,7 @@ import math, re, threading, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ..core import FatalError, NetworkError
-from ..signals import signals_blocked
+from ..core import signals_blocked
 from ..config import RunConfig, is_validated
 from .workers import OTHER_NETWORK, how_it_ended, one_process
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from fastcore.basics import noop, patch
 from cinic_fastai.core import (CinicError, DataError, FatalError, NetworkError, PlanError, StoreError, WeightsError,
     WriteError)
-from ..signals import stop_on_signals, interruptible
+from ..core import stop_on_signals, interruptible
 from ..data.pack import Pack
 from ..files import lock, read_json
-from cinic_fastai.journal import (Trial, best_first, best_trial, control_name, journal_path, ran_out_of_memory,
+from cinic_fastai.record import (Trial, best_first, best_trial, control_name, journal_path, ran_out_of_memory,
     read_journal)
 from ..record import BestPoint, Repeat, RunEntry, SearchEntry, StudyRecord
 from ..config import RESULT_VERSION, RunConfig, non_defaults, one_training, run_id, with_weights
@@ -26,7 +26,7 @@ from ..store import RunStore
 from .begin import new_record, open_record, refuse_other_sources, search_sources
 from .clock import DECISIVE
 from ..plan import Plan, PlanRun, PlanSearch, plan_search
-from .resolve import final_config, run_config, trial_config
+from .expand import final_config, run_config, trial_config
 from .expand import middle_bs, plan_problems
 from .samples import write_samples
 from .search import search as search_space

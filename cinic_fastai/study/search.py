@@ -16,7 +16,7 @@ import numpy as np
 from fastcore.basics import chunked, noop, patch
 from ..config import in_our_words
 from ..core import CinicError, PlanError, StoreError
-from ..journal import Journal, JournalHeader, Trial, ran_out_of_memory, read_journal
+from ..record import Journal, JournalHeader, Trial, ran_out_of_memory, read_journal
 from ..space import (SearchBudget, coordinates, grid_counts, levels, make_space, space_errors, spec_of,
     start_errors, to_point, trial_point)
 

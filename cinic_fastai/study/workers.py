@@ -22,7 +22,7 @@ import psutil
 from fastcore.basics import noop, store_attr
 import cinic_fastai.core as core
 from ..core import CinicError, ConfigError, Interrupted, StoreError, check_choice
-from ..signals import signals_blocked
+from ..core import signals_blocked
 from ..data.pack import Pack, open_pack
 from ..config import RunConfig, policy_registry
 from ..store import RunStore

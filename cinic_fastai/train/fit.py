@@ -17,7 +17,7 @@ from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import noop
 from ..core import CinicError, Interrupted, StoreError, WeightsError, diff_dicts
-from ..signals import stop_on_signals, interruptible
+from ..core import stop_on_signals, interruptible
 from ..data.augment import views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.pack import Pack

@@ -12,7 +12,7 @@ from .runs import Group
 from ..words import reads, statement
 from ...results.plots.style import new_axes
 from ...results.plots.curves import plot_ablation
-from ...results.tables.report import beside_published
+from ...results.tables.published import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
 
 # %% ../../../nbs/35h_report.sections.ablation.ipynb #9455824d

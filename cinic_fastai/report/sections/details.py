@@ -10,12 +10,12 @@ import pandas as pd
 from dataclasses import replace
 from types import SimpleNamespace
 from ...core import SPLITS
-from ...published import FULL_STUDY
+from ...results.tables.published import FULL_STUDY
 from ..facts import ReportData, Table, rows_of, trial_settings
 from .search import dimension_columns, dimensions_of, planned_epochs, trial_epochs
 from .setup import brackets, saw_valid, seeds
 from ..words import statement
-from ...results.tables.report import is_cinic
+from ...results.tables.published import is_cinic
 from ...results.tables.search import POINT
 from ...studyfolder import declared_settings
 

@@ -10,7 +10,7 @@ __all__ = ['Ranking', 'Level', 'Turn', 'Overfitting', 'Gains', 'augmentation_gai
 # %% ../../../nbs/35e_report.sections.runs.ipynb #e86ffcfb
 import numpy as np, pandas as pd
 from ..facts import Figure, ReportData, Section, Table, favours, rows_of
-from ..format import slug
+from ..words import slug
 from cinic_fastai.report.sections.setup import (Setup, blind, brackets, effects, kept, saw_valid,
     softmax_ends, views)
 from ..words import statement

@@ -8,16 +8,16 @@ __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'HowSearched', 'Search
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #fe81db1d
 import pandas as pd
-from ...journal import best_first, control_name
+from ...record import best_first, control_name
 from ..facts import Figure, ReportData, Section, Table, rows_of, search_settings, trial_settings
-from ..format import dimension, slug
+from ..words import dimension, slug
 from .runs import compare
 from .setup import settings_of
 from ..words import Tally, reads, statement
 from ...results.metrics import mean_interval
 from ...results.plots.style import new_axes
 from ...results.plots.search import plot_convergence, plot_dependence, plot_importance, plot_searches
-from ...published import FULL_STUDY
+from ...results.tables.published import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
 from ...config import RunConfig, scaled
 

@@ -15,9 +15,9 @@ from ..ensemble import leave_one_out
 from ..metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy,
     confusion, disagreement, ece, interval, macro_f1, mcnemar, nll, oracle_accuracy, reliability)
 from ..predictions import Prediction, best_run, predictions, valid_score
-from .columns import tidy
-from ...published import PUBLISHED_CLASS, PUBLISHED_TEST
-from .report import beside_published, report_predictor
+from .runs import tidy
+from .published import PUBLISHED_CLASS, PUBLISHED_TEST
+from .published import beside_published, report_predictor
 from ...config import best_epoch
 from ...studyfolder import StudyFolder
 

@@ -7,10 +7,10 @@ __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 're
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #14863fd9
 import pandas as pd
-from ...journal import best_first, control_name
-from .columns import tidy
-from ...published import PUBLISHED_BEST, PUBLISHED_POINTS
-from .report import beside_published, report_search
+from ...record import best_first, control_name
+from .runs import tidy
+from .published import PUBLISHED_BEST, PUBLISHED_POINTS
+from .published import beside_published, report_search
 from ...config import config_fields
 from ...studyfolder import StudyFolder, planned_trials
 

@@ -9,7 +9,7 @@ __all__ = ['progress_table', 'trained_ids', 'environments_table', 'all_tables']
 from collections import Counter
 import pandas as pd
 from ...files import read_json
-from .columns import tidy
+from .runs import tidy
 from .predictors import (calibration_table, class_origin_table, class_table, confusion_table,
     disagreement_table, ensembles_table, leave_one_out_table, predictors_table)
 from cinic_fastai.results.tables.runs import (ablation_table, gap_table, history_table, runs_table, seeds_table,
