@@ -45,7 +45,7 @@ def test_demo_with_lines_changed(data):
         lines[i] = lines[i].replace(old, new)
     try: plan = parse_plan("\n".join(lines), "changed.toml")
     except PlanError as e: assert str(e).startswith("changed.toml")
-    else: assert trainings(plan) and isinstance(plan_problems(plan, dict(train=100, valid=100, test=100)), list)
+    else: assert trainings(plan) and isinstance(plan_problems(plan, dict(train=100, valid=100, test=100), 32), list)
 
 def test_a_voter_without_a_name():
     "The run is told of, and so is the vote that misses it"
@@ -74,7 +74,7 @@ def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
     assert len(trainings(plan))==dict(demo=54, fast=4, report=68, thorough=608)[name]
-    assert all(o.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
+    assert all(o.cfg.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
 
 SCHEMA = Path(cinic_fastai.__file__).parent/"plans"/"plan.schema.json"

@@ -159,7 +159,7 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
     from cinic_fastai.cli import app
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.clock import NetworkTimer
-    pack,asked = get_pack(tiny_folder(tmp_path/"images", n=12), size=64, dest=tmp_path/"pack"),[]
+    pack,asked = get_pack(tiny_folder(tmp_path/"images", n=44), size=64, dest=tmp_path/"pack"),[]
     def timed(self, cfg, n_out, size, **kw):
         asked.append(size)
         return ((cfg.size or size)/64)**2*(2 if cfg.bs==16 else 1),0.
@@ -252,3 +252,14 @@ def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
         'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
     run, = run_study(plan, tiny_pack(), tmp_path/"out").runs
     assert drawn and run.status=="failed" and "nesterov = true is for opt = 'sgd'" in run.reason
+
+def test_a_dry_run_says_what_does_not_fit_the_images(images, tmp_path):
+    "As the study itself does, before a network is timed; `--limit` counts"
+    plan = tmp_path/"plan.toml"
+    plan.write_text('[study]\nname = "x"\n[[run]]\nname = "a"\nmodel = "custom_cnn"\nbs = 16\nshift = 32\n', encoding="utf-8")
+    said = "[[run]] 1 'a': shift reaches 32 of the images' 32 pixels"
+    for words in (["--dry-run"], ["--dry-run", "--limit", 3], []):
+        r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", *words)
+        assert r.returncode==2 and said in " ".join(r.stderr.split()), r.stderr
+        assert ("bs reaches 16, and there are 3 training images" in " ".join(r.stderr.split()))==("--limit" in words)
+    assert not (tmp_path/"out").exists()

@@ -21,7 +21,7 @@ from ..core import CinicError, DataError, check_choice, thread_share
 from ..core import stop_on_signals, interruptible
 from ..files import check_writable, lock
 
-# %% ../../nbs/53_cli.study.ipynb #eb8cd68f
+# %% ../../nbs/53_cli.study.ipynb #682013eb
 plan_app = typer.Typer(no_args_is_help=True, help="List, show and check plans.",
     epilog=examples("cinic plan list", "cinic plan show report > mine.toml", "cinic plan check mine.toml"))
 app.add_typer(plan_app, name="plan")
@@ -36,7 +36,7 @@ def plan_list(as_json:AsJson=False):
     def row(name):
         plan = read_plan(name)
         todo = trainings(plan)
-        return dict(plan=name, trainings=len(todo), epochs=sum(t.epochs for t in todo), title=plan.title)
+        return dict(plan=name, trainings=len(todo), epochs=sum(t.cfg.epochs for t in todo), title=plan.title)
     rows = list(map(row, plan_names()))
     print_json(rows) if as_json else print_table(rows)
 
@@ -174,7 +174,7 @@ def _finish(record, out, seconds):
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #b10ebc04
+# %% ../../nbs/53_cli.study.ipynb #68305d5e
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
     from cinic_fastai.data.folder import left_out, require_layout, scan_folder
@@ -194,25 +194,25 @@ def _images(data):
 
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.config import make_config
     from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks, timing_key
-    from cinic_fastai.study.expand import trainings
+    from cinic_fastai.study.expand import check_fits, trainings
     from cinic_fastai.study.trainer import check_device
     from cinic_fastai.train.device import use_threads
     use_threads(threads)
     check_device(device)
     classes,counts,size = _images(data)
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
-    todo = [(t, make_config(t.settings)) for t in trainings(plan)]
+    check_fits(plan, counts, size)
+    todo = trainings(plan)
     with NetworkTimer() as timer:
-        keys = {timing_key(cfg) for _,cfg in todo}
+        keys = {timing_key(t.cfg) for t in todo}
         speed = measure_networks(timer, keys, n_out=len(classes), size=size, device=device)
     for why in timer.fatal.values(): err_console.print(why, markup=False)
-    def row(i, t, cfg):
+    def row(i, t):
         name = t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}"
-        shown = {k: getattr(cfg, k) for k in ("model", "policy", "epochs")}
-        return dict(number=i, kind=t.kind, name=name, **shown, seconds=round(estimate(cfg, counts, speed)))
-    rows = [row(i, *o) for i,o in enumerate(todo, 1)]
+        shown = {k: getattr(t.cfg, k) for k in ("model", "policy", "epochs")}
+        return dict(number=i, kind=t.kind, name=name, **shown, seconds=round(estimate(t.cfg, counts, speed)))
+    rows = [row(i, t) for i,t in enumerate(todo, 1)]
     total = sum(r["seconds"] for r in rows)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([r|dict(seconds=duration(r["seconds"])) for r in rows], f"Plan {plan.name}")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['new_record', 'open_record', 'trial_starts', 'search_sources', 'refuse_other_sources']
 
-# %% ../../nbs/43a_study.begin.ipynb #55ecadb6
+# %% ../../nbs/43a_study.begin.ipynb #9dbd2ae7
 import datetime as dt, tomllib
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from ..config import RunConfig, own_policy, with_weights
 from ..store import RunStore
 from ..space import dim_ends
 from ..plan import Plan, PlanSearch
-from .expand import final_config, run_config, trial_config
+from .expand import run_config, trial_config
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
@@ -92,7 +92,7 @@ def search_sources(
     found = dict(weights=max(o.weights for o in cfgs), own_policies=own)
     return {k: v for k,v in found.items() if v}
 
-# %% ../../nbs/43a_study.begin.ipynb #89bda0fc
+# %% ../../nbs/43a_study.begin.ipynb #b0bccfde
 def refuse_other_sources(
     plan:Plan, # To be carried out
     record:StudyRecord, # How far it came
@@ -102,7 +102,7 @@ def refuse_other_sources(
 ):
     "Refuse other weights than results are there of, and another transform under a policy's name"
     for r in plan.runs:
-        cfg = final_config(plan, r, {}) if r.source else run_config(plan, r)
+        cfg = run_config(plan, r, {})
         store.refuse_other_policy(cfg)
         key = f"{r.group}/{r.name}"
         try: there = store.config(record.find_run(key).run_id).weights

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #c893dbe8
+# %% ../../nbs/43b_study.runner.ipynb #8ab945ec
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -13,8 +13,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from fastcore.basics import noop, patch
-from cinic_fastai.core import (CinicError, DataError, FatalError, NetworkError, PlanError, StoreError, WeightsError,
-    WriteError)
+from ..core import CinicError, DataError, FatalError, NetworkError, StoreError, WeightsError, WriteError
 from ..core import stop_on_signals, interruptible
 from ..data.pack import Pack
 from ..files import lock, read_json
@@ -25,9 +24,8 @@ from ..config import RESULT_VERSION, RunConfig, non_defaults, one_training, run_
 from ..store import RunStore
 from .begin import new_record, open_record, refuse_other_sources, search_sources
 from .clock import DECISIVE
-from ..plan import Plan, PlanRun, PlanSearch, plan_search
-from .expand import final_config, run_config, trial_config
-from .expand import middle_bs, plan_problems
+from ..plan import Plan, PlanRun, PlanSearch
+from .expand import check_fits, middle_bs, run_config, trial_config, typical_config
 from .samples import write_samples
 from .search import search as search_space
 from .track import Tracker, check_track
@@ -210,7 +208,7 @@ def _reseed(self:StudyRunner, s, repeat, point):
         self.trainer.log(f"{name}: {trace_of(e)}")
         repeat.reason = cause_of(e)
 
-# %% ../../nbs/43b_study.runner.ipynb #a34b717f
+# %% ../../nbs/43b_study.runner.ipynb #7d48cb3b
 @patch
 def final(self:StudyRunner,
     run:PlanRun # Whose parameters come from a search
@@ -219,7 +217,7 @@ def final(self:StudyRunner,
     entry = self.entry(run)
     s = self.search_entry(run.source.removeprefix("search:"))
     if not s.best: return self.mark(entry, status="skipped", reason=f"search {s.name} gave no point: {s.reason}")
-    try: cfg = final_config(self.plan, run, s.best.point)
+    try: cfg = run_config(self.plan, run, s.best.point)
     except CinicError as e: return self.record_failure(entry, e)
     self.train(run, cfg)
 
@@ -232,7 +230,7 @@ def ensembles(self:StudyRunner):
         reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
-# %% ../../nbs/43b_study.runner.ipynb #c8e87403
+# %% ../../nbs/43b_study.runner.ipynb #5d904a24
 @patch
 def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides, only length and network are right
     "What is left to train"
@@ -240,7 +238,7 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
     left = [cfg for cfg in cfgs if not self.trainer.is_sound(self.rid(self.declared(cfg)))]
     for s in self.plan.searches: left += [trial_config(s, middle_bs(s))]*self._trainings_left(s)
     finals = [r for r in self.plan.runs if r.source and self.entry(r).status!="done"]
-    return left+[final_config(self.plan, r, middle_bs(plan_search(self.plan, r.source))) for r in finals]
+    return left+[typical_config(self.plan, r) for r in finals]
 
 @patch
 def _trainings_left(self:StudyRunner, s):
@@ -286,7 +284,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     self.mark(self.record, seconds=before+time.monotonic()-began)
 
-# %% ../../nbs/43b_study.runner.ipynb #15cf2a3a
+# %% ../../nbs/43b_study.runner.ipynb #cf52e1f1
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -299,7 +297,7 @@ def run_study(
     "Do what is missing of a study and write its page"
     out = Path(out)
     o = options
-    if problems := plan_problems(plan, pack.counts(), pack.size): raise PlanError("; ".join(problems)+".")
+    check_fits(plan, pack.counts(), pack.size)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
     helpers = open_workers(o.backend, o.jobs, o.address) if o.elsewhere else nullcontext()
