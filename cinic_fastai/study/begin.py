@@ -22,7 +22,7 @@ from .expand import run_config, trial_config
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
-# %% ../../nbs/43a_study.begin.ipynb #479ce87f
+# %% ../../nbs/43a_study.begin.ipynb #f5577a32
 def _data_info(pack, options):
     "What a record says of the images"
     origins,counts = np.unique(pack.origins[np.concatenate(list(pack.rows.values()))], return_counts=True)
@@ -38,9 +38,7 @@ def _search_entry(s):
     own = {k: s.settings.get(k, "") for k in ("model", "opt")}
     return SearchEntry(name=s.name, trials=n, control=control, repeats=s.repeats, **own)
 
-def _ensemble_entry(e):
-    temperatures = dict(temperature=e.temperature, member_temperature=e.member_temperature)
-    return EnsembleEntry(name=e.name, method=e.method, members=list(e.members), **temperatures)
+def _ensemble_entry(e): return EnsembleEntry(**vars(e)|dict(members=list(e.members)))
 
 # %% ../../nbs/43a_study.begin.ipynb #2d4945a6
 def new_record(
