@@ -174,7 +174,7 @@ def _finish(record, out, seconds):
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
     if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #68305d5e
+# %% ../../nbs/53_cli.study.ipynb #ec90d543
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
     from cinic_fastai.data.folder import left_out, require_layout, scan_folder
@@ -194,7 +194,7 @@ def _images(data):
 
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks, timing_key
+    from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks
     from cinic_fastai.study.expand import check_fits, trainings
     from cinic_fastai.study.trainer import check_device
     from cinic_fastai.train.device import use_threads
@@ -205,8 +205,8 @@ def _dry_run(plan, data, limit, as_json, threads, device):
     check_fits(plan, counts, size)
     todo = trainings(plan)
     with NetworkTimer() as timer:
-        keys = {timing_key(t.cfg) for t in todo}
-        speed = measure_networks(timer, keys, n_out=len(classes), size=size, device=device)
+        cfgs = [t.cfg for t in todo]
+        speed = measure_networks(timer, cfgs, n_out=len(classes), size=size, device=device)
     for why in timer.fatal.values(): err_console.print(why, markup=False)
     def row(i, t):
         name = t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}"

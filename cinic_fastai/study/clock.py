@@ -175,15 +175,15 @@ def _end_of(cfg, how):
     end = f"ended its process ({how or 'no cause is known'}) while a few batches of {cfg.bs} were tried"
     return key,f"The network {cfg.model} {end}. {cure}"
 
-# %% ../../nbs/42c_study.clock.ipynb #991ffb3c
+# %% ../../nbs/42c_study.clock.ipynb #768a50ca
 def measure_networks(
     timer:NetworkTimer, # Times them
-    cfgs:Iterable[RunConfig], # From `timing_key`
+    cfgs:Iterable[RunConfig], # Whose networks
     **kw # As for `time_steps`: `n_out`, `size`, `device`
-)->dict: # Run -> seconds an image in training and in validation
-    "Time several networks"
+)->dict: # From `timing_key` to seconds an image in training and in validation
+    "Time several networks, each once"
     times = {}
-    for cfg in cfgs:
+    for cfg in set(map(timing_key, cfgs)):
         try: times[cfg] = timer(cfg, **kw)
         except FatalError: raise
         except Exception: pass

@@ -34,7 +34,7 @@ from .track import Tracker, check_track
 from .trainer import Job, StudyOptions, Trainer, cause_of, thread_map, trace_of
 from .workers import open_workers
 
-# %% ../../nbs/43b_study.runner.ipynb #8ad9c0c3
+# %% ../../nbs/43b_study.runner.ipynb #feb1cc67
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -74,7 +74,7 @@ class StudyRunner:
             for k,v in values.items(): setattr(entry, k, v)
             self.record.write(self.out)
 
-    def journal(self, name): return read_journal(journal_path(self.out, name))
+    def trials(self, name): return read_journal(journal_path(self.out, name)).trials
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
@@ -165,7 +165,7 @@ def search(self:StudyRunner,
     self.mark(entry, status="running", reason="")
     with self.recording(entry): self.mark(entry, best=_best_point(self._trials(s, s.name)), status="done")
 
-# %% ../../nbs/43b_study.runner.ipynb #67ddf476
+# %% ../../nbs/43b_study.runner.ipynb #194d997f
 @patch
 def random_baseline(self:StudyRunner,
     s:PlanSearch # From the plan
@@ -173,13 +173,14 @@ def random_baseline(self:StudyRunner,
     "Carry a search's control out: random points of the same space, as many, and the same at the start"
     name = control_name(s.name)
     control = self.search_entry(s.name).control
-    try: self.mark(control, best=_best_point(self._trials(replace(s, strategy="random", control=False), name)), reason="")
+    same = replace(s, strategy="random", control=False)
+    try: self.mark(control, best=_best_point(self._trials(same, name)), reason="")
     except FatalError: raise
     except CinicError as e:
         self.trainer.log(f"{name}: {e}")
         self.mark(control, best=None, reason=str(e))
 
-# %% ../../nbs/43b_study.runner.ipynb #3c4b49ab
+# %% ../../nbs/43b_study.runner.ipynb #f0e9cfa6
 def repeat_points(
     trials:list[Trial], # Of a search
     control:list[Trial] # Of its control, [] without one
@@ -195,8 +196,7 @@ def reseed_best(self:StudyRunner,
     s:PlanSearch # From the plan
 ):
     "Train a search's best points again with other seeds"
-    trials,control = (self.journal(name).trials for name in (s.name, control_name(s.name)))
-    points = repeat_points(trials, control)
+    points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
     steps = []
     repeated = []
@@ -236,7 +236,7 @@ def ensembles(self:StudyRunner):
         reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
-# %% ../../nbs/43b_study.runner.ipynb #5d904a24
+# %% ../../nbs/43b_study.runner.ipynb #ced4faec
 @patch
 def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides, only length and network are right
     "What is left to train"
@@ -249,7 +249,7 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
 @patch
 def _trainings_left(self:StudyRunner, s):
     "Trials, trials of the control, and repeats of a search that are missing"
-    def left(name): return s.n_trials-sum(not ran_out_of_memory(o) for o in self.journal(name).trials)
+    def left(name): return s.n_trials-sum(not ran_out_of_memory(o) for o in self.trials(name))
     repeated = self.search_entry(s.name).repeated # all at once, fewer than planned where points came up twice
     repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)

@@ -65,13 +65,13 @@ def _grid_points(header):
     counts = grid_counts(header.space, header.random+header.guided)
     return map(list, product(*(levels(dim, counts[k]) for k,dim in header.space.items())))
 
-# %% ../../nbs/41_study.search.ipynb #16e298a9
+# %% ../../nbs/41_study.search.ipynb #6d82581c
 def proposals(
     header:JournalHeader # Space, strategy, numbers of trials, seed, points to start with
 )->Generator[list, list, None]: # Batches of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
-    errors = space_errors(header.space)+start_errors(header.space, header.start)
-    if errors: raise PlanError("; ".join(errors)+".")
+    if errors := space_errors(header.space)+start_errors(header.space, header.start):
+        raise PlanError("; ".join(errors)+".")
     start = [coordinates(header.space, o) for o in header.start]
     if header.strategy=="gp": return _gp_points(header, start)
     points = dict(grid=_grid_points, random=_random_points)[header.strategy]
@@ -175,7 +175,7 @@ def retry(self:_Search, trial):
     self.journal.replace(again)
     self.tell(again)
 
-# %% ../../nbs/41_study.search.ipynb #04fc672f
+# %% ../../nbs/41_study.search.ipynb #bdde7353
 @patch
 def replay(self:_Search, number, xs):
     "See whether a batch's trials of the journal lie where they are proposed today; say so once"
@@ -183,8 +183,8 @@ def replay(self:_Search, number, xs):
     for x,trial in zip(xs, self.journal.trials[number:]):
         if self.moved or _is_close(spec, x, coordinates(spec, trial.point)): continue
         self.moved = True
-        what = f"Trial {number} was proposed by other versions or another machine: today it would be {to_point(spec, x)}"
-        self.on_event("note", text=f"{what}. The journal's points are kept.")
+        what = f"Trial {number} was proposed by other versions or another machine: today it would be"
+        self.on_event("note", text=f"{what} {to_point(spec, x)}. The journal's points are kept.")
 
 @patch
 def told(self:_Search, trial):

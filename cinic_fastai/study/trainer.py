@@ -6,7 +6,7 @@
 __all__ = ['STOPPED', 'StudyOptions', 'Job', 'thread_map', 'check_device', 'Trainer', 'in_process', 'on_worker', 'cause_of',
            'trace_of']
 
-# %% ../../nbs/43_study.trainer.ipynb #f4eea175
+# %% ../../nbs/43_study.trainer.ipynb #8dfda4a5
 import datetime as dt, os, threading, time, traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -21,8 +21,7 @@ from ..files import cannot_write
 from ..record import StudyChanges
 from ..config import RunConfig, pruned_at, run_id
 from ..store import RunStore
-from cinic_fastai.study.clock import (Clock, NetworkTimer, estimate, is_known_safe, measure_networks, timing_key,
-    training_share)
+from .clock import Clock, NetworkTimer, estimate, is_known_safe, measure_networks, training_share
 from .workers import RunError, make_task, retry_lost_worker
 
 # %% ../../nbs/43_study.trainer.ipynb #45b10dab
@@ -163,7 +162,7 @@ def _refuse(self:Trainer, cfg):
 @patch
 def _sizes(self:Trainer): return dict(n_out=len(self.pack.classes), size=self.pack.size, device=self.options.device)
 
-# %% ../../nbs/43_study.trainer.ipynb #485f9291
+# %% ../../nbs/43_study.trainer.ipynb #18623960
 @patch
 def start_clock(self:Trainer,
     cfgs:list[RunConfig] # What is left to train; of some only length and network are known
@@ -173,7 +172,7 @@ def start_clock(self:Trainer,
     self.use_threads()
     check_device(self.options.device, self.options.deterministic)
     self.on_event("note", text="Timing the networks ...")
-    self.speed = measure_networks(self.timer, {timing_key(cfg) for cfg in cfgs}, **self._sizes())
+    self.speed = measure_networks(self.timer, cfgs, **self._sizes())
     self.clock.total = sum(self.expected(cfg) for cfg in cfgs)
 
 @patch
