@@ -517,7 +517,8 @@ def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
     for args in (("data", "info"), ("data", "check"), ("study", "demo", "--dry-run", "--data"), ("data", "pack")):
         r = cinic(*args, root)
         said = " ".join((r.stdout+r.stderr).split())
-        assert r.returncode==0 and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
+        ends = 2 if "study" in args else 0 # two images are too few for the plan's batches
+        assert r.returncode==ends and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
     for s in splits:
         for c in ("cat", "dog"): (root/s/c/"a.png").unlink()
     r = cinic("predict", tmp_path/"no-study", root)
