@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KNOWN_NETWORKS', 'with_seeds', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_schema']
 
-# %% ../nbs/04a_plan_file.ipynb #deb96223
+# %% ../nbs/04a_plan_file.ipynb #37b3c554
 import tomllib
 from collections import Counter
-from dataclasses import MISSING, fields
+from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from pydantic import ValidationError, TypeAdapter
@@ -18,7 +19,7 @@ from cinic_fastai.plan import (Plan, PlanEnsemble, PlanRun, PlanSearch, counted_
     table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
-# %% ../nbs/04a_plan_file.ipynb #aa2e34eb
+# %% ../nbs/04a_plan_file.ipynb #170879b1
 def _read_table(cls, table, **derived):
     "Make an object of a table, or a draft, and tell what is wrong"
     keys = table_keys(cls)
@@ -27,7 +28,7 @@ def _read_table(cls, table, **derived):
     try: return cls(**own, **derived), errors
     except ValidationError as e: found = error_lines(e, cls)
     sound = {keys[k]: v for k,v in own.items() if k not in dict(found)}
-    missing = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
+    missing = {f.name: getattr(cls, f.name, None) for f in fields(cls)}
     return SimpleNamespace(**missing|sound|derived), errors+[line for _,line in found]
 
 # %% ../nbs/04a_plan_file.ipynb #1caed951
@@ -35,27 +36,22 @@ def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
     return {k:v for k,v in table.items() if k in config_fields}
 
-# %% ../nbs/04a_plan_file.ipynb #cc7c40b5
+# %% ../nbs/04a_plan_file.ipynb #3b1690a1
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
 
-def _timm_names(name):
-    "Names to compare a network's with, perhaps with the tag of its weights"
+def _network_errors(model):
+    "What is wrong with a network's name; what is no text is left to other checks"
+    if not model or not isinstance(model, str) or model in KNOWN_NETWORKS: return []
     import timm
-    return [*KNOWN_NETWORKS, *(timm.list_pretrained() if "." in name else timm.list_models())]
+    listed = timm.list_pretrained() if "." in model else timm.list_models() # with the tag of its weights?
+    hint = nearest(model, [*KNOWN_NETWORKS, *listed])
+    wrong = f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
+    return [] if model in listed else [wrong]
 
-def _network_errors(models):
-    "Unknown networks; what is no text is left to other checks"
-    for model in models:
-        if model in KNOWN_NETWORKS or not model or not isinstance(model, str): continue
-        known = _timm_names(model)
-        if model in known: continue
-        hint = nearest(model, known)
-        yield f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
-
-# %% ../nbs/04a_plan_file.ipynb #35782745
+# %% ../nbs/04a_plan_file.ipynb #7d0866b0
 def _settings_errors(own, together):
     "What is wrong with a table's settings by themselves, or with all that it comes to"
-    alone = [*config_errors(own, alone=True), *_network_errors([own.get("model")])]
+    alone = config_errors(own, alone=True)+_network_errors(own.get("model"))
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
 # %% ../nbs/04a_plan_file.ipynb #1df99cd8
@@ -68,7 +64,7 @@ def _run_errors(run, table, plan):
     if not isinstance(source, str) or source in known: return
     yield f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"
 
-# %% ../nbs/04a_plan_file.ipynb #285482e4
+# %% ../nbs/04a_plan_file.ipynb #8713a572
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
 
 def _field_errors(name, dim, settings):
@@ -79,19 +75,20 @@ def _field_errors(name, dim, settings):
     kind = type(config_fields[name].default)
     if dim_kind(dim)[0] in ("real", "log") and kind is not float:
         return [f"{name} is {kind.__name__}, expected {{int=[lo, hi]}}, {{log2=[lo, hi]}} or {{choices=[...]}}"]
-    known = config_errors(settings)
-    errors = [e for v in dim_ends(dim) for e in config_errors({**settings, name: v})]
-    return list(dict.fromkeys(e for e in errors if e not in known))
+    known,found = config_errors(settings),{}
+    for v in dim_ends(dim):
+        found |= dict.fromkeys(config_errors({**settings, name: v}))
+        if name=="model": found |= dict.fromkeys(_network_errors(v))
+    return [e for e in found if e not in known]
 
-# %% ../nbs/04a_plan_file.ipynb #c31a1b08
+# %% ../nbs/04a_plan_file.ipynb #b5dae122
 def _space_errors(space, own, settings):
     "What is wrong with what a search looks through"
     yield from space_errors(space)
     for name,dim in space.items():
         if name in own: yield f"space.{name}: {name} = {own[name]!r} is fixed in the same table"
         if dim_error(dim): continue
-        models = dim_ends(dim) if name=="model" else []
-        for e in (*_field_errors(name, dim, settings), *_network_errors(models)): yield f"space.{name}: {e}"
+        for e in _field_errors(name, dim, settings): yield f"space.{name}: {e}"
 
 # %% ../nbs/04a_plan_file.ipynb #295c6148
 def _search_errors(search, table, plan):
@@ -138,35 +135,34 @@ def _outline_errors(d):
     if "study" not in d: yield "[study] is missing; it holds the study's name"
     if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
 
-# %% ../nbs/04a_plan_file.ipynb #3e8a5b64
+# %% ../nbs/04a_plan_file.ipynb #a6fcff07
 def _twice(plan):
     "Names that two tables share"
-    names = dict(
-        run=[f"{r.group}/{r.name}" for r in plan.runs if r.name],
-        search=[s.name.lower() for s in plan.searches if s.name],
-        ensemble=[e.name for e in plan.ensembles if e.name])
-    for kind,found in names.items():
-        for name,n in Counter(found).items():
-            if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
-    for name in {r.name: 0 for r in plan.runs if r.name in names["ensemble"]}:
+    runs,votes = [r for r in plan.runs if r.name],[e.name for e in plan.ensembles if e.name]
+    names = [("run", f"{r.group}/{r.name}") for r in runs]
+    names += [("search", s.name.lower()) for s in plan.searches if s.name]
+    names += [("ensemble", name) for name in votes]
+    for (kind,name),n in Counter(names).items():
+        if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
+    for name in dict.fromkeys(r.name for r in runs if r.name in votes):
         yield f"[[ensemble]]: '{name}' is a run's name, too; give the ensemble another one"
 
-# %% ../nbs/04a_plan_file.ipynb #87daf553
+# %% ../nbs/04a_plan_file.ipynb #bac7a902
 def _each_seed(table):
     "One table a seed; what isn't sound is left to the checks"
-    seeds = table.get("seeds")
-    listed = isinstance(seeds, list) and seeds and all(type(o) is int for o in seeds)
-    if not listed or "seed" in table or not isinstance(table.get("name"), str): return [table]
-    rest = {k: v for k,v in table.items() if k!="seeds"}
-    return [{**rest, "name": seed_name(table["name"], o), "seed": o} for o in seeds]
+    match table:
+        case {"name": str(name), "seeds": list(seeds), **rest} if "seed" not in rest and {*map(type, seeds)}=={int}:
+            return [dict(rest, name=seed_name(name, o), seed=o) for o in seeds]
+    return [table]
 
-# %% ../nbs/04a_plan_file.ipynb #a57c41af
+# %% ../nbs/04a_plan_file.ipynb #e8bb04ee
 def with_seeds(
     d:dict # A plan as `tomllib` parses it
 )->dict: # Each run with `seeds` as several runs, NAME-SEED
     "Write runs out that are to be trained with several seeds"
-    if not isinstance(d.get("run"), list): return d
-    return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
+    runs = d.get("run")
+    if not isinstance(runs, list): return d
+    return {**d, "run": [o for t in runs for o in _each_seed(t)]}
 
 # %% ../nbs/04a_plan_file.ipynb #5c02e3c8
 def _read_run(table, shared):
@@ -241,26 +237,23 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return plan
 
-# %% ../nbs/04a_plan_file.ipynb #a2a8bcda
+# %% ../nbs/04a_plan_file.ipynb #baefe73f
 def _shipped():
     "Path by name of the plans inside the package"
-    from importlib.resources import files as resources
-    found = [Path(o) for o in (resources("cinic_fastai")/"plans").iterdir()]
-    return {o.stem: o for o in sorted(found) if o.suffix==".toml"}
+    folder = Path(resources.files("cinic_fastai"))/"plans"
+    return {o.stem: o for o in sorted(folder.glob("*.toml"))}
 
 def plan_names()->list[str]: # Sorted
     "Names of the plans that come with the package"
     return list(_shipped())
 
-# %% ../nbs/04a_plan_file.ipynb #339b41fd
-def _decode(data, name):
+# %% ../nbs/04a_plan_file.ipynb #d6e00fd4
+def _decode(data):
     "Text of a file, with newlines as Python has them"
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try: return data.decode(encoding).replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        raise PlanError(f"{name} is not UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
+    return data.decode(encoding).replace("\r\n", "\n")
 
-# %% ../nbs/04a_plan_file.ipynb #0c853d37
+# %% ../nbs/04a_plan_file.ipynb #0d0d3942
 def plan_text(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->str: # As it stands in the file
@@ -269,7 +262,9 @@ def plan_text(
     known = f"Known: {', '.join(shipped)}, or the path of a .toml file."
     if not name.endswith(".toml") and name not in shipped:
         raise PlanError(f"Unknown plan '{name}'{nearest(name, shipped)}. {known}")
-    try: return _decode(shipped.get(name, Path(name)).read_bytes(), name)
+    try: return _decode(shipped.get(name, Path(name)).read_bytes())
+    except UnicodeDecodeError as e:
+        raise PlanError(f"{name} is not UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
     except (OSError, ValueError) as e:
         raise PlanError(f"{name} can't be read ({getattr(e, 'strerror', None) or e}). {known}") from None
 
