@@ -19,17 +19,20 @@ from cinic_fastai.plan import (Plan, PlanEnsemble, PlanRun, PlanSearch, counted_
     table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
-# %% ../nbs/04a_plan_file.ipynb #170879b1
+# %% ../nbs/04a_plan_file.ipynb #9a95aa6d
+_MORE_KEYS = {PlanRun: ("seeds", *config_fields), PlanSearch: config_fields} # Besides those of the class
+
 def _read_table(cls, table, **derived):
-    "Make an object of a table, or a draft, and tell what is wrong"
+    "Make an object of a table, or a draft, and tell what is wrong; of what is derived it takes its fields"
     keys = table_keys(cls)
-    errors = unknown_keys(table, [*keys, *(config_fields if "settings" in derived else ())])
+    errors = unknown_keys(table, [*keys, *_MORE_KEYS.get(cls, ())])
+    missing = {f.name: getattr(cls, f.name, None) for f in fields(cls)}
     own = {k: v for k,v in table.items() if k in keys}
-    try: return cls(**own, **derived), errors
+    derived = {k: v for k,v in derived.items() if k in missing}
+    try: return cls(**derived|own), errors
     except ValidationError as e: found = error_lines(e, cls)
     sound = {keys[k]: v for k,v in own.items() if k not in dict(found)}
-    missing = {f.name: getattr(cls, f.name, None) for f in fields(cls)}
-    return SimpleNamespace(**missing|sound|derived), errors+[line for _,line in found]
+    return SimpleNamespace(**missing|derived|sound), errors+[line for _,line in found]
 
 # %% ../nbs/04a_plan_file.ipynb #1caed951
 def _fields(table):
@@ -164,30 +167,20 @@ def with_seeds(
     if not isinstance(runs, list): return d
     return {**d, "run": [o for t in runs for o in _each_seed(t)]}
 
-# %% ../nbs/04a_plan_file.ipynb #5c02e3c8
-def _read_run(table, shared):
-    "A [[run]] as an object or draft, and what is wrong with it"
-    if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
-    own = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
-    return _read_table(PlanRun, own, settings=shared|_fields(table), own_seed="seed" in table)
-
-# %% ../nbs/04a_plan_file.ipynb #ea70ff7f
-def _read_search(table, shared):
-    "A [[search]] as an object or draft, and what is wrong with it"
+# %% ../nbs/04a_plan_file.ipynb #af172b84
+def _derived(table, shared):
+    "What a run or search is told besides its keys: all settings it comes to, the study's seed, whether it has its own"
+    known = dict(epochs=shared.get("epochs", RunConfig.epochs)) if "from" in table else shared
     space = table.get("space")
-    if not isinstance(space, dict): space = {}
-    settings = {k: v for k,v in (shared|_fields(table)).items() if k not in space}
-    return _read_table(PlanSearch, dict(seed=shared["seed"])|table, settings=settings, own_seed="seed" in table)
+    searched = space if isinstance(space, dict) else ()
+    settings = {k: v for k,v in (known|_fields(table)).items() if k not in searched}
+    return dict(settings=settings, seed=shared["seed"], own_seed="seed" in table)
 
-def _read_ensemble(table, shared):
-    "An [[ensemble]] as an object or draft, and what is wrong with it"
-    return _read_table(PlanEnsemble, table)
-
-# %% ../nbs/04a_plan_file.ipynb #66ebb184
-_KINDS = dict( # Where tables of a kind go, how they are read, how they are checked
-    run=("runs", _read_run, _run_errors),
-    search=("searches", _read_search, _search_errors),
-    ensemble=("ensembles", _read_ensemble, _ensemble_errors))
+# %% ../nbs/04a_plan_file.ipynb #5312eb8a
+_KINDS = dict( # Where tables of a kind go, what they become, how they are checked
+    run=("runs", PlanRun, _run_errors),
+    search=("searches", PlanSearch, _search_errors),
+    ensemble=("ensembles", PlanEnsemble, _ensemble_errors))
 
 def _defaults_errors(defaults):
     "What is wrong with [defaults]"
@@ -195,25 +188,28 @@ def _defaults_errors(defaults):
     yield from _settings_errors(_fields(defaults), {})
     if "seed" in defaults: yield "seed belongs in [study]"
 
-def _table_errors(d, kind, found, plan):
+def _table_errors(kind, tables, plan):
     "What is wrong with the tables of one kind, with their places"
-    for i,((made,wrong),table) in enumerate(zip(found, _tables(d, kind)), 1):
+    check = _KINDS[kind][2]
+    for i,(table,(made,wrong)) in enumerate(tables, 1):
         name = table.get("name")
         place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
-        for e in dict.fromkeys([*wrong, *_KINDS[kind][2](made, table, plan)]): yield f"{place}: {e}"
+        for e in dict.fromkeys([*wrong, *check(made, table, plan)]): yield f"{place}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #dfbf3908
+# %% ../nbs/04a_plan_file.ipynb #c3196ec3
 def _read(d, text=""):
     "Read and check all tables: the plan, or what is wrong with it"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in _ONE)
     plan,wrong = _read_table(Plan, study, text=text)
     shared = dict(seed=plan.seed)|_fields(defaults)
-    found = {kind: [read(t, shared) for t in _tables(d, kind)] for kind,(_,read,_) in _KINDS.items()}
-    parts = {_KINDS[kind][0]: tuple(made for made,_ in tables) for kind,tables in found.items()}
-    draft = SimpleNamespace(**vars(plan)|parts|dict(title=study.get("title", plan.name)))
+    draft = SimpleNamespace(**vars(plan)|dict(title=study.get("title", plan.name)))
+    found = {}
+    for kind,(part,cls,_) in _KINDS.items():
+        found[kind] = [(t, _read_table(cls, t, **_derived(t, shared))) for t in _tables(d, kind)]
+        setattr(draft, part, tuple(made for _,(made,_) in found[kind]))
     errors = [*_outline_errors(d), *(f"[study]: {e}" for e in wrong if "study" in d)]
     errors += [f"[defaults]: {e}" for e in _defaults_errors(defaults)]
-    for kind,tables in found.items(): errors += _table_errors(d, kind, tables, draft)
+    for kind,tables in found.items(): errors += _table_errors(kind, tables, draft)
     errors += _twice(draft)
     return None if errors else Plan(**vars(draft)), errors
 
