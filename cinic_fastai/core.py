@@ -9,10 +9,11 @@ __all__ = ['CINIC_CLASSES', 'SPLITS', 'POLICIES', 'MIXING', 'OPTIMIZERS', 'SCHED
            'needs_valid', 'method_error', 'diff_dicts', 'duration', 'thread_share', 'stop_on_signals', 'interruptible',
            'signals_blocked']
 
-# %% ../nbs/00_core.ipynb #77b8adbb
+# %% ../nbs/00_core.ipynb #3864da53
 import difflib, os, signal, sys, threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
 # %% ../nbs/00_core.ipynb #8f78264a
 CINIC_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -28,10 +29,20 @@ PRECISIONS = ("auto", "float32", "bf16")
 VOTES = ("soft", "hard", "greedy", "weighted") # Ways in which an ensemble decides
 TRACKERS = ("tensorboard", "wandb") # Where epochs can be shown besides
 
-# %% ../nbs/00_core.ipynb #fa3d00b8
+# %% ../nbs/00_core.ipynb #5f5a9949
 class CinicError(Exception):
     "An error a person can put right; `code` is the exit code of the command line"
     code = 2
+    errors = () # (field, message) of each, where it was made from several
+
+    @classmethod
+    def of(cls,
+        errors:list[tuple[str,str]] # (field, message) of each
+    )->Self: # Says them all
+        "One error for several"
+        made = cls("; ".join(line for _,line in errors)+".")
+        made.errors = tuple(errors)
+        return made
 
 class DataError(CinicError): "Images, packs or archives that can't be used"
 class PlanError(CinicError): "A plan that can't be carried out"
@@ -41,19 +52,8 @@ class StoreError(CinicError): "A study's folder or run store that doesn't fit wh
 class WeightsError(CinicError): "Pretrained weights that can't be had or don't fit"
 class NetworkError(CinicError): "A network that ends the process it works in"
 
-# %% ../nbs/00_core.ipynb #b1d9ba04
-class ConfigError(CinicError):
-    "A `RunConfig` field that is unknown or out of range, or another setting that can't be used"
-    errors = () # (field, message) of each, where it was made from several
-
-    @classmethod
-    def of(cls,
-        errors:list[tuple[str,str]] # (field, message) of each
-    )->"ConfigError": # Says them all
-        "One error for several"
-        made = cls("; ".join(line for _,line in errors)+".")
-        made.errors = tuple(errors)
-        return made
+# %% ../nbs/00_core.ipynb #e3168295
+class ConfigError(CinicError): "A `RunConfig` field that is unknown or out of range, or another unusable setting"
 
 # %% ../nbs/00_core.ipynb #c6ca6120
 class FatalError(CinicError): "What ends all work under way, not just one run; running again continues"
