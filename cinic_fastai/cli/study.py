@@ -177,7 +177,7 @@ def _finish(record, out, seconds):
 # %% ../../nbs/53_cli.study.ipynb #b10ebc04
 def _images(data):
     "Classes, images by split, and their side; says what isn't read"
-    from cinic_fastai.data.folder import left_out, require_layout, scan_folder
+    from cinic_fastai.data.folder import left_out, require_layout
     from cinic_fastai.data.pack import open_pack
     from cinic_fastai.data.sources import write_demo
     if data and (data/"manifest.json").exists():
@@ -186,7 +186,7 @@ def _images(data):
         ignored = pack.manifest.ignored
     else:
         with tempfile.TemporaryDirectory() as tmp:
-            scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
+            scan = require_layout(data or write_demo(Path(tmp)/"demo"))
         found = (scan.classes, Counter(split for split,*_ in scan.items), 32)
         ignored = scan.ignored
     if words := left_out(ignored): print(words, file=sys.stderr)
