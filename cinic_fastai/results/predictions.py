@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #49ca69ac
+# %% ../../nbs/32_results.predictions.ipynb #33a08227
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from weakref import WeakKeyDictionary
 import numpy as np
-from ..core import ConfigError, StoreError, nearest
+from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
-from ..core import needs_valid
 from .metrics import accuracy, as_preds, nll
 from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
@@ -121,24 +120,24 @@ def _voted(p, members):
     voted = p.vote(test)
     return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
 
-# %% ../../nbs/32_results.predictions.ipynb #5ce48720
-def _obstacle(members):
-    "Status and reason of a vote that can't be formed, the reason empty where it can"
-    missing = [m for m in members if not m.done]
-    names = ", ".join(m.name for m in missing)
-    if not missing: return "skipped", one_training({m.name: m.run_ids[0] for m in members})
-    return ("left", f"waits for {names}") if all(m.status=="left" for m in missing) else ("skipped", f"without {names}")
+# %% ../../nbs/32_results.predictions.ipynb #4b653b2e
+def _standing(members):
+    "Status of a vote, and why it can't be formed"
+    missing = {m.name: m.status for m in members if not m.done}
+    names = ", ".join(missing)
+    if set(missing.values())=={"left"}: return "left", f"waits for {names}"
+    if missing: return "skipped", f"without {names}"
+    twice = one_training({m.name: m.run_ids[0] for m in members})
+    return "skipped" if twice else "done", twice
 
-# %% ../../nbs/32_results.predictions.ipynb #e67338ae
+# %% ../../nbs/32_results.predictions.ipynb #88e1d1c4
 def _of_vote(ensemble, runs):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
     members = [runs.get(n, Prediction(n, "run", "skipped")) for n in ensemble.members]
     ids = tuple(m.run_ids[0] for m in members if m.done)
-    p = Prediction(ensemble.name, ensemble.method, "done", "", tuple(ensemble.members), ids, options)
-    status, reason = _obstacle(members)
-    if reason: return replace(p, status=status, reason=reason)
-    try: return _voted(p, members)
+    p = Prediction(ensemble.name, ensemble.method, *_standing(members), tuple(ensemble.members), ids, options)
+    try: return p if p.reason else _voted(p, members)
     except StoreError as e: return replace(p, status="failed", reason=str(e))
 
 # %% ../../nbs/32_results.predictions.ipynb #17df5c3a

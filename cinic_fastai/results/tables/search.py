@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 'repeats_table', 'best_table']
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #14863fd9
+# %% ../../../nbs/32d_results.tables.search.ipynb #ecd8079e
 import pandas as pd
 from ...record import best_first, control_name
 from .runs import tidy
-from .published import PUBLISHED_BEST, PUBLISHED_POINTS
-from .published import beside_published, report_search
+from .published import PUBLISHED_BEST, PUBLISHED_POINTS, beside_published, report_search
 from ...config import config_fields
 from ...studyfolder import StudyFolder, planned_trials
 
@@ -25,21 +24,17 @@ def other_dimensions(
     dimensions = dict.fromkeys(k for h in headers if h for k in h.space)
     return [k for k in dimensions if k not in (*POINT, "model", "opt")]
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #a3db4944
+# %% ../../../nbs/32d_results.tables.search.ipynb #74d8defd
 _trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "valid_loss",
     "best_so_far", "best_epoch", "epochs", "planned_epochs", "seconds", "ask_seconds", *POINT]
-_as_journalled = "number status cause run_id valid_loss best_epoch seconds ask_seconds".split()
-_defaults = {k: config_fields[k].default for k in ("model", "opt", "epochs")}
 
 def _trial_row(search, header, trial):
     "One trial"
-    fixed = {k: v for k,v in dict(model=search.model, opt=search.opt).items() if v}
-    shared = _defaults|header.base|fixed
-    model, opt, epochs = ({**shared, **trial.point}[k] for k in _defaults)
-    acc = None if trial.status=="failed" else trial.valid_acc
-    row = dict(search=search.name, kind=header.kind(trial.number), valid_acc=acc, model=model, opt=opt)
-    row |= dict(epochs=len(trial.accs or ()) or None, planned_epochs=epochs)
-    return trial.point|{k: getattr(trial, k) for k in _as_journalled}|row
+    point = dict(model=search.model, opt=search.opt)|trial.point
+    planned = (dict(epochs=config_fields["epochs"].default)|header.base|point)["epochs"]
+    row = vars(trial)|point|dict(search=search.name, kind=header.kind(trial.number))
+    if trial.status=="failed": row["valid_acc"] = None
+    return row|dict(epochs=len(trial.accs or ()) or None, planned_epochs=planned)
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #df0f1007
 def trials_table(
@@ -79,25 +74,24 @@ def repeats_table(
     rows = [dict(r, search=s.name) for s in study.record.searches for r in s.repeated]
     return tidy(rows, _repeat_columns)
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #536baa5a
+# %% ../../../nbs/32d_results.tables.search.ipynb #5fb7b812
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
 _published = [f"published_{k}" for k in POINT]
 _counted = "search model opt status reason trials failed stopped planned number run_id".split()
 
 def _effort(trials):
     "What became of a search's trials, the epochs that stopping saved, and the surrogate's seconds a guided trial"
-    stopped, asked = trials[trials.status=="stopped"], trials.ask_seconds[trials.kind=="guided"]
-    effort = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
-    effort |= dict(saved_epochs=(stopped.planned_epochs-stopped.epochs).sum())
-    return effort|dict(ask_mean=asked.mean(), ask_max=asked.max())
+    stopped, asked = trials.query("status=='stopped'"), trials.query("kind=='guided'").ask_seconds
+    counts = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
+    saved = (stopped.planned_epochs-stopped.epochs).sum()
+    return counts|dict(saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #d5f2936b
+# %% ../../../nbs/32d_results.tables.search.ipynb #65ee5b6b
 def _spread(trials):
     "How the accuracies of trials that ran to their end spread"
-    done = trials[trials.status=="done"]
-    acc, best = done.valid_acc, done.groupby("kind").valid_acc.max()
-    spread = dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min())
-    return spread|{f"{kind}_best": best.get(kind) for kind in ("random", "guided")}
+    done = trials.query("status=='done'")
+    best = done.groupby("kind").valid_acc.max().add_suffix("_best")
+    return dict(best)|dict(zip(_scored, done.valid_acc.agg(["max", "median", "min"])))
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #9f71a2cc
 def _best_row(study, search, trials):
