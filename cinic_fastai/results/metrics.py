@@ -54,13 +54,13 @@ def macro_f1(
     from sklearn.metrics import f1_score
     return float(f1_score(targs, as_preds(probs), average="macro", zero_division=0)) if len(targs) else math.nan
 
-# %% ../../nbs/30_results.metrics.ipynb #b64063d8
+# %% ../../nbs/30_results.metrics.ipynb #3cab8189
 def nll(
-    probs:np.ndarray, # Probabilities `(n,c)`
+    probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
     targs:np.ndarray # Right classes `(n,)`
-)->float: # 0 is best, log(c) is guessing, NaN without images
+)->float: # 0 is best, log(c) is guessing, NaN without images and of classes
     "Mean negative log-likelihood"
-    if not len(targs): return math.nan
+    if not len(targs) or np.ndim(probs)==1: return math.nan
     right = np.asarray(probs)[np.arange(len(targs)), targs].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean())
 
@@ -79,14 +79,14 @@ def reliability(
     confidence, right = mean(sure), mean(as_preds(probs)==targs)
     return pd.DataFrame(dict(low=edges[:-1], confidence=confidence, accuracy=right, count=count))
 
-# %% ../../nbs/30_results.metrics.ipynb #4c5549d7
+# %% ../../nbs/30_results.metrics.ipynb #d2b83f6e
 def ece(
-    probs:np.ndarray, # Probabilities `(n,c)`
+    probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
     targs:np.ndarray, # Right classes `(n,)`
     bins:int=15 # Of equal width in [0, 1]
-)->float: # In [0, 1], 0 is best, NaN without images
+)->float: # In [0, 1], 0 is best, NaN without images and of classes
     "Expected calibration error"
-    if not len(targs): return math.nan
+    if not len(targs) or np.ndim(probs)==1: return math.nan
     table = reliability(probs, targs, bins)
     return float((table["count"]*(table.accuracy-table.confidence).abs()).sum()/len(targs))
 

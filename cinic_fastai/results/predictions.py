@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #33a08227
+# %% ../../nbs/32_results.predictions.ipynb #9973540e
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 import numpy as np
 from ..core import ConfigError, StoreError, nearest, needs_valid
@@ -16,7 +17,7 @@ from .metrics import accuracy, as_preds, nll
 from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
 
-# %% ../../nbs/32_results.predictions.ipynb #ad689263
+# %% ../../nbs/32_results.predictions.ipynb #aa055cb5
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +34,7 @@ class Prediction:
     valid:tuple[Stored,...] = () # Valid probabilities, none where nothing may be chosen by them
     no_valid:str = "" # Why there are none
     fitted:FittedEnsemble = _ALONE # What was chosen on valid images
-    probs:np.ndarray|None = None # Of the test images `(n,c)`; None of a hard vote
-    preds:np.ndarray|None = None # Classes of the test images `(n,)`; None while it isn't done
+    answers:np.ndarray|None = None # Probabilities of the test images `(n,c)`, of a hard vote classes `(n,)`
 
     def fit_with(self, fit):
         "What `fit_ensemble` or `leave_one_out` chooses on valid images; without those there is nothing to choose"
@@ -46,9 +46,13 @@ class Prediction:
         return predict_ensemble(self.fitted, [m.probs for m in stored], temperature)
 
     @property
-    def done(self)->bool: return self.preds is not None
+    def done(self)->bool: return self.answers is not None
     @property
     def is_vote(self)->bool: return self.kind!="run"
+    @property
+    def probs(self)->np.ndarray|None: return None if self.kind=="hard" else self.answers
+    @cached_property
+    def preds(self)->np.ndarray: return as_preds(self.answers)
     @property
     def targs(self)->np.ndarray: return self.test[0].targs
     @property
@@ -85,7 +89,7 @@ def _stored_valid(study, run_id):
     if not len(valid.targs): raise StoreError("has seen no valid images, so nothing can be chosen by them")
     return valid
 
-# %% ../../nbs/32_results.predictions.ipynb #e1dd822c
+# %% ../../nbs/32_results.predictions.ipynb #ad0d87d3
 def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
@@ -93,7 +97,7 @@ def _of_run(study, name, run):
     if status!="done": return p
     try: test = _stored(study, run.run_id, "test")
     except StoreError as e: return replace(p, status="failed", reason=str(e))
-    p = replace(p, test=(test,), probs=test.probs, preds=as_preds(test.probs))
+    p = replace(p, test=(test,), answers=test.probs)
     try: return replace(p, valid=(_stored_valid(study, run.run_id),))
     except StoreError as e: return replace(p, no_valid=str(e))
 
@@ -106,7 +110,7 @@ def _valid_members(p, members):
     check_members(valid, p.members)
     return valid
 
-# %% ../../nbs/32_results.predictions.ipynb #afc3a3c5
+# %% ../../nbs/32_results.predictions.ipynb #59a110d3
 def _voted(p, members):
     "Fit an ensemble on valid images and take its vote on the test images"
     test = tuple(m.test[0] for m in members)
@@ -117,8 +121,7 @@ def _voted(p, members):
         p = replace(p, no_valid=str(e))
     p = replace(p, test=test)
     p = replace(p, fitted=p.fit_with(fit_ensemble))
-    voted = p.vote(test)
-    return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
+    return replace(p, answers=p.vote(test))
 
 # %% ../../nbs/32_results.predictions.ipynb #4b653b2e
 def _standing(members):

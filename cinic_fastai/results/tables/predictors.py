@@ -30,9 +30,9 @@ def finished_ensembles(
     "The votes that could be formed"
     return [p for p in _done(study) if p.is_vote]
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #d5ddab9f
-_predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high",
-    "balanced_acc", "macro_f1", "majority_acc", "images", "published"]
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7fe9ad94
+_predictor_columns = ("place predictor kind members status reason test_acc low high "
+    "balanced_acc macro_f1 majority_acc images published").split()
 
 def _test_row(p):
     "How good a predictor is on the test images"
@@ -57,24 +57,23 @@ def predictors_table(
     df["place"] = df.test_acc.rank(method="first", ascending=False).astype("Int64")
     return df.sort_values("place", kind="stable", ignore_index=True)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #729a29cb
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #1f98b70e
 TOTAL = "" # The class of rows over all classes: a class has a name, whichever it is
-_class_columns = ["predictor", "class", "images", "accuracy", "published"]
+
 
 _published = PUBLISHED_CLASS|{(name, TOTAL): acc for name,acc in PUBLISHED_TEST.items()}
 
-def _scores(p, at):
-    "A predictor on some of the test images"
-    targs = p.targs[at]
-    row = dict(images=len(targs), accuracy=accuracy(p.preds[at], targs))
-    return row if p.probs is None else row|dict(nll=nll(p.probs[at], targs), ece=ece(p.probs[at], targs))
+def _scores(answers, targs):
+    "How good answers are, probabilities or classes"
+    how_sure = dict(nll=nll(answers, targs), ece=ece(answers, targs))
+    return dict(images=len(targs), accuracy=accuracy(answers, targs))|how_sure
 
 def _class_scores(p, at=True):
     "A predictor on the images of each class and on all, as far as they are among those `at`"
-    parts = {c: p.targs==i for i,c in enumerate(p.classes)}|{TOTAL: np.full(len(p.targs), True)}
-    return [{"predictor": p.name, "class": c, **_scores(p, part&at)} for c,part in parts.items()]
+    parts = {c: at&(p.targs==i) for i,c in enumerate(p.classes)}|{TOTAL: at&(p.targs>=0)}
+    return [{"predictor": p.name, "class": c, **_scores(p.answers[o], p.targs[o])} for c,o in parts.items()]
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #1cbc9490
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #db7d6124
 def class_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
@@ -84,17 +83,17 @@ def class_table(
     for p in _done(study, everyone):
         known = report_predictor(study, p)
         rows += [dict(o, published=_published.get((known, o["class"]))) for o in _class_scores(p)]
-    return tidy(rows, _class_columns)
+    return tidy(rows, "predictor class images accuracy published".split())
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #84ebba40
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7db531d7
 ALL = "(all)"
 CIFAR_PARTS = ("CIFAR-10 test", "CIFAR-10 train") # Of the origin `cifar`
-_origin_columns = ["predictor", "origin", "class", "images", "accuracy", "nll", "ece"]
+
 
 def _cifar_test_rows(study):
     "Rows of the pack that are CIFAR-10's test images, none where they are not known"
     f = study.out/"samples.npz"
-    return np.asarray(read_npz(f).get("cifar_test_rows", ())) if f.exists() else np.zeros(0)
+    return read_npz(f).get("cifar_test_rows", ()) if f.exists() else ()
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #40ef542b
 def _origin_masks(origins, is_test):
@@ -104,7 +103,7 @@ def _origin_masks(origins, is_test):
     if is_test.any(): masks |= zip(CIFAR_PARTS, (is_test, masks["cifar"]&~is_test))
     return {o: m for o,m in masks.items() if m.any()}|{ALL: True}
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #b482c0c9
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7b9541c6
 def class_origin_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
@@ -114,7 +113,7 @@ def class_origin_table(
     for p in _done(study, everyone):
         for name,mask in _origin_masks(p.origins, np.isin(p.rows, cifar_test)).items():
             rows += [dict(o, origin=name) for o in _class_scores(p, mask)]
-    return tidy(rows, _origin_columns)
+    return tidy(rows, "predictor origin class images accuracy nll ece".split())
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #4dc72389
 def confusion_table(
@@ -140,7 +139,7 @@ def best_member(
     if p.valid: return best_epoch(_accuracies(p.valid), _losses(p.valid))
     return int(np.argmax(_accuracies(p.test)))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #e23a0be6
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #2e058b66
 _ensemble_columns = ("predictor method members weights member_temperatures temperature valid_acc valid_nll "
     "best_valid_acc best_valid_nll test_acc test_nll ece nll_before ece_before best_member "
     "best_acc difference low high only_ensemble only_member p disagreement oracle").split()
@@ -150,31 +149,30 @@ def _joined(values): return ", ".join(f"{v:.2f}" for v in values)
 def _valid_scores(p):
     "What an ensemble and its best member reach on the images by which it was chosen"
     if not p.valid: return {}
-    acc, likelihood = valid_score(p)
-    accs, losses = _accuracies(p.valid), _losses(p.valid)
-    scores = dict(valid_acc=acc, best_valid_acc=max(accs), best_valid_nll=min(losses))
-    return scores if p.probs is None else scores|dict(valid_nll=-likelihood)
+    voted, targs = p.vote(p.valid), p.valid[0].targs
+    scores = dict(valid_acc=accuracy(voted, targs), valid_nll=nll(voted, targs))
+    return scores|dict(best_valid_acc=max(_accuracies(p.valid)), best_valid_nll=min(_losses(p.valid)))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #4bb6a158
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #f51e1878
 def _test_scores(p):
     "Likelihood and calibration on the test images, and what they were before the ensemble's temperature"
-    members, targs = [m.probs for m in p.test], p.targs
-    n = len(members)
+    members, n = [m.probs for m in p.test], len(p.test)
     apart = disagreement(members).sum()/(n*n-n) if n>1 else np.nan
-    scores = dict(disagreement=apart, oracle=oracle_accuracy(members, targs))
-    if p.probs is None: return scores
-    before = p.vote(p.test, temperature=False)
-    scores |= dict(test_nll=nll(p.probs, targs), nll_before=nll(before, targs))
-    return scores|dict(ece=ece(p.probs, targs), ece_before=ece(before, targs))
+    now, before = (_scores(o, p.targs) for o in (p.answers, p.vote(p.test, temperature=False)))
+    scores = dict(test_acc=now["accuracy"], test_nll=now["nll"], ece=now["ece"], disagreement=apart)
+    return scores|dict(nll_before=before["nll"], ece_before=before["ece"], oracle=oracle_accuracy(members, p.targs))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #c44c2276
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #41f67ca5
+def _against(p, preds):
+    "How much better an ensemble's classes for the test images are than others"
+    return bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
+
 def _beside_member(p):
     "An ensemble against its best member on the same test images"
     i = best_member(p)
     member = as_preds(p.test[i].probs)
-    row = dict(test_acc=accuracy(p.preds, p.targs), best_acc=accuracy(member, p.targs), best_member=p.members[i])
-    row |= zip(("only_ensemble", "only_member", "p"), mcnemar(p.preds, member, p.targs))
-    return row|bootstrap_difference(p.preds==p.targs, member==p.targs)._asdict()
+    row = dict(zip(("only_ensemble", "only_member", "p"), mcnemar(p.preds, member, p.targs)))
+    return row|dict(_against(p, member), best_acc=accuracy(member, p.targs), best_member=p.members[i])
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #b3342565
 def ensembles_table(
@@ -188,27 +186,24 @@ def ensembles_table(
         rows.append(row|_beside_member(p)|_valid_scores(p)|_test_scores(p))
     return tidy(rows, _ensemble_columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #2f74686a
-_without_columns = ["predictor", "without", "weights", "valid_acc", "test_acc", "difference", "low", "high"]
-
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #01054503
 def _without_row(p, fitted):
     "An ensemble beside itself without a member"
     rest = replace(p, fitted=fitted)
     preds = as_preds(rest.vote(p.test))
-    row = dict(weights=_joined(fitted.weights), test_acc=accuracy(preds, p.targs))
-    if p.valid: row |= dict(valid_acc=valid_score(rest)[0])
-    return row|bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
+    row = dict(weights=_joined(fitted.weights), test_acc=accuracy(preds, p.targs), **_against(p, preds))
+    return row|dict(valid_acc=valid_score(rest)[0]) if p.valid else row
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #acb06563
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7b346840
 def leave_one_out_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row an ensemble and member, of ensembles with two members or more
     "What each member is worth to its ensemble"
     rows = []
-    for p in (p for p in finished_ensembles(study) if len(p.members)>1):
-        rests = zip(p.members, p.fit_with(leave_one_out))
+    for p in finished_ensembles(study):
+        rests = zip(p.members, p.fit_with(leave_one_out)) if len(p.members)>1 else ()
         rows += [dict(_without_row(p, f), predictor=p.name, without=n) for n,f in rests]
-    return tidy(rows, _without_columns)
+    return tidy(rows, "predictor without weights valid_acc test_acc difference low high".split())
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #41365cba
 def disagreement_table(
@@ -219,7 +214,7 @@ def disagreement_table(
     runs = [p for p in _done(study) if not p.is_vote and p.name in wanted]
     return tidy([(a.name, b.name, (a.preds!=b.preds).mean()) for a in runs for b in runs], ["a", "b", "share"])
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #86c8d79b
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #6d9b3f11
 def _stages(p):
     "Probabilities before and after an ensemble's temperature"
     if not p.options.get("temperature"): return dict(before=p.probs)
@@ -234,4 +229,4 @@ def calibration_table(
     for p in _done(study):
         if p.probs is None or not p.is_vote and p is not best: continue
         parts += [reliability(o, p.targs, bins).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
-    return joined(parts, ["predictor", "stage", "low", "confidence", "accuracy", "count"])
+    return joined(parts, "predictor stage low confidence accuracy count".split())

@@ -6,13 +6,12 @@
 __all__ = ['TARGET_ACC', 'ABLATION', 'tidy', 'joined', 'runs_table', 'history_table', 'train_differs', 'gap_table',
            'time_to_accuracy_table', 'seeds_table', 'ablation_of', 'ablation_table']
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #a539c35f
+# %% ../../../nbs/32c_results.tables.runs.ipynb #b2b464e2
 import pandas as pd, numpy as np
 from dataclasses import asdict
 from ...config import config_fields, setting_name
 from ...core import MIXING, StoreError
-from cinic_fastai.results.metrics import (Difference, accuracy, as_preds, balanced_accuracy, macro_f1, mean_interval,
-    welch)
+from ..metrics import Difference, accuracy, balanced_accuracy, macro_f1, mean_interval, welch
 from cinic_fastai.results.tables.published import (PUBLISHED_TEST, PUBLISHED_VALID, beside_published, is_cinic,
     report_run)
 from ...store import HISTORY
@@ -48,10 +47,10 @@ def joined(
     "Tables as one, tidy"
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #c1134454
-_results = "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params".split()
-_run_columns = ["group", "name", "run_id", "status", "reason", "search", "last_valid_acc", "report", "published",
-    *_results, "test_balanced_acc", "test_macro_f1", "valid_majority_acc", "test_majority_acc", *config_fields]
+# %% ../../../nbs/32c_results.tables.runs.ipynb #a0d4c104
+_run_columns = ("group name run_id status reason search last_valid_acc report published "
+    "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params "
+    "test_balanced_acc test_macro_f1 valid_majority_acc test_majority_acc").split()+list(config_fields)
 
 def _config(study, run):
     "A run's configuration, once it has begun"
@@ -68,13 +67,13 @@ def _settings(study, run):
     report = report_run(cfg) if beside_published(study.data) else ""
     return asdict(cfg)|dict(report=report, published=PUBLISHED_VALID.get(report))
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #481ba742
+# %% ../../../nbs/32c_results.tables.runs.ipynb #f707e9c0
 def _class_scores(study, run_id):
     "Scores of the test images in which each class counts the same; none without stored probabilities"
     try: stored = study.store.probs(run_id, "test")
     except StoreError: return {}
-    preds, targs = as_preds(stored["probs"]), stored["targs"]
-    return dict(test_balanced_acc=balanced_accuracy(preds, targs), test_macro_f1=macro_f1(preds, targs))
+    probs, targs = stored["probs"], stored["targs"]
+    return dict(test_balanced_acc=balanced_accuracy(probs, targs), test_macro_f1=macro_f1(probs, targs))
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #31599083
 def _scores(study, run_id):
@@ -135,9 +134,9 @@ def gap_table(
     last = history_table(study).groupby(_KEY, sort=False).tail(1).eval("gap=train_acc-valid_acc")
     return tidy(runs.merge(last, on=_KEY), _gap_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #321a2817
+# %% ../../../nbs/32c_results.tables.runs.ipynb #4eb32f9c
 TARGET_ACC = max(PUBLISHED_TEST.values()) # The report's best test accuracy
-_time_columns = ["group", "name", "model", "mark", "epoch", "seconds", "best", "total"]
+_time_columns = "group name model mark epoch seconds best total".split()
 
 def time_to_accuracy_table(
     study:StudyFolder, # A study's folder
