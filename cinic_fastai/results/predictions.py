@@ -77,19 +77,19 @@ def _compared_runs(study, everyone):
     rest = [r for r in record.runs if r not in compared.values()]
     return compared|{r.name if names[r.name]==1 else r.key: r for r in rest}
 
-# %% ../../nbs/32_results.predictions.ipynb #7e69e653
+# %% ../../nbs/32_results.predictions.ipynb #cf225a5d
 def _stored(study, run_id, split): return Stored(**study.store.probs(run_id, split))
 
-def _stored_valid(study, run_id):
-    "A run's valid probabilities, if anything may be chosen by them"
+def _with_valid(p, study, run_id):
+    "A run's prediction with its valid probabilities, or the reason why nothing may be chosen by them"
     if study.store.config(run_id).train_on!="train":
-        raise StoreError("was trained on valid images, so nothing can be chosen by them")
+        return replace(p, no_valid="was trained on valid images, so nothing can be chosen by them")
     try: valid = _stored(study, run_id, "valid")
-    except StoreError as e: raise StoreError(f"has no valid probabilities: {e}") from None
-    if not len(valid.targs): raise StoreError("has seen no valid images, so nothing can be chosen by them")
-    return valid
+    except StoreError as e: return replace(p, no_valid=f"has no valid probabilities: {e}")
+    if len(valid.targs): return replace(p, valid=(valid,))
+    return replace(p, no_valid="has seen no valid images, so nothing can be chosen by them")
 
-# %% ../../nbs/32_results.predictions.ipynb #ad0d87d3
+# %% ../../nbs/32_results.predictions.ipynb #0c25aeea
 def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
@@ -97,9 +97,7 @@ def _of_run(study, name, run):
     if status!="done": return p
     try: test = _stored(study, run.run_id, "test")
     except StoreError as e: return replace(p, status="failed", reason=str(e))
-    p = replace(p, test=(test,), answers=test.probs)
-    try: return replace(p, valid=(_stored_valid(study, run.run_id),))
-    except StoreError as e: return replace(p, no_valid=str(e))
+    return _with_valid(replace(p, test=(test,), answers=test.probs), study, run.run_id)
 
 # %% ../../nbs/32_results.predictions.ipynb #3bceb4d5
 def _valid_members(p, members):

@@ -26,7 +26,7 @@ PUBLISHED_CLASS = {("custom_cnn-adam", "dog"): .35, ("resnet18-sgd", "dog"): .35
 FULL_STUDY = dict(images=270_000, split=90_000, epochs={"architectures": 50, "augmentation": 50, "final": 150},
     trial_epochs=15, random=4, guided=10, trainings=68)
 
-# %% ../../../nbs/32a_results.tables.published.ipynb #9d4f1b4b
+# %% ../../../nbs/32a_results.tables.published.ipynb #c098bf80
 _SEARCHED = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
 _SGD = dict(mom=[0,.99])
 _ADAM = dict(beta1=[0,.99], beta2=[0,.99])
@@ -34,11 +34,12 @@ _CNN = dict(dropout=[0,.2])
 REPORT_SPACES = {
     "custom_cnn-sgd": _SEARCHED|_CNN|_SGD, "custom_cnn-adam": _SEARCHED|_CNN|_ADAM,
     "resnet18-sgd": _SEARCHED|_SGD, "resnet18-adam": _SEARCHED|_ADAM}
+_TRIAL = dict(policy="advanced", epochs=15)
 REPORT_SEARCHES = { # What a search's trials share beyond `RunConfig`'s defaults
-    "custom_cnn-sgd": dict(model="custom_cnn", policy="advanced", epochs=15),
-    "custom_cnn-adam": dict(model="custom_cnn", opt="adam", policy="advanced", epochs=15),
-    "resnet18-sgd": dict(policy="advanced", epochs=15),
-    "resnet18-adam": dict(opt="adam", policy="advanced", epochs=15)}
+    "custom_cnn-sgd": dict(_TRIAL, model="custom_cnn"),
+    "custom_cnn-adam": dict(_TRIAL, model="custom_cnn", opt="adam"),
+    "resnet18-sgd": _TRIAL,
+    "resnet18-adam": dict(_TRIAL, opt="adam")}
 
 # %% ../../../nbs/32a_results.tables.published.ipynb #c732fb73
 _PRETRAINED = dict(model="resnet18.tv_in1k", pretrained=True)
