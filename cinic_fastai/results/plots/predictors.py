@@ -51,7 +51,7 @@ def _wide(df, rows, columns, values):
     "Values by row and column, both in the order they come in"
     return df.pivot(index=rows, columns=columns, values=values).loc[df[rows].unique(), df[columns].unique()]
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #daf13c33
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #81bdc87f
 @in_style
 def plot_classes(
     df:pd.DataFrame, # From `class_table`
@@ -72,7 +72,7 @@ def plot_classes(
     ax.set_yticks(y, map(_class_name, wide.index))
     ax.set(xlabel="test accuracy")
     ax.invert_yaxis()
-    legend_above(ax.figure, ax.lines)
+    legend_above(ax.figure, ax.lines, 3)
     return ax
 
 # %% ../../../nbs/33d_results.plots.predictors.ipynb #5b22dad9

@@ -83,7 +83,7 @@ def plot_searches(
     if published: key.append(key_line("published best", linestyle=":"))
     return small_multiples(draw, names, 4.8, 1.75, key, "trial", "valid accuracy", sharex=True, sharey=True)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #781d117d
+# %% ../../../nbs/33c_results.plots.search.ipynb #df807495
 _CONTROL = dict(color="#8A8A8A", linestyle="--", linewidth=1.4)
 
 def _plot_best(ax, df, looks):
@@ -92,11 +92,10 @@ def _plot_best(ax, df, looks):
         best = [*d.best_so_far, d.best_so_far.iloc[-1]]
         ax.step(np.arange(len(best))+.5, best, where="post", **looks[which])
     clean_axes(ax, percent=True)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
-    ax.margins(y=.1)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     ax.set(xlabel="trial", ylabel="best valid accuracy so far")
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #29adc52a
+# %% ../../../nbs/33c_results.plots.search.ipynb #24544bd7
 _REPEAT_NAMES = {"runner-up": "runner-\nup", "control": "control's\nwinner"}
 
 def _plot_repeats(ax, df, repeats, looks):
@@ -110,7 +109,7 @@ def _plot_repeats(ax, df, repeats, looks):
     for which,best in df.groupby("which").best_so_far.last().items():
         ax.axhline(best, color=looks[which]["color"], linewidth=.8, linestyle=":")
     clean_axes(ax)
-    ax.set_xticks(range(len(names)), [_REPEAT_NAMES.get(o, o) for o in names])
+    ax.set_xticks(range(len(names)), [_REPEAT_NAMES.get(o, o) for o in names], fontsize=8)
     ax.set(xlabel=f"{repeats.seed.nunique()} new seeds", xlim=(-.5, len(names)-.2))
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #6d071912
@@ -122,7 +121,7 @@ def _at_least(ax, span):
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if hi-lo<.05: percent_axis(ax.yaxis, 1)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #a5c91674
+# %% ../../../nbs/33c_results.plots.search.ipynb #99b08123
 @in_style
 def plot_convergence(
     df:pd.DataFrame, # One search's rows of `convergence_table`
@@ -133,7 +132,8 @@ def plot_convergence(
     _, colour = _name_and_colour(df, colours)
     looks = dict(search=dict(color=colour, zorder=3), control=_CONTROL)
     repeats = repeats.dropna(subset="valid_acc")
-    axs = new_axes(cols=2, sharey=True, width_ratios=(3,2)) if len(repeats) else new_axes()
+    axs = new_axes(cols=2, sharey=True, width_ratios=(4,3)) if len(repeats) else new_axes()
+    for ax in axs: ax.margins(y=.1)
     _plot_best(axs[0], df, looks)
     if len(repeats): _plot_repeats(axs[1], df, repeats, looks)
     _at_least(axs[0], .02)
@@ -141,14 +141,14 @@ def plot_convergence(
     if df.which.nunique()>1: legend_above(axs[0].figure, key)
     return axs[0].figure
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #ea070556
+# %% ../../../nbs/33c_results.plots.search.ipynb #670df245
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def _decades(lo, hi):
     "Ticks of a log axis and their labels: powers of ten, five at most; the ends where there are fewer than two"
     powers = [p for p in range(-30, 30) if lo*.999<=10.**p<=hi*1.001]
     if len(powers)<2: return [lo, hi], [f"{lo:.2g}", f"{hi:.2g}"]
-    shown = powers[::-(-len(powers)//5)][::-1]
+    shown = powers[::-(-len(powers)//5)]
     return [10.**p for p in shown], ["10"+str(p).translate(_SUPERSCRIPTS) for p in shown]
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #e4b36aa1

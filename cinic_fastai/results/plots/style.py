@@ -245,14 +245,15 @@ def key_line(
     "A line or mark of a legend, grey unless it has a colour of its own"
     return Line2D([], [], label=label, **dict(color=GREY)|look)
 
-# %% ../../../nbs/33_results.plots.style.ipynb #cbb6cf23
+# %% ../../../nbs/33_results.plots.style.ipynb #5c5d89d1
 def legend_above(
     fig:Figure, # Of one panel or several
-    key:list # Lines and patches with labels
+    key:list, # Lines and patches with labels
+    cols:int=4 # Entries a row
 ):
-    "A legend above all panels, four entries a row"
+    "A legend above all panels"
     layout = dict(handletextpad=.4, columnspacing=1, handlelength=1.6)
-    fig.legend(handles=key, loc="outside upper center", frameon=False, ncols=min(4, len(key)) or 1, **layout)
+    fig.legend(handles=key, loc="outside upper center", frameon=False, ncols=min(cols, len(key)) or 1, **layout)
 
 # %% ../../../nbs/33_results.plots.style.ipynb #6365ea81
 @in_style
