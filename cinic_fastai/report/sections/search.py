@@ -15,7 +15,6 @@ from .runs import compare
 from .setup import settings_of
 from ..words import Tally, reads, statement
 from ...results.metrics import mean_interval
-from ...results.plots.style import new_axes
 from ...results.plots.search import plot_convergence, plot_dependence, plot_importance, plot_searches
 from ...results.tables.published import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
@@ -208,7 +207,7 @@ def _convergence_figure(f, name):
     again = repeats.dropna(subset="valid_acc").groupby("of", sort=False).valid_acc
     shared = any(s.control and s.control.shared for s in f.record.searches if s.name==name)
     facts = dict(search=name, ends=ends, shared=shared, repeats={of: mean_interval(d)[:2] for of,d in again})
-    def plot(df): return plot_convergence(df, repeats, new_axes()[0], f.colours)
+    def plot(df): return plot_convergence(df, repeats, f.colours)
     return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, words="convergence", facts=facts)
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #23d70ef6
