@@ -177,12 +177,12 @@ def _fell(study):
 # %% ../../nbs/53_cli.study.ipynb #58895f43
 def _images(data):
     "Classes, images by split, their side, and files that aren't read"
-    from cinic_fastai.data.folder import require_layout, scan_folder
+    from cinic_fastai.data.folder import require_layout
     from cinic_fastai.data.pack import open_pack
     if data and (data/"manifest.json").exists():
         pack = open_pack(data)
         return pack.classes,pack.counts(),pack.size,pack.manifest.ignored
-    with tempfile.TemporaryDirectory() as tmp: scan = require_layout(scan_folder(image_folder(data, Path(tmp))))
+    with tempfile.TemporaryDirectory() as tmp: scan = require_layout(image_folder(data, Path(tmp)))
     return scan.classes,Counter(o.split for o in scan.items),32,scan.ignored
 
 # %% ../../nbs/53_cli.study.ipynb #24ff8c08
