@@ -11,7 +11,6 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from .core import StoreError
 from .record import Journal, control_name, journal_path, read_journal, trial_failures
 from .record import DataInfo, RunEntry, SearchEntry, StudyRecord
 from .store import RunStore

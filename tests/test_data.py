@@ -562,7 +562,8 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
         folder_of(root, images, (name, "Zoo"), {s: s})
     folder_of(root, {"5.png": images["1.png"]}, (decomposed,), dict(train="train")) # both in one split
     both = (root/"train"/composed).samefile(root/"train"/decomposed)
-    assert require_layout(root).classes==[composed, "Zoo"] and folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
+    assert require_layout(root).classes==[composed, "Zoo"]
+    assert folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
     pack = get_pack(root)
     assert pack.classes==[composed, "Zoo"] and pack.counts()==dict(train=9, valid=8, test=8)
     for i,f in enumerate(pack.files): # paths are the disk's

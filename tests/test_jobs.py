@@ -257,8 +257,8 @@ def test_a_network_that_ends_its_process_ends_no_study(images, tmp_path, jobs):
 @pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
 def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
     (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
-    (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[defaults]\nbs = 16\n[[run]]\nname = "a"\nmodel = "test_resnet"\n'
-        '[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
+    (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[defaults]\nbs = 16\n'
+        '[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
     r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=functools.partial(deadly, tmp_path))
     assert r.returncode==0 and "2 trainings" in r.stdout, r.stderr
     assert "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split())

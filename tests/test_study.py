@@ -277,7 +277,8 @@ def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
 def test_a_dry_run_says_what_does_not_fit_the_images(images, tmp_path):
     "As the study itself does, before a network is timed; `--limit` counts"
     plan = tmp_path/"plan.toml"
-    plan.write_text('[study]\nname = "x"\n[[run]]\nname = "a"\nmodel = "custom_cnn"\nbs = 16\nshift = 32\n', encoding="utf-8")
+    plan.write_text('[study]\nname = "x"\n[[run]]\nname = "a"\nmodel = "custom_cnn"\nbs = 16\nshift = 32\n',
+        encoding="utf-8")
     said = "[[run]] 1 'a': shift reaches 32 of the images' 32 pixels"
     for words in (["--dry-run"], ["--dry-run", "--limit", 3], []):
         r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", *words)

@@ -11,7 +11,6 @@ import hashlib, json, os, random
 from pathlib import Path
 import numpy as np, torch
 from safetensors.torch import load as load_safetensors, save as save_safetensors
-from torch import Tensor
 from ..core import StoreError
 from ..files import sync_folder, to_json, write_bytes
 

@@ -240,12 +240,13 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #2b85bc6a
+# %% ../../../nbs/35e_report.sections.runs.ipynb #faa7ef97
 def _architectures(f):
     "Which network learns these images best, and which overfits; gaps, the largest first"
     runs = f.done("architectures")
     fair = [r.name for r in runs if not saw_valid(r)]
-    gaps = f.tables.gap.query("group=='architectures' and name in @fair").sort_values("gap", ascending=False)
+    gaps = f.tables.gap[f.tables.gap.group.eq("architectures") & f.tables.gap.name.isin(fair)]
+    gaps = gaps.sort_values("gap", ascending=False)
     return about_group(f, "architectures", "architectures", softmax_ends=softmax_ends(runs), gaps=rows_of(gaps))
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #e1eb5395

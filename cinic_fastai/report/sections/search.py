@@ -9,7 +9,6 @@ __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'headers', 'about_sear
 # %% ../../../nbs/35f_report.sections.search.ipynb #138c42bd
 import pandas as pd
 from functools import partial
-from types import SimpleNamespace
 from ...config import RunConfig, scaled
 from ...record import best_first, control_name
 from ...results.metrics import mean_interval

@@ -6,7 +6,6 @@
 __all__ = ['best_predictors', 'better_alone', 'ensembling', 'cifar_tests', 'vote_section']
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #23dcc78b
-import pandas as pd
 from functools import partial
 from ...core import needs_valid
 from ...results.ensemble import tied
@@ -90,12 +89,12 @@ def _chosen(vote, fitted):
     shares = sorted((o for o in shares if o[0]), key=lambda o: -o[0])
     return Statement("chosen", vote=vote, shares=shares, cooled=any(t!=1 for t in fitted.member_temperatures))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #f0a509f7
+# %% ../../../nbs/35g_report.sections.votes.ipynb #6bdf45ad
 def _members(f):
     "What ensembles chose, how much members differ, and what each is worth to the best one, the most first"
     df, fitted = f.tables.ensembles, {p.name: p.fitted for p in f.preds}
-    best = df.predictor[df.test_acc.argmax()] if len(df) else ""
-    worth = f.tables.leave_one_out.query("predictor==@best").sort_values("difference", ascending=False, kind="stable")
+    best, worth = df.predictor[df.test_acc.argmax()] if len(df) else "", f.tables.leave_one_out
+    worth = worth[worth.predictor==best].sort_values("difference", ascending=False, kind="stable")
     chosen = [_chosen(d, fitted[d.predictor]) for d in rows_of(df)]
     return Statement("members", chosen=chosen, apart=rows_of(df.drop_duplicates("members")), worth=rows_of(worth))
 
