@@ -15,7 +15,7 @@ from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows
 from ..words import reads
 from .runs import about_group
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #9455824d
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #0b31783a
 def is_ablation(
     f:ReportData, # The study
     group:str # A group of one's own may be called so, too
@@ -24,7 +24,9 @@ def is_ablation(
     return group==ABLATION and bool({"recipe", "plain"}&set(f.tables.ablation.variant))
 
 @reads("tta")
-def has_views(runs): return any(r.tta!="none" for r in runs)
+def has_views(runs):
+    "Are the predictions of some runs averaged over views?"
+    return any(r.tta!="none" for r in runs)
 
 # %% ../../../nbs/35h_report.sections.ablation.ipynb #fa7ac2fd
 def _effects(variants, against):

@@ -104,14 +104,18 @@ def missing_tables(
     facts = dict(trials=bool(missing["trial"]))
     return [Table("table-missing", pd.DataFrame(dict(missing=rows)), "missing_table", facts)]*bool(rows)
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #d3be2937
+# %% ../../../nbs/35j_report.sections.overview.ipynb #b0a17602
 @reads("select", "train_on")
-def chooses_epochs(runs): return any(r.select=="best" and r.train_on=="train" for r in runs)
+def chooses_epochs(runs):
+    "Do valid images choose the epoch that some runs keep?"
+    return any(r.select=="best" and r.train_on=="train" for r in runs)
 
 @reads("name", "model", "pretrained", "weights")
-def pretrained(runs): return Statement("pretrained", runs=[r for r in runs if r.pretrained==True])
+def pretrained(runs):
+    "Runs that began with pretrained weights"
+    return Statement("pretrained", runs=[r for r in runs if r.pretrained==True])
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #62cfd45b
+# %% ../../../nbs/35j_report.sections.overview.ipynb #de640c59
 def _fits(run):
     "Is a run what its name says?"
     if run.name in (*TURNING, "none", "advanced"): return run.policy==run.name
@@ -119,20 +123,28 @@ def _fits(run):
     return pretty(run.name)==run.name or set(run.name.split("-"))<=known
 
 @reads("name", "model", "pretrained", "opt", "policy")
-def misnamed(runs): return Statement("misnamed", runs=[r for r in runs if not _fits(r)])
+def misnamed(runs):
+    "Runs that are called like something else than what they train"
+    return Statement("misnamed", runs=[r for r in runs if not _fits(r)])
 
 @reads("name", "method")
 def misnamed_votes(votes):
+    "Votes that are called like another method than theirs"
     return Statement("misnamed_votes", votes=[v for v in votes if pretty(v.name)!=v.name!=v.method])
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #173a7dfe
+# %% ../../../nbs/35j_report.sections.overview.ipynb #fbe73995
 @reads("select")
-def kept_epochs(runs): return Tally("epochs_of_weights", runs)
+def kept_epochs(runs):
+    "Which epoch's weights runs keep"
+    return Tally("epochs_of_weights", runs)
 @reads("wd")
-def coupled_l2(runs): return any(r.wd for r in runs)
+def coupled_l2(runs):
+    "Is there an L2 penalty in the gradient of some runs (`wd`)?"
+    return any(r.wd for r in runs)
 
 @reads("policy", "mix_alpha", "mix_per")
 def mixing(runs):
+    "How much of each partner mixing policies take"
     mixed = [r for r in runs if mixes(r.policy)]
     return Tally("mixing_weights", mixed) if mixed else None
 

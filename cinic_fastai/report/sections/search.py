@@ -39,9 +39,11 @@ def trial_epochs(
     planned = [plan.get("defaults", {})|s for s in plan.get("search", [])]
     return sorted(map(int, done)) or sorted({planned_epochs(f, o) for o in planned})
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #1e43865a
+# %% ../../../nbs/35f_report.sections.search.ipynb #6fa746c5
 @reads("select")
-def optimised(runs): return Tally("optimised_accuracies", runs)
+def optimised(runs):
+    "Which accuracy a search optimises: that of the best or of the last epoch"
+    return Tally("optimised_accuracies", runs)
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #df71d515
 def headers(

@@ -46,9 +46,11 @@ def settings_of(
     "Every setting of some runs"
     return [*(Tally(name, [*map(effective, runs)]) for name in SETTINGS), seeds(runs)]
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #5bf507de
+# %% ../../../nbs/35d_report.sections.setup.ipynb #dae8a9be
 @reads("name", "pretrained", "frozen_epochs", "frozen_lr")
-def frozen(runs): return Statement("frozen", bodies=[r for r in runs if r.frozen_epochs>0])
+def frozen(runs):
+    "Runs whose body is frozen in their first epochs"
+    return Statement("frozen", bodies=[r for r in runs if r.frozen_epochs>0])
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #8012942c
 def setup(
@@ -82,7 +84,7 @@ def softmax_ends(runs):
     others = dict.fromkeys(r.model for r in runs if r.softmax and r.model!="custom_cnn")
     return Statement("softmax_ends", custom=Tally("softmax_readings", custom) if custom else None, others=others)
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #34c458f6
+# %% ../../../nbs/35d_report.sections.setup.ipynb #ef46faaf
 def saw_valid(
     run # With `train_on`
 )->bool: # Then its valid accuracy says nothing
@@ -90,12 +92,16 @@ def saw_valid(
     return run.train_on=="train+valid"
 
 @reads("name", "train_on")
-def blind(runs): return Statement("blind", names=list(dict.fromkeys(r.name for r in runs if saw_valid(r))))
+def blind(runs):
+    "Names of runs that trained on valid images, too, so that their valid accuracy says nothing"
+    return Statement("blind", names=list(dict.fromkeys(r.name for r in runs if saw_valid(r))))
 
 @reads("train_on")
-def brackets(runs): return any(map(saw_valid, runs))
+def brackets(runs):
+    "Do some accuracies stand in brackets, as their runs trained on valid images?"
+    return any(map(saw_valid, runs))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #c23540fb
+# %% ../../../nbs/35d_report.sections.setup.ipynb #85ec6552
 @reads("tta", "softmax")
 def views(runs):
     "What is averaged over views: `probabilities` or `logits`"
@@ -103,4 +109,6 @@ def views(runs):
     return Statement("views", outputs=dict.fromkeys(outputs))
 
 @reads("select")
-def kept(runs): return Tally("kept_weights", runs)
+def kept(runs):
+    "Whether runs keep the weights of their best or their last epoch"
+    return Tally("kept_weights", runs)
