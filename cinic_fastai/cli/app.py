@@ -7,8 +7,9 @@ __all__ = ['AsJson', 'Data', 'Limit', 'Threads', 'Weights', 'Device', 'Determini
            'out_console', 'err_console', 'COLOURS', 'option', 'argument', 'examples', 'command', 'new_group',
            'valid_words', 'Screen', 'image_folder', 'packed_images', 'as_table', 'print_table', 'print_json', 'main']
 
-# %% ../../nbs/50_cli.app.ipynb #9c413fbb
-import json, os, sys, typer, warnings
+# %% ../../nbs/50_cli.app.ipynb #559ff4e8
+import json, os, sys, warnings
+import typer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -163,7 +163,7 @@ def _search_figures(f):
         facts=dict(most=rows_of(most)))
     return [trials]+[learnt]*bool(len(importance))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #267723f1
+# %% ../../../nbs/35f_report.sections.search.ipynb #94188c62
 def _convergence_figure(f, name):
     "Best so far of a search and its control, and the best points with new seeds"
     df, repeats = f.tables.convergence.query("search==@name"), f.tables.repeats.query("search==@name")
@@ -172,8 +172,7 @@ def _convergence_figure(f, name):
     shared = any(s.control and s.control.shared for s in f.record.searches if s.name==name)
     facts = dict(search=name, ends=ends, shared=shared, repeats={of: mean_interval(d)[:2] for of,d in again})
     plot = partial(plot_convergence, repeats=repeats, colours=f.colours)
-    return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, (4.6, 3.2), words="convergence",
-        facts=facts)
+    return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, words="convergence", facts=facts)
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #420c553f
 def _dependence_figure(f, name):

@@ -18,11 +18,11 @@ from ...results.tables.predictors import ALL, CIFAR_PARTS, TOTAL
 from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
 from .runs import scores
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #14aa1a16
+# %% ../../../nbs/35g_report.sections.votes.ipynb #7b08ef56
 def best_predictors(
     f:ReportData # The study
 )->list: # Rows of table 2, the best first
-    "Predictors that have test probabilities"
+    "Runs and votes by test accuracy, the best first, without those that were not tested"
     return rows_of(f.tables.table2_predictors.query("test_acc.notna()"))
 
 def _top_predictor(f):
