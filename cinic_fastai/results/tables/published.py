@@ -99,7 +99,7 @@ _AS_THE_REPORT = dict(start=[], rungs=[], batch=1, strategy="gp", random=FULL_ST
 def report_search(
     header:JournalHeader|None # A journal's
 )->str: # Into `REPORT_SEARCHES`, "" where it isn't among them
-    "Which of the report's searches has the same fields, space and budget"
+    "Name of the published search that a journal repeats: same fields, space and budget"
     if header is None or header.model_dump(include=_AS_THE_REPORT.keys())!=_AS_THE_REPORT: return ""
     base = {k: v for k,v in header.base.items() if k!="seed"}
     known = (n for n,fixed in REPORT_SEARCHES.items() if (base, header.space)==(fixed, REPORT_SPACES[n]))
