@@ -6,8 +6,7 @@
 __all__ = ['ReportData', 'rows_of', 'load_report', 'search_settings', 'trial_settings', 'Figure', 'Table', 'Section', 'Statement',
            'macro_name', 'favours']
 
-# %% ../../nbs/35_report.facts.ipynb #b70363fd
-import re
+# %% ../../nbs/35_report.facts.ipynb #503144bb
 import pandas as pd
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -136,7 +135,7 @@ class Table:
     total:bool = False # Is the last row a total? It stays where it is when the table is sorted
     anchors:tuple = () # Run id that leads to each row, "" for none; of tables that list trainings
 
-# %% ../../nbs/35_report.facts.ipynb #171fb51c
+# %% ../../nbs/35_report.facts.ipynb #f8067de4
 @dataclass(frozen=True)
 class Section:
     "A section of the page"
@@ -148,20 +147,21 @@ class Section:
     @property
     def key(self): return macro_name(self.about)
     @property
-    def shows_something(self): return any(len(o) for o in (*(d.data for d in self.figures), *(t.rows for t in self.tables)))
+    def shows_something(self):
+        data = [d.data for d in self.figures]+[t.rows for t in self.tables]
+        return any(map(len, data))
 
 # %% ../../nbs/35_report.facts.ipynb #904dae46
 class Statement(SimpleNamespace):
     "What is said: the name of its macro, and the facts that this reads"
     def __init__(self, words, **facts): super().__init__(words=words, **facts)
 
-# %% ../../nbs/35_report.facts.ipynb #6ab7ed9f
+# %% ../../nbs/35_report.facts.ipynb #c54e9672
 def macro_name(
-    x # A statement, figure or table
-)->str: # `words`, else the name of a figure, and for example `one_search` for a class `OneSearch`
+    x # A statement, figure, table or section
+)->str: # `words`, else the name of a figure, else `section` of any section
     "What the macros of something are called"
-    own = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(x).__name__).lower()
-    return getattr(x, "words", own) or x.name
+    return getattr(x, "words", "") or getattr(x, "name", type(x).__name__.lower())
 
 # %% ../../nbs/35_report.facts.ipynb #9d16d5b3
 def favours(

@@ -28,7 +28,7 @@ def _ranking(runs):
     tested = sorted(filter(saw_valid, runs), key=lambda r: -r.test_acc)
     return Statement("ranking", best=best, others=fair[len(best):], tested=tested)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #a55311fb
+# %% ../../../nbs/35e_report.sections.runs.ipynb #84782ca0
 def _levels(f, runs):
     "Which runs are clearly above the level to beat, that of always saying train's most frequent class"
     found = []
@@ -37,7 +37,8 @@ def _levels(f, runs):
         accs = {r.name: getattr(r, f"{split}_acc") for r in runs if saw_valid(r)==tested}
         above = [name for name,acc in accs.items() if interval(acc, n)[0]>level]
         every = len(accs)==len(above)>1
-        if accs and pd.notna(level): found.append(Statement("level", split=split, level=level, above=above, every=every))
+        about = Statement("level", split=split, level=level, above=above, every=every)
+        if accs and pd.notna(level): found.append(about)
     return found
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #eac0dcf6

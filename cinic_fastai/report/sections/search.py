@@ -6,7 +6,7 @@
 __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'headers', 'about_searches', 'about_search', 'dimensions_of',
            'dimension_columns', 'search_section']
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #138c42bd
+# %% ../../../nbs/35f_report.sections.search.ipynb #3541a97b
 import pandas as pd
 from functools import partial
 from ...config import RunConfig, scaled
@@ -15,7 +15,8 @@ from ...results.metrics import mean_interval
 from ...results.plots.search import plot_convergence, plot_dependence, plot_importance, plot_searches
 from ...results.tables.published import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
-from ..facts import Figure, ReportData, Section, Statement, Table, rows_of, search_settings, trial_settings
+from ..facts import Figure, ReportData, Section, Statement, Table, rows_of
+from ..facts import search_settings, trial_settings
 from ..words import Tally, dimension, reads, slug
 from .runs import compare
 from .setup import settings_of
@@ -209,11 +210,11 @@ def _search_table(f):
     rows = pd.concat([ours, theirs]).sort_index(kind="stable")
     return Table("table1", rows, "table1", more=dimension_columns([*POINT, *dimensions_of(f)]))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #368741da
+# %% ../../../nbs/35f_report.sections.search.ipynb #9f78f42f
 def search_section(
     f:ReportData # The study
 )->Section: # Experiment 3 of the report; each search that has begun is a part
     "Which hyperparameters suit which network"
     begun = [s.name for s in f.record.searches if f.study.journals[s.name].trials]
-    parts = [Section(about_search(f, name), [_convergence_figure(f, name), _dependence_figure(f, name)]) for name in begun]
-    return Section(about_searches(f), _search_figures(f), [_search_table(f)], parts)
+    def part(name): return Section(about_search(f, name), [_convergence_figure(f, name), _dependence_figure(f, name)])
+    return Section(about_searches(f), _search_figures(f), [_search_table(f)], [*map(part, begun)])

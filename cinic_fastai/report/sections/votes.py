@@ -98,9 +98,9 @@ def _members(f):
     chosen = [_chosen(d, fitted[d.predictor]) for d in rows_of(df)]
     return Statement("members", chosen=chosen, apart=rows_of(df.drop_duplicates("members")), worth=rows_of(worth))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #92700526
+# %% ../../../nbs/35g_report.sections.votes.ipynb #78e8ab22
 def _calibration(f):
-    "How sure predictors are: calibration error, mean confidence minus accuracy `gap`, and the error before a temperature"
+    "How sure predictors are: calibration error, also before a temperature, and the `gap` of confidence and accuracy"
     df = f.tables.calibration
     off = df["count"]*(df.confidence-df.accuracy)
     by = df.assign(n=df["count"], gap=off, ece=off.abs()).groupby(["predictor", "stage"], sort=False)
@@ -182,13 +182,14 @@ def _map_figures(f):
     pairs = _photo_figure(f, "confused_pairs", "pair", plot_pairs, lambda _,pairs: .1+.52*len(pairs))
     return [origin_map]*bool(by.total)+pairs+[class_map]*bool(len(df))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #d60d62e0
+# %% ../../../nbs/35g_report.sections.votes.ipynb #1726d746
 def _disagreement_figure(f):
     "How much members differ"
     df = f.tables.disagreement
     names = df.a.unique().tolist()
     pairs = [d for d in rows_of(df) if names.index(d.a)<names.index(d.b)]
-    return [Figure("disagreement", df, plot_disagreement, (4.6, .7+.36*len(names)), facts=dict(pairs=pairs))]*bool(pairs)
+    figure = Figure("disagreement", df, plot_disagreement, (4.6, .7+.36*len(names)), facts=dict(pairs=pairs))
+    return [figure]*bool(pairs)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #fa715eed
 def _predictor_table(f):
