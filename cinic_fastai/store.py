@@ -21,14 +21,16 @@ WEIGHTS_FILE = "best.safetensors"
 RUN_FILES = ("config.json", "env.json", "history.csv", WEIGHTS_FILE, "probs_valid.npz", "probs_test.npz")
 HISTORY = ("epoch", "frozen", "train_loss", "train_acc", "valid_loss", "valid_acc", "lr", "seconds") # Columns
 
-# %% ../nbs/03a_store.ipynb #8daf5877
+# %% ../nbs/03a_store.ipynb #aa79f88d
 def prob_error(
     probs:np.ndarray, # `(n,c)`
     targs:np.ndarray, # `(n,)`
+    classes:np.ndarray=(), # Names `(c,)`, where they are stored
     **others # What else is stored with them
 )->str: # "" when all is well
     "What is wrong with stored probabilities"
     if probs.ndim!=2 or len(probs)!=len(targs): return f"probabilities of shape {probs.shape} for {len(targs)} targets"
+    if len(classes) not in (0, probs.shape[1]): return f"{probs.shape[1]} probabilities an image, {len(classes)} classes"
     if not np.isfinite(probs).all() or probs.min(initial=0)<0: return "probabilities that are negative or not finite"
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
