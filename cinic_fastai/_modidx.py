@@ -514,6 +514,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cinic_fastai.example._file_names': ('example.html#_file_names', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._history': ('example.html#_history', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._interrupt': ('example.html#_interrupt', 'cinic_fastai/example.py'),
+                                      'cinic_fastai.example._luck': ('example.html#_luck', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._make_up_times': ('example.html#_make_up_times', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._probs': ('example.html#_probs', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._refuse': ('example.html#_refuse', 'cinic_fastai/example.py'),
