@@ -1,11 +1,12 @@
-"""Time to an accuracy of test images: the trainings of the plans for a budget, beside the report's ResNet-18, ours and stock fastai's
+"""Time to an accuracy of test images: trainings of the plans for a budget, the report's ResNet-18, and stock fastai
 
 A training counts whole, at its length fixed beforehand, and with the accuracy of test images at its end, the mean of
 several seeds: no epoch is picked by images of `test`.
 
-The record this is held against is DAWNBench's on a CPU: 94.05 % of CIFAR-10's test images after 79.4 hours on 16 virtual
-cores, by ResNet-164 in PyTorch, October 2017 (the first epoch at 94 %), which had no successor there,
-<https://github.com/stanford-futuredata/dawn-bench-entries/blob/master/CIFAR10/train/dawn_resnet164_nb_16vCPUs-gc_pytorch.tsv>
+The record this is held against is DAWNBench's on a CPU: 94.05 % of CIFAR-10's test images after 79.4 hours on 16
+virtual cores, by ResNet-164 in PyTorch, October 2017 (the first epoch at 94 %), which had no successor there. It is in
+`CIFAR10/train/dawn_resnet164_nb_16vCPUs-gc_pytorch.tsv` of
+<https://github.com/stanford-futuredata/dawn-bench-entries>.
 """
 import statistics
 import tempfile
@@ -85,7 +86,8 @@ class RecordRow:
         spread = statistics.stdev(self.test_accs) if len(self.test_accs)>1 else 0.
         return dict(training=self.training, images=f"{self.trained:,}", epochs=self.epochs, seeds=len(self.test_accs),
             seconds=_figures(self.seconds), whole=_figures(self.whole),
-            test_acc=f"{100*self.test_acc:.2f} ± {100*spread:.2f} %", reaches=f"{self.reached} %" if self.reached else "")
+            test_acc=f"{100*self.test_acc:.2f} ± {100*spread:.2f} %",
+            reaches=f"{self.reached} %" if self.reached else "")
 
     @staticmethod
     def below(
@@ -94,8 +96,9 @@ class RecordRow:
         "What to say below the table"
         times = [f"{level} %: {_fastest(rows, level)}" for level in rows[0].levels]
         return (f"{rows[0].images}.\nseconds: epochs with their validation; whole: to the stored result, with the "
-            "probabilities of valid and test images; medians of the seeds (lowest to highest).\ntest_acc: at the end of "
-            "trainings whose length was fixed beforehand, mean ± standard deviation of the seeds.\n"
+            "probabilities of valid and test images; medians of the seeds (lowest to highest).\n"
+            "test_acc: at the end of trainings whose length was fixed beforehand, mean ± standard deviation of the "
+            "seeds.\n"
             f"Time to {'; '.join(times)}.\n{DAWNBENCH}; compare with it only the original CIFAR-10.")
 
 def _figures(values): return f"{statistics.median(values):,.4g} ({min(values):,.4g} to {max(values):,.4g})"

@@ -151,8 +151,10 @@ def test_cifar10_is_only_what_has_its_classes_and_counts(b):
     def images(train, valid, test, classes=CIFAR10):
         n = dict(train=train, valid=valid, test=test)
         return SimpleNamespace(classes=list(classes), counts=lambda: n, size=32, rows={}, origins=None)
-    assert is_cifar10(images(45_000, 5_000, 10_000)) and "the original CIFAR-10" in image_words(images(40_000, 10_000, 10_000))
-    for other in (images(20_000, 20_000, 10_000), images(50_000, 50_000, 10_000), images(40_000, 10_000, 10_000, "abcdefghij")):
+    assert is_cifar10(images(45_000, 5_000, 10_000))
+    assert "the original CIFAR-10" in image_words(images(40_000, 10_000, 10_000))
+    for other in (images(20_000, 20_000, 10_000), images(50_000, 50_000, 10_000),
+        images(40_000, 10_000, 10_000, "abcdefghij")):
         assert not is_cifar10(other) and "CIFAR-10" not in image_words(other)
     assert image_words(b.pack)+"."==image_words_of_tiny
 
