@@ -180,11 +180,12 @@ def check_fits(
     "Refuse a plan that doesn't fit the images, before any work"
     if problems := plan_problems(plan, counts, size): raise PlanError("; ".join(problems)+".")
 
-# %% ../../nbs/38_study.expand.ipynb #4f1b2553
+# %% ../../nbs/38_study.expand.ipynb #7bd01e0c
 PLAIN = dict(
     whiten=False, dirac=False, stem="imagenet", pretrained=False, # network
     policy="none", flip="none", shift=0, tta="none", # images
-    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.) # training
+    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.,
+    muon=0., hard=1.) # training
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0)) # Settings that go with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 

@@ -40,7 +40,14 @@ def _refuse_other(path, there, here):
         raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). "
             "Use another folder, or delete it to train anew.")
 
-# %% ../../nbs/23_train.fit.ipynb #53abb79e
+# %% ../../nbs/23_train.fit.ipynb #59df4ac7
+def _networks(learn):
+    "Networks that learn in a training and their optimisers, by name"
+    yield "model",learn.model,"opt",learn.opt.opt
+    proxy = getattr(learn, "hard_examples", None)
+    if proxy: yield "proxy",proxy.net,"proxy_opt",proxy.opt
+
+# %% ../../nbs/23_train.fit.ipynb #0d2aa16c
 def save_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # In training
@@ -48,12 +55,12 @@ def save_training(
 ):
     "Write everything a training needs to go on to the same bits"
     sums = {k: torch.stack(batches) for k,batches in state.sums.items() if batches}
-    parts = dict(model=learn.model.state_dict(), opt=opt_tensors(learn.opt.opt), best=state.best or {},
-        rng=rng_tensors(learn.dls.device), sums=sums, average=state.average or {})
+    parts = dict(best=state.best or {}, rng=rng_tensors(learn.dls.device), sums=sums, average=state.average or {})
+    for name,net,opt_name,opt in _networks(learn): parts |= {name: net.state_dict(), opt_name: opt_tensors(opt)}
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, with_prefix(parts), dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #05cee1eb
+# %% ../../nbs/23_train.fit.ipynb #06c070dc
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -65,9 +72,10 @@ def restore_training(
     for p in problems: on_event("note", text=f"{p} {cure}")
     if not tensors: return TrainState()
     _refuse_other(path, meta.pop("config"), asdict(learn.cfg))
-    parts = {k: take_prefix(k, tensors) for k in ("model", "opt", "rng", "best", "sums", "average")}
-    learn.model.load_state_dict(parts["model"])
-    load_opt_tensors(learn.opt.opt, parts["opt"])
+    parts = {k: take_prefix(k, tensors) for k in ("rng", "best", "sums", "average")}
+    for name,net,opt_name,opt in _networks(learn):
+        net.load_state_dict(take_prefix(name, tensors))
+        load_opt_tensors(opt, take_prefix(opt_name, tensors))
     load_rng_tensors(parts["rng"], learn.dls.device)
     sums,average = ({k: v.to(learn.dls.device) for k,v in parts[part].items()} for part in ("sums", "average"))
     state = TrainState(best=parts["best"], average=average, **meta)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #de01c576
+# %% ../../nbs/21_train.learner.ipynb #0de5a9ec
 import copy, dataclasses, warnings
 from functools import partial
 from itertools import islice
@@ -27,7 +27,7 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..config import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    LookaheadCallback, TrainState)
+    HardExamples, LookaheadCallback, TrainState, proxy_config)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
 from .networks import SpeedNet, inner_net, net_name, set_layout
@@ -150,10 +150,16 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #3a22b44e
-def _callbacks(cfg, device, own):
+# %% ../../nbs/21_train.learner.ipynb #2da1f4e1
+def _hard_examples(dls, cfg, device):
+    "The callback that leaves easy images out, with its network"
+    proxy = proxy_config(cfg)
+    return HardExamples(_network(dls, proxy, None).to(device), proxy, cfg.hard)
+
+def _callbacks(dls, cfg, device, own):
     "The callbacks that a configuration asks for"
     out = []
+    if cfg.hard<1: out.append(_hard_examples(dls, cfg, device))
     if mixes(cfg.policy): out.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     precision = cfg.precision if own else resolve_precision(cfg, device)
     if precision=="bf16": out.append(Bf16())
@@ -161,7 +167,7 @@ def _callbacks(cfg, device, own):
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 
-# %% ../../nbs/21_train.learner.ipynb #ef48d04f
+# %% ../../nbs/21_train.learner.ipynb #45677e4e
 def make_learner(
     data:Pack|DataLoaders, # A pack, or `DataLoaders` from `make_dls` or of fastai, of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
@@ -183,7 +189,7 @@ def make_learner(
     if cfg.compile: compile_(model, device)
     learn = RunLearner(dls, model.to(device), loss_func=SoftLoss(cfg.label_smoothing, cfg.softmax), lr=cfg.lr,
         opt_func=opt_func(cfg), splitter=partial(split_params, biases=cfg.bias_lr!=1, own=own), train_bn=False,
-        cbs=[*L(cbs), *_callbacks(cfg, device, own)], metrics=DeviceAccuracy())
+        cbs=[*L(cbs), *_callbacks(dls, cfg, device, own)], metrics=DeviceAccuracy())
     learn.cfg,learn.own_net = cfg,own
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())

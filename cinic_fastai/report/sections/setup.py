@@ -12,12 +12,13 @@ from ..facts import Statement
 from ..words import Tally, reads
 from ...config import config_fields, mixes
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #b9c02243
-SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases L2_coefficients dropouts
-    label_smoothings weight_averagings augmentations kinds_of_views networks stems kinds_of_SpeedNet initial_weights
-    image_sizes splits_to_learn_from precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
-_unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta stem size train_on precision compile
-    channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
+# %% ../../../nbs/35d_report.sections.setup.ipynb #cfcf9f43
+SETTINGS = """numbers_of_epochs batch_sizes parts_of_batches optimizers learning_rates rates_of_biases rates_of_Muon
+    L2_coefficients dropouts label_smoothings weight_averagings augmentations kinds_of_views networks stems
+    kinds_of_SpeedNet initial_weights image_sizes splits_to_learn_from precisions ways_to_compile
+    memory_layouts""".split() # Macros that say one setting
+_unsaid = """weights bias_lr muon hard dropout label_smoothing average policy flip shift tta stem size train_on precision
+    compile channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #6c42b03d
 def effective(
