@@ -6,8 +6,8 @@
 __all__ = ['STRICT', 'Text', 'Fraction', 'Part', 'Seed', 'Sequence', 'config_fields', 'policy_registry', 'RESULT_VERSION',
            'unknown_keys', 'error_lines', 'in_our_words', 'RunConfig', 'policy_names', 'mixes', 'own_policy',
            'other_policy', 'config_errors', 'make_config', 'parse_settings', 'parse_config', 'phases', 'scaled',
-           'best_epoch', 'pruned_at', 'is_validated', 'seed_name', 'setting_name', 'same_trainings', 'one_training',
-           'non_defaults', 'identity', 'run_id', 'with_weights']
+           'size_at', 'epoch_costs', 'best_epoch', 'pruned_at', 'is_validated', 'seed_name', 'setting_name',
+           'same_trainings', 'one_training', 'non_defaults', 'identity', 'run_id', 'with_weights']
 
 # %% ../nbs/02_config.ipynb #827a8d27
 import dataclasses, os, re
@@ -35,14 +35,14 @@ Part = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)] # scikit-optimize takes no larger ones
 Sequence = Field(strict=False) # A TOML list may stand for a tuple
 
-# %% ../nbs/02_config.ipynb #1bd3e447
+# %% ../nbs/02_config.ipynb #42d9a4df
 _WRONG_TYPE = "{name} = {value!r} is {kind}, expected "
 _LINES = dict(
     string_type=_WRONG_TYPE+"text in quotes", int_type=_WRONG_TYPE+"a whole number", float_type=_WRONG_TYPE+"a number",
     bool_type=_WRONG_TYPE+"true or false", dict_type=_WRONG_TYPE+"a table", tuple_type=_WRONG_TYPE+"a list",
     greater_than="{name} = {value!r} is not above {gt:.10g}", less_than="{name} = {value!r} is not below {lt:.10g}",
-    less_than_equal="{name} = {value!r} is above {le:.10g}",
     greater_than_equal="{name} = {value!r} is below {ge:.10g}", missing="{name} is missing",
+    less_than_equal="{name} = {value!r} is above {le:.10g}",
     finite_number="{name} = {value!r} is not a finite number",
     string_too_short="{name} is empty", value_error="{error}")
 
@@ -85,7 +85,7 @@ def in_our_words(
     try: yield
     except ValidationError as e: raise error.of(error_lines(e, cls)) from None
 
-# %% ../nbs/02_config.ipynb #bd60f2e6
+# %% ../nbs/02_config.ipynb #c9026ede
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     "Everything that decides a run's result, apart from the images"
@@ -94,6 +94,7 @@ class RunConfig:
     weights:str = "" # SHA-256 of the file the pretrained weights come from; "" for timm's own
     stem:Literal[STEMS] = "imagenet" # `imagenet` (7x7, stride 2, max-pool) or `small` (3x3, stride 1)
     size:NonNegativeInt = 0 # Side the network sees, images are resized; 0 for the images' own
+    sizes:Annotated[tuple[PositiveInt, ...], Sequence] = () # Sides of training images, growing by epoch, up to `size`
     softmax:bool = False # End in a softmax and train cross-entropy on it, as the report literally says?
     dropout:Fraction = 0. # Probability
     width:PositiveFloat = 1. # Factor on `speednet`'s channels
@@ -106,6 +107,7 @@ class RunConfig:
     flip:Literal[FLIPS] = "none" # Mirror images, besides the policy: `random`, or `alternating` from epoch to epoch
     shift:NonNegativeInt = 0 # Shift images by up to so many pixels, the border reflected, besides the policy
     tta:Literal[VIEWS] = "none" # Average outputs over mirrored (`flip`) and shifted views (`flip-shift`)
+    tta_share:Annotated[float, Field(gt=0, le=1)] = 1. # Share of a split that gets views: its least certain images
     label_smoothing:Fraction = 0. # Share of the target that is spread over all classes
     bs:PositiveInt = 128 # Batch size
     hard:Part = 1. # Part of each batch to learn from: the hardest, by a small network beside, as in airbench96
@@ -142,10 +144,15 @@ class RunConfig:
         if values.get("train_on")=="train+valid": values.setdefault("select", "last")
         with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
-# %% ../nbs/02_config.ipynb #5ee1c270
+# %% ../nbs/02_config.ipynb #740c66d4
 def _conflicts(cfg):
     "Fields that don't go together"
+    sizes = list(cfg.sizes)
     rules = {
+        f"sizes = {sizes} shrink": sizes!=sorted(sizes),
+        f"sizes = {sizes} don't end at size = {cfg.size}": cfg.size>0 and sizes[-1:] not in ([], [cfg.size]),
+        f"tta_share = {cfg.tta_share} needs views: take tta = 'flip' or 'flip-shift'":
+            cfg.tta_share<1 and cfg.tta=="none",
         f"frozen_epochs = {cfg.frozen_epochs} exceeds epochs = {cfg.epochs}": cfg.frozen_epochs>cfg.epochs,
         f"bias_lr = {cfg.bias_lr} is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.bias_lr!=1,
         f"nesterov = true is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.nesterov,
@@ -219,7 +226,7 @@ def make_config(
     if errors := _problems(d): raise ConfigError.of(errors)
     return RunConfig(**d)
 
-# %% ../nbs/02_config.ipynb #14240d07
+# %% ../nbs/02_config.ipynb #87eeedfb
 def parse_settings(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->dict: # Values by name, not checked yet
@@ -231,7 +238,9 @@ def parse_settings(
 def _parse(key, value):
     "A typed value, of its field's type where it can be read so"
     kind = type(config_fields[key].default) if key in config_fields else str
-    try: return TypeAdapter(kind).validate_python(value)
+    try:
+        if kind is tuple: return TypeAdapter(tuple[int, ...]).validate_python(value.strip("[]").split(","))
+        return TypeAdapter(kind).validate_python(value)
     except ValidationError: return value
 
 # %% ../nbs/02_config.ipynb #96e10d5d
@@ -257,6 +266,25 @@ def scaled(
     "Shorten or lengthen a run, each phase by itself"
     n = {frozen: max(1, round(n*scale)) for frozen,n,_ in phases(cfg)}
     return dataclasses.replace(cfg, frozen_epochs=n.get(True, 0), epochs=sum(n.values()))
+
+# %% ../nbs/02_config.ipynb #4731c272
+def size_at(
+    sizes:tuple[int,...], # Sides, none smaller than the one before
+    epoch:int, # From 0
+    epochs:int # Of the training
+)->int: # One of `sizes`; the last one in the last epoch, and after it
+    "Side of an epoch's training images"
+    to_come = max(0, epochs-1-epoch)
+    return sizes[-1-to_come*len(sizes)//epochs]
+
+# %% ../nbs/02_config.ipynb #5a2d400c
+def epoch_costs(
+    sizes:tuple[int,...], # As for `size_at`, or () where none are given
+    epochs:int # Of the training
+)->list[float]: # A number an epoch, in (0, 1]
+    "Pixels of each epoch's training images beside those of the last one's"
+    if not sizes: return [1.]*epochs
+    return [(size_at(sizes, e, epochs)/sizes[-1])**2 for e in range(epochs)]
 
 # %% ../nbs/02_config.ipynb #a31aecb0
 def best_epoch(
