@@ -85,7 +85,7 @@ def in_our_words(
     try: yield
     except ValidationError as e: raise error.of(error_lines(e, cls)) from None
 
-# %% ../nbs/02_config.ipynb #c9026ede
+# %% ../nbs/02_config.ipynb #eb305780
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     "Everything that decides a run's result, apart from the images"
@@ -129,6 +129,7 @@ class RunConfig:
     compile:bool = False # `torch.compile` the network? The time that takes is counted
     channels_last:bool = True # Lay images and weights out channels last? Off for networks that crash with it
     select:Literal["best", "last"] = "best" # Keep the weights of the `best` epoch by valid accuracy, or of the `last`
+    validate:Literal["each", "last"] = "each" # Look at valid images after `each` epoch, or after the `last` alone
     train_on:Literal["train", "train+valid"] = "train" # With valid images nothing is chosen: last weights
     seed:NonNegativeInt = 42 # Of everything random
 
@@ -144,7 +145,7 @@ class RunConfig:
         if values.get("train_on")=="train+valid": values.setdefault("select", "last")
         with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
-# %% ../nbs/02_config.ipynb #740c66d4
+# %% ../nbs/02_config.ipynb #f9e59b59
 def _conflicts(cfg):
     "Fields that don't go together"
     sizes = list(cfg.sizes)
@@ -160,7 +161,9 @@ def _conflicts(cfg):
         "nesterov = true needs mom above 0": cfg.nesterov and not cfg.mom,
         "weights are given but pretrained is false": bool(cfg.weights) and not cfg.pretrained,
         "select = 'best' needs valid images: with train_on = 'train+valid' take select = 'last'":
-            cfg.train_on=="train+valid" and cfg.select=="best"}
+            cfg.train_on=="train+valid" and cfg.select=="best",
+        "select = 'best' compares epochs: with validate = 'last' take select = 'last'":
+            cfg.validate=="last" and cfg.select=="best" and cfg.train_on=="train"}
     return [line for line,broken in rules.items() if broken]
 
 config_fields = {f.name: f for f in fields(RunConfig)}
@@ -302,13 +305,14 @@ def pruned_at(
     "Where a training should have ended"
     return next((n for n in sorted(min_accs) if n<=len(accs) and max(accs[:n])<min_accs[n]), 0)
 
-# %% ../nbs/02_config.ipynb #680e015f
+# %% ../nbs/02_config.ipynb #e3d9ee72
 def is_validated(
-    cfg:RunConfig, # `train_on` and `epochs`
+    cfg:RunConfig, # `train_on`, `validate` and `epochs`
     epoch:int # From 0
-)->bool: # Always where valid images are held back
+)->bool: # Always after the last one
     "Whether an epoch is followed by a look at the valid images"
-    return cfg.train_on=="train" or epoch==cfg.epochs-1
+    each = cfg.train_on=="train" and cfg.validate=="each"
+    return each or epoch==cfg.epochs-1
 
 # %% ../nbs/02_config.ipynb #e2d4ff87
 def seed_name(

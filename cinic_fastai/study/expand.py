@@ -219,7 +219,7 @@ def _recipe_run(plan, name):
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
-# %% ../../nbs/38_study.expand.ipynb #f19b23b1
+# %% ../../nbs/38_study.expand.ipynb #9d3083e9
 def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings
@@ -227,7 +227,7 @@ def _recipe(plan, name, changes):
         raise PlanError(f"{refused[0]} can't be set here: "
             "an ablation takes its own seeds, and compares on valid images.")
     left_out = ["seed", "train_on"]
-    if settings.get("train_on")=="train+valid": left_out.append("select")
+    if settings.get("train_on")=="train+valid": left_out += ["select", "validate"]
     return {k: v for k,v in settings.items() if k not in left_out}|changes
 
 def _toml(heading, values):
