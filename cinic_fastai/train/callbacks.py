@@ -162,7 +162,7 @@ def proxy_config(
         bias_lr=64., schedule="triangle", label_smoothing=.2, epochs=cfg.epochs, size=cfg.size, seed=cfg.seed,
         channels_last=cfg.channels_last)
 
-# %% ../../nbs/20c_train.callbacks.ipynb #71299aaf
+# %% ../../nbs/20c_train.callbacks.ipynb #06efbaa2
 class HardExamples(Callback):
     "Train on the hardest part of each batch, which a small network beside finds"
     order,run_valid = -1,False # before `Mix`
@@ -176,9 +176,9 @@ class HardExamples(Callback):
 
     def begin(self):
         "Forget what the small network has learnt"
-        self.net = copy.deepcopy(self.fresh).train()
-        groups = [dict(params=ps) for ps in split_params(self.net, biases=True)]
-        self.opt = torch_opt(self.cfg)(groups, lr=self.cfg.lr)
+        self.proxy = copy.deepcopy(self.fresh).train()
+        groups = [dict(params=ps) for ps in split_params(self.proxy, biases=True)]
+        self.proxy_opt = torch_opt(self.cfg)(groups, lr=self.cfg.lr)
 
     def before_fit(self):
         self.step,self.steps = steps_of(self.learn)
@@ -187,17 +187,17 @@ class HardExamples(Callback):
     def before_batch(self):
         x,y = self.x.as_subclass(Tensor),self.y.as_subclass(Tensor)
         learns,precision = self.step%PROXY_EVERY==0,"bf16" if hasattr(self.learn, "bf16") else "float32"
-        with torch.set_grad_enabled(learns), autocast(precision, x.device): pred = self.net(x).float()
+        with torch.set_grad_enabled(learns), autocast(precision, x.device): pred = self.proxy(x).float()
         kept = hardest(F.cross_entropy(pred.detach(), y, reduction="none"), self.keep)
         if learns: self._learn(pred[kept], y[kept])
         self.step += 1
         self.learn.xb,self.learn.yb = (tuple(o[kept] for o in batch) for batch in (self.xb, self.yb))
 
     def _learn(self, pred, targ):
-        for g in self.opt.param_groups: g["lr"] = triangle(self.step/self.steps, self.cfg.lr)
+        for g in self.proxy_opt.param_groups: g["lr"] = triangle(self.step/self.steps, self.cfg.lr)
         F.cross_entropy(pred, targ, label_smoothing=self.cfg.label_smoothing).backward()
-        self.opt.step()
-        self.opt.zero_grad()
+        self.proxy_opt.step()
+        self.proxy_opt.zero_grad()
 
 # %% ../../nbs/20c_train.callbacks.ipynb #8f5b7a42
 class LookaheadCallback(Callback):

@@ -40,12 +40,12 @@ def _refuse_other(path, there, here):
         raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). "
             "Use another folder, or delete it to train anew.")
 
-# %% ../../nbs/23_train.fit.ipynb #59df4ac7
+# %% ../../nbs/23_train.fit.ipynb #ff661766
 def _networks(learn):
     "Networks that learn in a training and their optimisers, by name"
     yield "model",learn.model,"opt",learn.opt.opt
-    proxy = getattr(learn, "hard_examples", None)
-    if proxy: yield "proxy",proxy.net,"proxy_opt",proxy.opt
+    beside = getattr(learn, "hard_examples", None)
+    if beside: yield "proxy",beside.proxy,"proxy_opt",beside.proxy_opt
 
 # %% ../../nbs/23_train.fit.ipynb #0d2aa16c
 def save_training(

@@ -12,8 +12,8 @@ from ..facts import Statement
 from ..words import Tally, reads
 from ...config import config_fields, mixes
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #cfcf9f43
-SETTINGS = """numbers_of_epochs batch_sizes parts_of_batches optimizers learning_rates rates_of_biases rates_of_Muon
+# %% ../../../nbs/35d_report.sections.setup.ipynb #c176c8bd
+SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases rates_of_Muon parts_of_batches
     L2_coefficients dropouts label_smoothings weight_averagings augmentations kinds_of_views networks stems
     kinds_of_SpeedNet initial_weights image_sizes splits_to_learn_from precisions ways_to_compile
     memory_layouts""".split() # Macros that say one setting
