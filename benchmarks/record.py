@@ -28,7 +28,7 @@ from .epochs import plain_model
 from .figures import Bench, by_turns, seconds
 from .peers import fastai_learner
 
-PLANS = ("fast",)
+PLANS = ("quick", "fast", "long")
 REPORT = "fast/resnet18" # What stock fastai trains as well
 LEVELS = (70, 80, 85, 90) # Per cent of the test images
 GPU_LEVELS = (*LEVELS, 94)
