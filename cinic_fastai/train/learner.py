@@ -162,12 +162,13 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #77aed44d
+# %% ../../nbs/21_train.learner.ipynb #0de43e61
 def _hard_examples(dls, cfg, device):
     "The callback that leaves easy images out, with its network"
     proxy = proxy_config(cfg)
     return HardExamples(_network(dls, proxy, None).to(device), proxy, cfg.hard)
 
+# %% ../../nbs/21_train.learner.ipynb #3a90622c
 def _callbacks(dls, cfg, device, own):
     "The callbacks that a configuration asks for"
     out = [GrowingImages(cfg.sizes)] if cfg.sizes else []
