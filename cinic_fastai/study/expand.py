@@ -191,13 +191,14 @@ PLAIN = dict(
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0), tta=dict(tta_share=1.)) # What goes with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
-# %% ../../nbs/38_study.expand.ipynb #36ee4963
+# %% ../../nbs/38_study.expand.ipynb #cd92e6de
 def ingredients(
     cfg:RunConfig # A recipe
 )->dict[str,dict]: # By ingredient, the settings of a training without it
     "What a recipe does beyond a plain training"
     taken = [k for k,v in PLAIN.items() if getattr(cfg, k)!=v and cfg.model.startswith(_ONLY_IN.get(k, ""))]
-    return {k: {k: PLAIN[k], **_ALONG.get(k, {})} for k in taken}
+    along = {k: {a: v for a,v in _ALONG.get(k, {}).items() if getattr(cfg, a)!=v} for k in taken}
+    return {k: {k: PLAIN[k]}|along[k] for k in taken}
 
 # %% ../../nbs/38_study.expand.ipynb #0c8ca0c5
 def _variants(found, recipe, alone):

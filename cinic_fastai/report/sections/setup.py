@@ -102,12 +102,13 @@ def brackets(runs):
     "Do some accuracies stand in brackets, as their runs trained on valid images?"
     return any(map(saw_valid, runs))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #85ec6552
-@reads("tta", "softmax")
+# %% ../../../nbs/35d_report.sections.setup.ipynb #26f637e4
+@reads("tta", "softmax", "tta_share")
 def views(runs):
-    "What is averaged over views: `probabilities` or `logits`"
-    outputs = ["probabilities" if r.softmax else "logits" for r in runs if r.tta!="none"]
-    return Statement("views", outputs=dict.fromkeys(outputs))
+    "What is averaged over views, `probabilities` or `logits`, and whether all images have them"
+    viewed = [r for r in runs if r.tta!="none"]
+    outputs = ["probabilities" if r.softmax else "logits" for r in viewed]
+    return Statement("views", outputs=dict.fromkeys(outputs), everyone=all(r.tta_share==1 for r in viewed))
 
 @reads("select")
 def kept(runs):
