@@ -19,7 +19,7 @@ from .figures import Bench, Row
 from .loaders import loader_rows, shift_items, shift_tv, simple_tv
 from .optimizers import optimizer_rows
 from .processes import import_rows, jobs_rows, memory_rows
-from .record import record_rows
+from .record import PLANS, record_rows
 from .steps import mix_rows, step_rows
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ BENCHES = {
     "memory": Entry(memory_rows, 90),
     "import": Entry(import_rows, 80),
     "jobs": Entry(jobs_rows, 400),
-    "record": Entry(record_rows, 4000, gpu=True, alone=True),
+    "record": Entry(record_rows, 8000, gpu=True, alone=True),
+    **{f"record-{p}": Entry(partial(record_rows, plans=(p,)), 2000, gpu=True, alone=True) for p in PLANS},
 }
 
 def check_size(

@@ -112,7 +112,7 @@ def _fastest(rows, level):
 
 def plan_trainings(
     b:Bench, # Its images have to suffice
-    plans:tuple=PLANS # Names
+    plans:tuple[str,...] # Names
 )->dict[str,RunConfig]: # PLAN/RUN -> what is trained, whatever the seed
     "The settings that the plans train"
     out = {}
@@ -159,10 +159,11 @@ def _tasks(b, trainings):
 def record_rows(
     b:Bench, # Images, device; `reps` seeds
     name:str, # Of the rows
+    plans:tuple[str,...]=PLANS, # Names
     trainings:dict[str,RunConfig]|None=None # By name; None for those of the plans
 )->list[RecordRow]: # One a setting
     "Train each setting with seeds 1, 2, ..., by turns"
-    trainings = plan_trainings(b) if trainings is None else trainings
+    trainings = trainings or plan_trainings(b, plans)
     levels = LEVELS if b.device.type=="cpu" else GPU_LEVELS
     turns = {k: map(f, range(1, b.reps+1)).__next__ for k,f in _tasks(b, trainings).items()}
     cfgs = {k: trainings.get(k, trainings.get(REPORT)) for k in turns}

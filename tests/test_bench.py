@@ -19,7 +19,7 @@ from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found on
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
-from benchmarks.record import DAWNBENCH, CIFAR10, RecordRow, image_words, is_cifar10, plan_trainings, record_rows
+from benchmarks.record import CIFAR10, DAWNBENCH, PLANS, RecordRow, image_words, is_cifar10, plan_trainings, record_rows
 from benchmarks.processes import peak_memory, searches_alone, tree_memory
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
@@ -117,8 +117,8 @@ def record(b):
     "Two seeds of one training, and one of another, by stock fastai as well"
     report = RunConfig(model="resnet18", epochs=1, bs=21)
     small = RunConfig(model="speednet", width=.25, epochs=1, bs=21, train_on="train+valid", tta="flip")
-    ours = record_rows(replace(b, reps=2), "record", {"quick/speednet": small})
-    return ours+record_rows(b, "record", {"fast/resnet18": report})
+    ours = record_rows(replace(b, reps=2), "record", trainings={"quick/speednet": small})
+    return ours+record_rows(b, "record", trainings={"fast/resnet18": report})
 
 def test_a_record_measures_whole_trainings(record):
     "Seconds and accuracies of every seed: ours as `fit_run` tells them, stock fastai's of the same images"
@@ -159,7 +159,7 @@ def test_cifar10_is_only_what_has_its_classes_and_counts(b):
     assert image_words(b.pack)+"."==image_words_of_tiny
 
 def test_the_plans_trainings_fit_or_are_refused(b):
-    with pytest.raises(PlanError, match="42 training images"): plan_trainings(b)
+    with pytest.raises(PlanError, match="42 training images"): plan_trainings(b, PLANS)
 
 def test_an_unknown_benchmark(b):
     with pytest.raises(ConfigError, match="did you mean 'vote'"): catalog.bench("votes", b.root)
