@@ -19,7 +19,7 @@ from .figures import Bench, Row
 from .loaders import loader_rows, shift_items, shift_tv, simple_tv
 from .optimizers import optimizer_rows
 from .processes import import_rows, jobs_rows, memory_rows
-from .record import PLANS, record_rows
+from .record import BEFORE, PLANS, record_rows
 from .steps import mix_rows, step_rows
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ BENCHES = {
     "import": Entry(import_rows, 80),
     "jobs": Entry(jobs_rows, 400),
     "record": Entry(record_rows, 8000, gpu=True, alone=True),
-    **{f"record-{p}": Entry(partial(record_rows, plans=(p,)), 2000, gpu=True, alone=True) for p in PLANS},
+    **{f"record-{Path(p).stem}": Entry(partial(record_rows, plans=(p,)), 2000, gpu=True, alone=True)
+        for p in (*PLANS, BEFORE)},
 }
 
 def check_size(

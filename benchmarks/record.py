@@ -29,6 +29,7 @@ from .figures import Bench, by_turns, seconds
 from .peers import fastai_learner
 
 PLANS = ("quick", "fast", "long")
+BEFORE = str(Path(__file__).parent/"before.toml") # The control: how SpeedNet was trained before these plans
 REPORT = "fast/resnet18" # What stock fastai trains as well
 LEVELS = (70, 80, 85, 90) # Per cent of the test images
 GPU_LEVELS = (*LEVELS, 94)
@@ -112,14 +113,13 @@ def _fastest(rows, level):
 
 def plan_trainings(
     b:Bench, # Its images have to suffice
-    plans:tuple[str,...] # Names
+    plans:tuple[str,...] # Names or files
 )->dict[str,RunConfig]: # PLAN/RUN -> what is trained, whatever the seed
     "The settings that the plans train"
     out = {}
-    for name in plans:
-        plan = read_plan(name)
+    for plan in map(read_plan, plans):
         check_fits(plan, b.pack.counts(), b.pack.size)
-        for run in plan.runs: out.setdefault(f"{name}/{setting_name(run.name)}", run_config(plan, run))
+        for run in plan.runs: out.setdefault(f"{plan.name}/{setting_name(run.name)}", run_config(plan, run))
     return out
 
 def our_ending(
@@ -159,7 +159,7 @@ def _tasks(b, trainings):
 def record_rows(
     b:Bench, # Images, device; `reps` seeds
     name:str, # Of the rows
-    plans:tuple[str,...]=PLANS, # Names
+    plans:tuple[str,...]=PLANS, # Names or files
     trainings:dict[str,RunConfig]|None=None # By name; None for those of the plans
 )->list[RecordRow]: # One a setting
     "Train each setting with seeds 1, 2, ..., by turns"

@@ -19,7 +19,7 @@ from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found on
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
-from benchmarks.record import CIFAR10, DAWNBENCH, PLANS, RecordRow, image_words, is_cifar10, plan_trainings, record_rows
+from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow, image_words, is_cifar10, plan_trainings, record_rows
 from benchmarks.processes import peak_memory, searches_alone, tree_memory
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
@@ -160,6 +160,10 @@ def test_cifar10_is_only_what_has_its_classes_and_counts(b):
 
 def test_the_plans_trainings_fit_or_are_refused(b):
     with pytest.raises(PlanError, match="42 training images"): plan_trainings(b, PLANS)
+    many = replace(b, pack=SimpleNamespace(counts=lambda: dict(train=300, valid=300, test=300), size=32))
+    for found in (plan_trainings(many, PLANS), plan_trainings(many, (BEFORE,))):
+        assert found and all(cfg.model in ("speednet", "resnet18") for cfg in found.values())
+    assert REPORT in plan_trainings(many, PLANS)
 
 def test_an_unknown_benchmark(b):
     with pytest.raises(ConfigError, match="did you mean 'vote'"): catalog.bench("votes", b.root)

@@ -76,14 +76,14 @@ def load_benchmarks(
     if str(root) not in sys.path: sys.path.insert(0, str(root)) # processes of their own import them, too
     return importlib.import_module("benchmarks.catalog")
 
-# %% ../../nbs/54_cli.train.ipynb #9cf788be
+# %% ../../nbs/54_cli.train.ipynb #9f56e7d6
 @command(app, "bench", "cinic bench vote", "cinic bench all --data data/cinic10",
     "cinic bench record --data data/cifar10 --device cuda")
 def bench(
     name:argument(str, "loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, "
         "step-customcnn, step-resnet18, optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, all, "
-        "or record (hours on a CPU; record-quick, record-fast, record-long for one plan): the time to 70, 80, 85 and "
-        "90 % of the test images."),
+        "or the time to 70, 80, 85 and 90 % of the test images: record (hours on a CPU), record-quick, record-fast, "
+        "record-long, and record-before for the recipe before these plans."),
     data:Data=None,
     limit:Limit=20_000,
     reps:option(int, "Repetitions of what takes long; seeds of record.", min=1)=3,
