@@ -19,7 +19,8 @@ from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found on
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
-from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow, image_words, is_cifar10, plan_trainings, record_rows
+from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow # noqa: E402
+from benchmarks.record import image_words, is_cifar10, plan_trainings, record_rows # noqa: E402
 from benchmarks.processes import peak_memory, searches_alone, tree_memory
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
