@@ -19,6 +19,7 @@ from .figures import Bench, Row
 from .loaders import loader_rows, shift_items, shift_tv, simple_tv
 from .optimizers import optimizer_rows
 from .processes import import_rows, jobs_rows, memory_rows
+from .record import BEFORE, PLANS, record_rows
 from .steps import mix_rows, step_rows
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Entry:
     rows:Callable # `rows(bench, name=...)` measures
     weight:float # What it takes, for the time left; seconds on two cores
     gpu:bool=False # Has it rows on a GPU?
+    alone:bool=False # Only where it is asked for by name, as it takes hours?
 
 def loader_entry(
     weight:float, # Seconds on two cores
@@ -53,6 +55,9 @@ BENCHES = {
     "memory": Entry(memory_rows, 90),
     "import": Entry(import_rows, 80),
     "jobs": Entry(jobs_rows, 400),
+    "record": Entry(record_rows, 8000, gpu=True, alone=True),
+    **{f"record-{Path(p).stem}": Entry(partial(record_rows, plans=(p,)), 2000, gpu=True, alone=True)
+        for p in (*PLANS, BEFORE)},
 }
 
 def check_size(
@@ -78,7 +83,7 @@ def devices_of(
     return list(dict.fromkeys([pick_device("cpu"), pick_device()]))
 
 def bench(
-    name:str, # One of `BENCHES`, or `all`
+    name:str, # One of `BENCHES`, or `all` but those that stand alone
     root:Path, # Image folder
     limit:int=20_000, # Images a split, 0 for all
     reps:int=3, # Repetitions of what takes long
@@ -89,12 +94,13 @@ def bench(
     check_choice("benchmark", name, [*BENCHES, "all"])
     pack = get_pack(Path(root), on_event=on_event)
     if 0<limit<min(pack.counts().values()): pack = pack.limit(limit)
-    wanted = {k: e for k,e in BENCHES.items() if name in (k, "all")}
-    benches = [Bench(Path(root), pack, d, reps) for d in devices_of(device)]
+    wanted = {k: e for k,e in BENCHES.items() if name==k or (name=="all" and not e.alone)}
+    hear = on_event or (lambda kind, **info: None)
+    benches = [Bench(Path(root), pack, d, reps, hear) for d in devices_of(device)]
     todo = [(k, e, b) for b in benches for k,e in wanted.items() if e.gpu or b.device.type=="cpu"]
     if not todo: raise ConfigError(f"The benchmark {name} has no rows on {device}. Take --device cpu.")
     check_size(benches[0])
-    return measure(todo, on_event or (lambda kind, **info: None))
+    return measure(todo, hear)
 
 def measure(
     todo:list, # Names, entries and what they share

@@ -56,19 +56,22 @@ def fastai_epoch(
     model:str # Network
 )->Callable: # Gives seconds an epoch
     "An epoch of a stock `Learner`"
-    return partial(seconds, partial(fit_epoch, fastai_learner(b, _plain_model(b, model))), b.device)
+    return partial(seconds, partial(fit_epoch, fastai_learner(b, plain_model(b, model))), b.device)
 
 def torchvision_epoch(
     b:Bench, # Images, device
     model:str # Network
 )->Callable: # Gives seconds an epoch
     "An epoch of the loop written by hand"
-    net = _plain_model(b, model)
+    net = plain_model(b, model)
     opt = torch.optim.SGD(net.parameters(), lr=1e-3, momentum=.9)
     train, valid = (torchvision_dl(b, split) for split in ("train", "valid"))
     return partial(seconds, partial(loop_epoch, net, opt, train, valid, b.device), b.device)
 
-def _plain_model(b, model):
+def plain_model(
+    b:Bench, # Classes, device
+    model:str # Network
+)->torch.nn.Module: # Freshly drawn
     "The network in PyTorch's usual memory format"
     net = make_model(bench_config(model, b.bs), len(b.pack.classes), 32)
     return net.to(b.device, memory_format=torch.contiguous_format)

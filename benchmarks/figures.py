@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import torch
+from fastcore.basics import noop
 from cinic_fastai.data.pack import Pack
 
 HIGHER_IS_BETTER = ("img/s",)
@@ -29,6 +30,13 @@ class Row:
         low, high = self.spread
         texts = dict(ours=_short(self.ours), theirs=_short(self.theirs), ratio=f"{self.ratio:.2f}")
         return self.asdict()|texts|dict(spread=f"{low:.2f} to {high:.2f}")
+
+    @staticmethod
+    def below(
+        rows:list # Of one run
+    )->str: # A line
+        "What to say below the table"
+        return "Medians of repetitions by turns; a ratio above 1 means that ours is better."
 
 def _short(x): return f"{x:,.0f}" if x>=1000 else f"{x:.3g}"
 
@@ -74,6 +82,7 @@ class Bench:
     pack:Pack # Its images, limited if wanted
     device:torch.device # Where to train
     reps:int # Repetitions of what takes long; short ones are repeated five times as often
+    on_event:Callable=noop # Hears of trainings that take minutes
 
     @property
     def bs(self)->int: # 128 on a CPU, 512 on a GPU; less where there are few images

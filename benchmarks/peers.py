@@ -15,21 +15,23 @@ from .figures import Bench
 
 def fastai_dls(
     b:Bench, # Images, batch size, device
-    *item_tfms # Of training and validation
+    *item_tfms, # Of training and validation
+    bs:int=0 # Another batch size than all benchmarks'
 )->DataLoaders: # As in fastai's documentation, with two workers
     "Stock fastai on the same images"
     normalize = Normalize.from_stats(b.pack.mean.tolist(), b.pack.std.tolist(), cuda=b.device.type=="cuda")
     block = DataBlock((ImageBlock, CategoryBlock), get_items=lambda _: b.files("train")+b.files("valid"),
         splitter=GrandparentSplitter(), get_y=parent_label, item_tfms=item_tfms or None, batch_tfms=normalize)
-    return block.dataloaders(b.root, bs=b.bs, num_workers=2, device=b.device)
+    return block.dataloaders(b.root, bs=bs or b.bs, num_workers=2, device=b.device)
 
 def fastai_learner(
     b:Bench, # Images, device
-    model:torch.nn.Module # Network
+    model:torch.nn.Module, # Network
+    **kw # As for `fastai_dls`
 )->Learner: # SGD with momentum .9 at 1e-3
     "fastai as it comes"
-    return Learner(fastai_dls(b), model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9), lr=1e-3,
-        metrics=accuracy)
+    return Learner(fastai_dls(b, **kw), model, loss_func=CrossEntropyLossFlat(), opt_func=partial(SGD, mom=.9),
+        lr=1e-3, metrics=accuracy)
 
 def torchvision_dl(
     b:Bench, # Images, batch size

@@ -93,13 +93,15 @@ def _space_errors(space, own, settings):
         if dim_error(dim): continue
         for e in _field_errors(name, dim, settings): yield f"space.{name}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #295c6148
+# %% ../nbs/04a_plan_file.ipynb #3a723b18
 def _search_errors(search, table, plan):
     "What is wrong with a search beside the others"
     own,settings,space = _fields(table),search.settings,search.space or {}
     yield from _settings_errors(own, settings)
     yield from _space_errors(space, own, settings)
     if not space_errors(space): yield from start_errors(space, search.start)
+    if settings.get("validate")=="last":
+        yield "validate = 'last': a search looks at every epoch. Take validate = 'each'"
     if settings.get("train_on")=="train+valid":
         yield "train_on = 'train+valid': a search chooses by valid images. " \
             "Take train_on = 'train' here, 'train+valid' in a run that starts from it"

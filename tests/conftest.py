@@ -45,6 +45,8 @@ group = "final"
 name = "second"
 from = "search:custom_cnn-sgd"
 policy = "combined"
+muon = 0.02
+hard = 0.5
 
 [[ensemble]]
 name = "soft"

@@ -1,10 +1,12 @@
 "The benchmarks compare like with like: the same images, weights and votes on both sides."
+from dataclasses import replace
 from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
 from cinic_fastai.cli.train import load_benchmarks
-from cinic_fastai.core import ConfigError
+from cinic_fastai.config import RunConfig
+from cinic_fastai.core import ConfigError, PlanError
 from cinic_fastai.seeds import rng
 from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.data.pack import get_pack
@@ -17,6 +19,8 @@ from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found on
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
+from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow # noqa: E402
+from benchmarks.record import image_words, is_cifar10, plan_trainings, record_rows # noqa: E402
 from benchmarks.processes import peak_memory, searches_alone, tree_memory
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
@@ -109,12 +113,65 @@ def test_rows_of_benchmarks(b):
     for r in rows: assert r.ours>0 and r.theirs>0 and r.spread[0]<=r.ratio<=r.spread[1]
     assert {"what", "done", "total", "left"}<=set(seen[-1])
 
+@pytest.fixture(scope="module")
+def record(b):
+    "Two seeds of one training, and one of another, by stock fastai as well"
+    report = RunConfig(model="resnet18", epochs=1, bs=21)
+    small = RunConfig(model="speednet", width=.25, epochs=1, bs=21, train_on="train+valid", tta="flip")
+    ours = record_rows(replace(b, reps=2), "record", trainings={"quick/speednet": small})
+    return ours+record_rows(b, "record", trainings={"fast/resnet18": report})
+
+def test_a_record_measures_whole_trainings(record):
+    "Seconds and accuracies of every seed: ours as `fit_run` tells them, stock fastai's of the same images"
+    assert [r.training for r in record]==["quick/speednet", "fast/resnet18", "stock fastai, resnet18"]
+    assert [(r.trained, r.epochs) for r in record]==[(84, 1), (42, 1), (42, 1)]
+    for r,n in zip(record, (2, 1, 1)):
+        assert len(r.seconds)==len(r.whole)==len(r.test_accs)==n
+        assert all(0<s<w for s,w in zip(r.seconds, r.whole)) and all(0<=a<=1 for a in r.test_accs)
+
+def test_what_a_record_says(record):
+    assert list(record[0].shown())==["training", "images", "epochs", "seeds", "seconds", "whole", "test_acc", "reaches"]
+    words = record[0].below(record)
+    for o in (image_words_of_tiny, "90 %: ", DAWNBENCH, "length was fixed beforehand"): assert o in words
+
+image_words_of_tiny = ("42 training, 42 valid and 42 test images of 32x32 in 3 classes "
+    "(origin by file name: cifar 45, elsewhere 36, imagenet 45).")
+
+def endings(accs, seconds, training="a"):
+    return RecordRow("record", training, "images", 10, 1, seconds, seconds, accs, (70, 80))
+
+def test_a_level_is_reached_by_the_mean_of_the_seeds():
+    rows = [endings([.69, .72], [9., 11.]), endings([.81, .78], [5., 5.], "b"), endings([.8, .8], [30., 20.], "c")]
+    assert [r.reached for r in rows]==[70, 70, 80] and endings([.1], [1.]).reached==0
+    words = rows[0].below(rows)
+    assert "Time to 70 %: 5 s (b); 80 %: 25 s (c)." in words
+    assert "80 %: none of these" in rows[0].below(rows[:1])
+    assert rows[0].shown()["test_acc"]=="70.50 ± 2.12 %"
+
+def test_cifar10_is_only_what_has_its_classes_and_counts(b):
+    def images(train, valid, test, classes=CIFAR10):
+        n = dict(train=train, valid=valid, test=test)
+        return SimpleNamespace(classes=list(classes), counts=lambda: n, size=32, rows={}, origins=None)
+    assert is_cifar10(images(45_000, 5_000, 10_000))
+    assert "the original CIFAR-10" in image_words(images(40_000, 10_000, 10_000))
+    for other in (images(20_000, 20_000, 10_000), images(50_000, 50_000, 10_000),
+        images(40_000, 10_000, 10_000, "abcdefghij")):
+        assert not is_cifar10(other) and "CIFAR-10" not in image_words(other)
+    assert image_words(b.pack)+"."==image_words_of_tiny
+
+def test_the_plans_trainings_fit_or_are_refused(b):
+    with pytest.raises(PlanError, match="42 training images"): plan_trainings(b, PLANS)
+    many = replace(b, pack=SimpleNamespace(counts=lambda: dict(train=300, valid=300, test=300), size=32))
+    for found in (plan_trainings(many, PLANS), plan_trainings(many, (BEFORE,))):
+        assert found and all(cfg.model in ("speednet", "resnet18") for cfg in found.values())
+    assert REPORT in plan_trainings(many, PLANS)
+
 def test_an_unknown_benchmark(b):
     with pytest.raises(ConfigError, match="did you mean 'vote'"): catalog.bench("votes", b.root)
 
 @pytest.mark.slow
 def test_all_of_them(b):
     names = [r.name for r in catalog.bench("all", b.root, reps=1) if not r.name.endswith("-cuda")]
-    wanted = [*catalog.BENCHES]
+    wanted = [k for k,e in catalog.BENCHES.items() if not e.alone]
     wanted.insert(wanted.index("pack")+1, "pack-open")
     assert list(dict.fromkeys(names))==wanted

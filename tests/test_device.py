@@ -23,7 +23,7 @@ CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=
     for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0),
         ("test_resnet", "advanced", "adam", 48))]
 CONFIGS.append(RunConfig(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift",
-    bias_lr=8., bs=16, precision="float32"))
+    bias_lr=8., muon=.1, hard=.5, bs=16, precision="float32"))
 
 class NoWaiting(TorchDispatchMode):
     "Refuse copies to the device that wait for it; let the fused SGD, which knows no meta device, pass"
@@ -102,7 +102,7 @@ def refusing(f, *args, **kw):
     dict(model="custom_cnn", policy="combined", interp="nearest", opt="adam", label_smoothing=.1),
     dict(model="test_resnet", policy="gentle", size=48, opt="rmsprop"),
     dict(model="speednet", width=.25, flip="alternating", shift=2, average=.9, tta="flip-shift", schedule="triangle",
-        bias_lr=8., nesterov=True)], ids=lambda d: d["model"])
+        bias_lr=8., muon=.1, hard=.5, nesterov=True)], ids=lambda d: d["model"])
 def test_a_run_does_without_what_apples_devices_lack(pack, settings, tmp_path):
     "Training, checkpoints, resuming, validation and probabilities"
     cfg,store = make_config(dict(bs=16, epochs=2, precision="float32")|settings),RunStore(tmp_path)

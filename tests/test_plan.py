@@ -74,11 +74,11 @@ def test_every_error_is_listed_with_its_place():
     with pytest.raises(PlanError) as e: parse_plan(text, "mine.toml")
     for o in SAID.splitlines(): assert o in str(e.value), o
 
-@pytest.mark.parametrize("name", ["demo", "report", "thorough"])
+@pytest.mark.parametrize("name", ["demo", "fast", "long", "quick", "report", "thorough"])
 def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
-    assert len(trainings(plan))==dict(demo=54, fast=4, report=68, thorough=608)[name]
+    assert len(trainings(plan))==dict(demo=54, fast=4, long=6, quick=2, report=68, thorough=608)[name]
     assert all(o.cfg.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
 
@@ -220,4 +220,4 @@ def test_beside_runs_that_train_on_both():
     plan = parse_plan(trained_on_both(more=LOOK+LAST+HELD+votes))
     chosen = {o.name: run_config(plan, o, dict(lr=.5)).select for o in plan.runs}
     assert chosen==dict(a="last", b="last", f="last", c="best", d="best")
-    read_plan(Path(__file__).parents[1]/"nbs"/"explanations"/"longer.toml")
+    assert {o.settings.get("train_on") for o in read_plan("long").runs}=={None, "train+valid"}

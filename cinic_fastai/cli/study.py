@@ -94,11 +94,11 @@ def _own_threads():
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() else 0
 
-# %% ../../nbs/53_cli.study.ipynb #025b6345
+# %% ../../nbs/53_cli.study.ipynb #6c43b829
 @command(app, "study", "cinic study demo", "cinic study report --data data/cinic10 --dry-run",
     "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small")
 def study(
-    plan:argument(str, "A plan's name (demo, fast, modern, report, thorough), or a TOML file."),
+    plan:argument(str, "A plan's name (demo, quick, fast, long, modern, report, thorough), or a TOML file."),
     data:Data=None,
     out:option(Path, "The study's folder; out/PLAN where none is given.")=None,
     limit:Limit=0,

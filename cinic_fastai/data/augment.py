@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['CROP_DRAWS', 'turn_matrices', 'warp', 'crop_boxes', 'ImageDraw', 'ImagePolicy', 'image_policy', 'flip_shift',
-           'ShiftDraw', 'FlipShift', 'Chain', 'augmentation', 'views', 'OwnPolicy', 'register_policy']
+           'ShiftDraw', 'FlipShift', 'Chain', 'augmentation', 'views', 'least_certain', 'OwnPolicy', 'register_policy']
 
-# %% ../../nbs/12_data.augment.ipynb #31d67e7f
-import re
+# %% ../../nbs/12_data.augment.ipynb #41bad9c0
+import math, re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -252,6 +252,15 @@ def views(
         pad = F.pad(xb, [1]*4, mode="reflect")
         moved = [(.25, xb), (.125, pad[...,:-2,:-2]), (.125, pad[...,2:,2:])]
     return [(weight, view) for weight,x in moved for view in (x, x.flip(3))]
+
+# %% ../../nbs/12_data.augment.ipynb #0ff4d168
+def least_certain(
+    probs:ndarray, # Class probabilities `(n,c)`
+    share:float=.25 # Of the images, in (0, 1]; what is no whole number is rounded up
+)->ndarray: # Their places, in order
+    "The images whose highest probability is lowest, of equal ones the first"
+    n = math.ceil(share*len(probs))
+    return np.sort(np.argsort(probs.max(1), kind="stable")[:n])
 
 # %% ../../nbs/12_data.augment.ipynb #93f8b49d
 def _described(transform):

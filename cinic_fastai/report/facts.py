@@ -6,7 +6,7 @@
 __all__ = ['ReportData', 'rows_of', 'load_report', 'search_settings', 'trial_settings', 'Figure', 'Table', 'Section', 'Statement',
            'macro_name', 'favours']
 
-# %% ../../nbs/35_report.facts.ipynb #503144bb
+# %% ../../nbs/35_report.facts.ipynb #c3c3416a
 import pandas as pd
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from ..results.plots.photos import samples_table
 from ..results.predictions import predictions
 from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
-from ..config import config_fields
+from ..config import RunConfig
 
 # %% ../../nbs/35_report.facts.ipynb #04bfe25f
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def search_settings(
     journals = {s.name: f.study.journals[s.name] for s in f.record.searches}
     return [_settings(j, name=n) for n,j in journals.items() if j.header]
 
-# %% ../../nbs/35_report.facts.ipynb #b4593a94
+# %% ../../nbs/35_report.facts.ipynb #1c0bf54b
 def trial_settings(
     f:ReportData # The study
 )->list[SimpleNamespace]: # `RunConfig` fields, each training once
@@ -107,7 +107,7 @@ def trial_settings(
 
 def _settings(journal, **own):
     base = journal.header.base if journal.header else {}
-    return SimpleNamespace(**{k: o.default for k,o in config_fields.items()}|base|own)
+    return SimpleNamespace(**vars(RunConfig(**base))|own)
 
 # %% ../../nbs/35_report.facts.ipynb #28dc755b
 @dataclass(frozen=True)

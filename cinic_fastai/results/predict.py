@@ -35,7 +35,7 @@ class TrainedOn:
     mean:list # Of each channel, in [0, 1]
     std:list # Of each channel
 
-# %% ../../nbs/36_results.predict.ipynb #8f2d6dd7
+# %% ../../nbs/36_results.predict.ipynb #384c053e
 class Member(nn.Module):
     "A trained network with everything around it"
     def __init__(self,
@@ -56,7 +56,7 @@ class Member(nn.Module):
     def forward(self,
         xb:Tensor # Images, 0-255 `(bs,3,size,size)`
     )->Tensor: # Probabilities `(bs,c)` float32
-        "Average over the views of training"
+        "Average over the views of training, whatever `tta_share` left out there"
         preds = mean_preds(self.net, self.to_floats.normalize(xb), self.cfg.tta, self.precision)
         return preds if self.cfg.softmax else preds.softmax(1)
 

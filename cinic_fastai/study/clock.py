@@ -6,13 +6,13 @@
 __all__ = ['DECISIVE', 'timing_key', 'estimate', 'training_share', 'Clock', 'is_known_safe', 'time_network', 'NetworkTimer',
            'network_of', 'measure_networks']
 
-# %% ../../nbs/42c_study.clock.ipynb #553e9fef
+# %% ../../nbs/42c_study.clock.ipynb #d0cb80f3
 import math, re, threading, time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ..core import FatalError, NetworkError
 from ..core import signals_blocked
-from ..config import RunConfig, is_validated
+from ..config import RunConfig, epoch_costs, is_validated
 from .workers import OTHER_NETWORK, how_it_ended, one_process
 
 # %% ../../nbs/42c_study.clock.ipynb #56a17af7
@@ -23,7 +23,7 @@ def timing_key(
     kept = ("model", "stem", "size", "width", "precision", "channels_last")
     return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
 
-# %% ../../nbs/42c_study.clock.ipynb #41f07624
+# %% ../../nbs/42c_study.clock.ipynb #cc719d7b
 def estimate(
     cfg:RunConfig, # One run
     counts:dict, # Images by split
@@ -38,18 +38,20 @@ def estimate(
     train,valid = speed[min(same, key=distance)]
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
     validated = sum(is_validated(cfg, e) for e in range(cfg.epochs))
-    return cfg.epochs*rows*train+validated*counts["valid"]*valid
+    return sum(epoch_costs(cfg.sizes, cfg.epochs))*rows*train+validated*counts["valid"]*valid
 
-# %% ../../nbs/42c_study.clock.ipynb #2c1386c1
+# %% ../../nbs/42c_study.clock.ipynb #8bab2868
 def training_share(
     epochs:int, # Of the training
     epoch:int=0, # The one under way, from 0
     done:int=0, # Batches of it
     total:int=1, # Its batches
+    sizes:tuple[int,...]=(), # Of the training
     **info # What else an event holds
 )->float: # In [0, 1]
     "How far a training is, by one of its events"
-    return (epoch+done/total)/epochs
+    costs = epoch_costs(sizes, epochs)
+    return (sum(costs[:epoch])+costs[epoch]*done/total)/sum(costs)
 
 # %% ../../nbs/42c_study.clock.ipynb #8bcaa94d
 @dataclass

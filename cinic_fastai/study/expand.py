@@ -146,7 +146,7 @@ def trainings(
     trials = [o for search in plan.searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #80765f8e
+# %% ../../nbs/38_study.expand.ipynb #42d020a8
 def _demands(plan, counts):
     "Place, settings at their largest and number of training images of each run and search"
     defaults = dict(bs=RunConfig.bs)
@@ -167,6 +167,8 @@ def plan_problems(
     found = []
     for place,settings,images in _demands(plan, counts):
         shift,bs = settings.get("shift", 0),settings.get("bs", 0)
+        sizes,side = settings.get("sizes"),settings.get("size") or size
+        if sizes and sizes[-1]!=side: found.append(f"{place}: sizes end at {sizes[-1]}, and valid images have {side} pixels")
         if shift>=size: found.append(f"{place}: shift reaches {shift} of the images' {size} pixels")
         if bs>images: found.append(f"{place}: bs reaches {bs}, and there are {images} training images")
     return found
@@ -180,29 +182,33 @@ def check_fits(
     "Refuse a plan that doesn't fit the images, before any work"
     if problems := plan_problems(plan, counts, size): raise PlanError("; ".join(problems)+".")
 
-# %% ../../nbs/38_study.expand.ipynb #4f1b2553
+# %% ../../nbs/38_study.expand.ipynb #decb0905
 PLAIN = dict(
     whiten=False, dirac=False, stem="imagenet", pretrained=False, # network
-    policy="none", flip="none", shift=0, tta="none", # images
-    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.) # training
-_ALONG = dict(pretrained=dict(weights="", frozen_epochs=0)) # Settings that go with an ingredient
+    policy="none", flip="none", shift=0, sizes=(), tta="none", tta_share=1., # images
+    label_smoothing=0., dropout=0., wd=0., nesterov=False, schedule="constant", bias_lr=1., average=0.,
+    muon=0., hard=1.) # training
+_ALONG = dict(pretrained=dict(weights="", frozen_epochs=0), tta=dict(tta_share=1.)) # What goes with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
-# %% ../../nbs/38_study.expand.ipynb #36ee4963
+# %% ../../nbs/38_study.expand.ipynb #cd92e6de
 def ingredients(
     cfg:RunConfig # A recipe
 )->dict[str,dict]: # By ingredient, the settings of a training without it
     "What a recipe does beyond a plain training"
     taken = [k for k,v in PLAIN.items() if getattr(cfg, k)!=v and cfg.model.startswith(_ONLY_IN.get(k, ""))]
-    return {k: {k: PLAIN[k], **_ALONG.get(k, {})} for k in taken}
+    along = {k: {a: v for a,v in _ALONG.get(k, {}).items() if getattr(cfg, a)!=v} for k in taken}
+    return {k: {k: PLAIN[k]}|along[k] for k in taken}
 
-# %% ../../nbs/38_study.expand.ipynb #fff24abd
+# %% ../../nbs/38_study.expand.ipynb #0c8ca0c5
 def _variants(found, recipe, alone):
     "The recipe, what it is without each ingredient and without any, and each alone: changes by variant"
     out = {"recipe": {}, **{f"without {k}": off for k,off in found.items()}}
     plain = {k: v for off in found.values() for k,v in off.items()}
     out["plain"] = plain
+    along = {k for name,off in found.items() for k in off if k!=name}
     for name,off in found.items() if alone else ():
+        if name in along: continue
         kept = {k: v for k,v in plain.items() if k not in off}
         out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
     return out
@@ -218,7 +224,7 @@ def _recipe_run(plan, name):
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
-# %% ../../nbs/38_study.expand.ipynb #f19b23b1
+# %% ../../nbs/38_study.expand.ipynb #9d3083e9
 def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings
@@ -226,7 +232,7 @@ def _recipe(plan, name, changes):
         raise PlanError(f"{refused[0]} can't be set here: "
             "an ablation takes its own seeds, and compares on valid images.")
     left_out = ["seed", "train_on"]
-    if settings.get("train_on")=="train+valid": left_out.append("select")
+    if settings.get("train_on")=="train+valid": left_out += ["select", "validate"]
     return {k: v for k,v in settings.items() if k not in left_out}|changes
 
 def _toml(heading, values):

@@ -224,7 +224,7 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #e7cb1028
+# %% ../../nbs/43_study.trainer.ipynb #c727889f
 def _fit_options(trainer, job):
     "What `fit_run` is told besides the run, here or there"
     o = trainer.options
@@ -241,7 +241,7 @@ def in_process(trainer, job, expected):
     def on_event(kind, **info):
         if kind=="note": trainer.log(f"{job.name}: {info['text']}")
         if kind=="epoch" and trainer.tracker: trainer.tracker(job.name, job.cfg, [info])
-        current = expected*training_share(**dict(epochs=job.cfg.epochs)|info)
+        current = expected*training_share(**dict(epochs=job.cfg.epochs, sizes=job.cfg.sizes)|info)
         trainer.tell(kind, job.name, current, saw_valid=job.saw_valid, **info)
     trainer.use_threads()
     job.on_start()

@@ -6,7 +6,7 @@
 __all__ = ['save_training', 'restore_training', 'FitOptions', 'CheckpointCallback', 'train_epochs', 'mean_preds', 'predict_probs',
            'fit_run', 'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #231563c6
+# %% ../../nbs/23_train.fit.ipynb #adf04a38
 import time, timeit
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,7 +18,7 @@ from fastai.learner import Learner
 from fastcore.basics import noop, store_attr
 from ..core import CinicError, Interrupted, StoreError, WeightsError, diff_dicts
 from ..core import stop_on_signals, interruptible
-from ..data.augment import views
+from ..data.augment import least_certain, views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.pack import Pack
 from ..files import lock, write_json, write_npz
@@ -33,14 +33,21 @@ from .learner import RunLearner, make_learner
 from .models import make_model
 from .optim import torch_opt
 
-# %% ../../nbs/23_train.fit.ipynb #add18e25
+# %% ../../nbs/23_train.fit.ipynb #790aa3c1
 def _refuse_other(path, there, here):
-    "Refuse to go on with what was made with other fields of `RunConfig`; one that is missing had its default"
-    if diff := diff_dicts(asdict(RunConfig())|there, here):
+    "Refuse to go on with what another `RunConfig` left"
+    if diff := diff_dicts(asdict(there), asdict(here)):
         raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). "
             "Use another folder, or delete it to train anew.")
 
-# %% ../../nbs/23_train.fit.ipynb #53abb79e
+# %% ../../nbs/23_train.fit.ipynb #ff661766
+def _networks(learn):
+    "Networks that learn in a training and their optimisers, by name"
+    yield "model",learn.model,"opt",learn.opt.opt
+    beside = getattr(learn, "hard_examples", None)
+    if beside: yield "proxy",beside.proxy,"proxy_opt",beside.proxy_opt
+
+# %% ../../nbs/23_train.fit.ipynb #0d2aa16c
 def save_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # In training
@@ -48,12 +55,12 @@ def save_training(
 ):
     "Write everything a training needs to go on to the same bits"
     sums = {k: torch.stack(batches) for k,batches in state.sums.items() if batches}
-    parts = dict(model=learn.model.state_dict(), opt=opt_tensors(learn.opt.opt), best=state.best or {},
-        rng=rng_tensors(learn.dls.device), sums=sums, average=state.average or {})
+    parts = dict(best=state.best or {}, rng=rng_tensors(learn.dls.device), sums=sums, average=state.average or {})
+    for name,net,opt_name,opt in _networks(learn): parts |= {name: net.state_dict(), opt_name: opt_tensors(opt)}
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, with_prefix(parts), dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #05cee1eb
+# %% ../../nbs/23_train.fit.ipynb #5727c1a0
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -64,10 +71,11 @@ def restore_training(
     cure = "The checkpoint before it is used." if tensors else "The training starts again."
     for p in problems: on_event("note", text=f"{p} {cure}")
     if not tensors: return TrainState()
-    _refuse_other(path, meta.pop("config"), asdict(learn.cfg))
-    parts = {k: take_prefix(k, tensors) for k in ("model", "opt", "rng", "best", "sums", "average")}
-    learn.model.load_state_dict(parts["model"])
-    load_opt_tensors(learn.opt.opt, parts["opt"])
+    _refuse_other(path, RunConfig(**meta.pop("config")), learn.cfg)
+    parts = {k: take_prefix(k, tensors) for k in ("rng", "best", "sums", "average")}
+    for name,net,opt_name,opt in _networks(learn):
+        net.load_state_dict(take_prefix(name, tensors))
+        load_opt_tensors(opt, take_prefix(opt_name, tensors))
     load_rng_tensors(parts["rng"], learn.dls.device)
     sums,average = ({k: v.to(learn.dls.device) for k,v in parts[part].items()} for part in ("sums", "average"))
     state = TrainState(best=parts["best"], average=average, **meta)
@@ -156,22 +164,30 @@ def mean_preds(
     "Outputs averaged over the views of each image"
     with autocast(precision, xb.device): return sum(weight*model(x).float() for weight,x in views(xb, tta))
 
-# %% ../../nbs/23_train.fit.ipynb #d627b990
+# %% ../../nbs/23_train.fit.ipynb #d71782e1
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
     dl:PackDL, # Batches in row order
     on_event:Callable=noop, # Hears of `progress` after each batch
-    tta:str="none" # As for `views`
+    tta:str="none", # As for `views`
+    share:float=1. # Of the images, the least certain ones, that get these views
 )->tuple[np.ndarray,np.ndarray]: # Probabilities `(n,c)` float32, targets `(n,)`
     "Class probabilities of every image of a loader"
     model,precision = learn.model.eval(),"bf16" if hasattr(learn, "bf16") else "float32"
+    def look(xb, tta): return learn.loss_func.activation(mean_preds(model, xb, tta, precision)).cpu()
     probs,targs = [],[]
     for xb,yb in dl:
-        probs.append(learn.loss_func.activation(mean_preds(model, xb, tta, precision)).cpu())
+        probs.append(look(xb, tta if share==1 else "none"))
         targs.append(yb.cpu())
         on_event("progress", what="probabilities", done=len(probs), total=len(dl))
-    return torch.cat(probs).numpy(),torch.cat(targs).numpy()
+    probs,targs = torch.cat(probs).numpy(),torch.cat(targs).numpy()
+    again = least_certain(probs, share) if share<1 else ()
+    for i in range(0, len(again), dl.bs):
+        places = again[i:i+dl.bs]
+        probs[places] = look(dl.batch_of(places)[0], tta)
+        on_event("progress", what="views", done=i, total=len(again))
+    return probs,targs
 
 # %% ../../nbs/23_train.fit.ipynb #b8dfdd67
 @dataclass(frozen=True)
@@ -191,12 +207,12 @@ class _Run:
     @property
     def checkpoint(self): return self.folder/"last.safetensors"
 
-# %% ../../nbs/23_train.fit.ipynb #633d947d
+# %% ../../nbs/23_train.fit.ipynb #c1247b95
 def _refuse_others(run):
     "Refuse a folder that another run left, and another transform under one name"
     try: there = run.store.config(run.rid)
     except (FileNotFoundError, StoreError): there = run.cfg
-    _refuse_other(run.folder, asdict(there), asdict(run.cfg))
+    _refuse_other(run.folder, there, run.cfg)
     run.store.refuse_other_policy(run.cfg)
 
 def _stopped(state):
@@ -226,11 +242,12 @@ def _kept(run, damage):
     history = run.store.history(run.rid).to_dict("records")
     return TrainState(run.cfg.epochs, history=history, best=load_tensors(weights)[0])
 
-# %% ../../nbs/23_train.fit.ipynb #53327172
+# %% ../../nbs/23_train.fit.ipynb #7da11135
 def _store_probs(run, learn, split):
     "Write a split's probabilities and give the accuracy"
     rows = run.pack.rows[split]
-    probs,targs = predict_probs(learn, test_dl(learn.dls, run.pack, split), interruptible(noop, run.stop), run.cfg.tta)
+    hear,cfg = interruptible(noop, run.stop),run.cfg
+    probs,targs = predict_probs(learn, test_dl(learn.dls, run.pack, split), hear, cfg.tta, cfg.tta_share)
     write_npz(run.folder/f"probs_{split}.npz", probs=probs, targs=targs, rows=np.asarray(rows, dtype=np.int64),
         classes=np.array(run.pack.classes), origins=np.asarray(run.pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())

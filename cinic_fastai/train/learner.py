@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #de01c576
+# %% ../../nbs/21_train.learner.ipynb #78a82883
 import copy, dataclasses, warnings
 from functools import partial
 from itertools import islice
@@ -27,13 +27,13 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..config import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    LookaheadCallback, TrainState)
+    GrowingImages, HardExamples, LookaheadCallback, TrainState, proxy_config)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
 from .networks import SpeedNet, inner_net, net_name, set_layout
 from .optim import opt_func, split_params
 
-# %% ../../nbs/21_train.learner.ipynb #7b4dff52
+# %% ../../nbs/21_train.learner.ipynb #4192bbd4
 def make_dls(
     pack:Pack, # Decoded images
     cfg:RunConfig=RunConfig(), # Batch size, policy, interpolation, seed, size and rows come from here
@@ -43,6 +43,8 @@ def make_dls(
     if cfg.shift>=pack.size:
         raise ConfigError(f"shift = {cfg.shift} is too far for images of {pack.size} pixels. "
             f"Take {pack.size-1} at most.")
+    if cfg.sizes[-1:] not in ((), (cfg.size or pack.size,)):
+        raise ConfigError(f"sizes = {[*cfg.sizes]} don't end at the side of valid images, {cfg.size or pack.size}.")
     augment = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
         size=cfg.size, device=device)
@@ -60,7 +62,7 @@ def _batch_error(dls, size):
     return f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). " \
         f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...)."
 
-# %% ../../nbs/21_train.learner.ipynb #f5347bc1
+# %% ../../nbs/21_train.learner.ipynb #e40c8f4f
 def check_loaders(
     dls:DataLoaders, # Of fastai or PyTorch
     cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`
@@ -71,7 +73,7 @@ def check_loaders(
     if single is not None:
         raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's "
             "`batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
-    why = "" if own else _batch_error(dls, cfg.size)
+    why = "" if own else _batch_error(dls, max(cfg.sizes, default=cfg.size))
     if why: raise ConfigError(why)
 
 # %% ../../nbs/21_train.learner.ipynb #4169c2d7
@@ -89,7 +91,7 @@ def first_images(
     x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]]))/255
     return ((x-torch.from_numpy(pack.mean))/torch.from_numpy(pack.std)).permute(0,3,1,2)
 
-# %% ../../nbs/21_train.learner.ipynb #8938083b
+# %% ../../nbs/21_train.learner.ipynb #25edb932
 def _network(dls, cfg, weights):
     "The configured network, for the loaders' classes and size"
     pack = _pack(dls)
@@ -97,6 +99,16 @@ def _network(dls, cfg, weights):
     model = make_model(cfg, len(dls.vocab), size, weights)
     if cfg.whiten and isinstance(model, SpeedNet): model.init_whitening_(first_images(dls, 5000))
     return model
+
+def _try_sizes(model, sizes):
+    "Refuse sides of training images at which a network can't work"
+    for side in sizes:
+        try:
+            with torch.no_grad(): model.eval()(torch.zeros(2, 3, side, side))
+        except Exception:
+            raise ConfigError(f"{net_name(inner_net(model))} can't work with training images of {side} pixels. "
+                f"Leave {side} out of sizes.") from None
+    model.train()
 
 def _refuse_single(model, dls):
     "Refuse batches of one image for a network that can't train on them, which a copy tries"
@@ -150,10 +162,17 @@ class FitLeavesOut(Callback):
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
 
-# %% ../../nbs/21_train.learner.ipynb #3a22b44e
-def _callbacks(cfg, device, own):
+# %% ../../nbs/21_train.learner.ipynb #0de43e61
+def _hard_examples(dls, cfg, device):
+    "The callback that leaves easy images out, with its network"
+    proxy = proxy_config(cfg)
+    return HardExamples(_network(dls, proxy, None).to(device), proxy, cfg.hard)
+
+# %% ../../nbs/21_train.learner.ipynb #3a90622c
+def _callbacks(dls, cfg, device, own):
     "The callbacks that a configuration asks for"
-    out = []
+    out = [GrowingImages(cfg.sizes)] if cfg.sizes else []
+    if cfg.hard<1: out.append(_hard_examples(dls, cfg, device))
     if mixes(cfg.policy): out.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     precision = cfg.precision if own else resolve_precision(cfg, device)
     if precision=="bf16": out.append(Bf16())
@@ -161,7 +180,7 @@ def _callbacks(cfg, device, own):
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 
-# %% ../../nbs/21_train.learner.ipynb #ef48d04f
+# %% ../../nbs/21_train.learner.ipynb #de6dce10
 def make_learner(
     data:Pack|DataLoaders, # A pack, or `DataLoaders` from `make_dls` or of fastai, of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
@@ -177,13 +196,14 @@ def make_learner(
     if _pack(dls) is None: check_loaders(dls, cfg, own)
     model = net if own else _network(dls, cfg, weights)
     if own and not cfg.channels_last: set_layout(model, False)
+    if not own: _try_sizes(model, cfg.sizes)
     _refuse_single(model, dls)
     device = torch.device(dls.device or "cpu")
     prepare_device(device)
     if cfg.compile: compile_(model, device)
     learn = RunLearner(dls, model.to(device), loss_func=SoftLoss(cfg.label_smoothing, cfg.softmax), lr=cfg.lr,
         opt_func=opt_func(cfg), splitter=partial(split_params, biases=cfg.bias_lr!=1, own=own), train_bn=False,
-        cbs=[*L(cbs), *_callbacks(cfg, device, own)], metrics=DeviceAccuracy())
+        cbs=[*L(cbs), *_callbacks(dls, cfg, device, own)], metrics=DeviceAccuracy())
     learn.cfg,learn.own_net = cfg,own
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())

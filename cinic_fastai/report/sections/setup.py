@@ -12,20 +12,21 @@ from ..facts import Statement
 from ..words import Tally, reads
 from ...config import config_fields, mixes
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #b9c02243
-SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases L2_coefficients dropouts
-    label_smoothings weight_averagings augmentations kinds_of_views networks stems kinds_of_SpeedNet initial_weights
-    image_sizes splits_to_learn_from precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
-_unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta stem size train_on precision compile
-    channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
+# %% ../../../nbs/35d_report.sections.setup.ipynb #97afa274
+SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases rates_of_Muon parts_of_batches
+    L2_coefficients dropouts label_smoothings weight_averagings augmentations kinds_of_views networks stems
+    kinds_of_SpeedNet initial_weights image_sizes splits_to_learn_from precisions ways_to_compile
+    memory_layouts""".split() # Macros that say one setting
+_unsaid = """weights bias_lr muon hard dropout label_smoothing average policy flip shift tta tta_share stem size sizes
+    validate train_on precision compile channels_last width whiten dirac""".split() # Not said where they are as usual
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #6c42b03d
+# %% ../../../nbs/35d_report.sections.setup.ipynb #82610f27
 def effective(
     run # With the fields of a `RunConfig`
 )->SimpleNamespace: # The same fields
     "A run's settings, None where one is as usual or does nothing beside the others"
     idle = ["mom", "nesterov"] if run.opt=="adam" else ["beta1", "beta2"]
-    if run.tta=="none": idle.append("softmax")
+    if run.tta=="none": idle += ["softmax", "tta_share"]
     if run.model!="speednet": idle += ["width", "whiten", "dirac"]
     if not run.pretrained: idle.append("weights")
     usual = [k for k in _unsaid if getattr(run, k)==config_fields[k].default]
@@ -101,12 +102,13 @@ def brackets(runs):
     "Do some accuracies stand in brackets, as their runs trained on valid images?"
     return any(map(saw_valid, runs))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #85ec6552
-@reads("tta", "softmax")
+# %% ../../../nbs/35d_report.sections.setup.ipynb #26f637e4
+@reads("tta", "softmax", "tta_share")
 def views(runs):
-    "What is averaged over views: `probabilities` or `logits`"
-    outputs = ["probabilities" if r.softmax else "logits" for r in runs if r.tta!="none"]
-    return Statement("views", outputs=dict.fromkeys(outputs))
+    "What is averaged over views, `probabilities` or `logits`, and whether all images have them"
+    viewed = [r for r in runs if r.tta!="none"]
+    outputs = ["probabilities" if r.softmax else "logits" for r in viewed]
+    return Statement("views", outputs=dict.fromkeys(outputs), everyone=all(r.tta_share==1 for r in viewed))
 
 @reads("select")
 def kept(runs):

@@ -17,7 +17,7 @@ from cinic_fastai.results.tables.published import (PUBLISHED_TEST, PUBLISHED_VAL
 from ...store import HISTORY
 from ...studyfolder import StudyFolder, declared_settings, run_status, source_of
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #4cd5999a
+# %% ../../../nbs/32c_results.tables.runs.ipynb #40fcd2e2
 def _fields_of(kind, others):
     "Columns that hold values of one type"
     return {k for k,f in config_fields.items() if type(f.default) is kind}|set(others.split())
@@ -27,7 +27,7 @@ _whole = _fields_of(int, "best_epoch epoch params number place images trials fai
 _flags = _fields_of(bool, "frozen")
 _text = _fields_of(str, "group name run_id status reason cause search kind which of predictor members class method "
     "weights member_temperatures best_member without a b stage origin taken_for seeds variant ingredient against "
-    "train_differs report what value")
+    "train_differs report what value sizes")
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #f5022386
 def tidy(
