@@ -27,7 +27,8 @@ def random_configs(n=200):
         mix_per=["image", "batch"],
         flip=["none", "random", "alternating"], tta=["none", "flip", "flip-shift"], interp=["bilinear", "nearest"],
         schedule=["constant", "one-cycle", "triangle"], precision=["auto", "float32", "bf16"], select=["best", "last"])
-    varied = {k: f for k,f in config_fields.items() if k not in ("weights", "train_on", "nesterov", "bias_lr", "sizes", "tta_share")}
+    kept = ("weights", "train_on", "nesterov", "bias_lr", "sizes", "tta_share")
+    varied = {k: f for k,f in config_fields.items() if k not in kept}
     def value(k, f):
         if k in choices: return str(rng.choice(choices[k]))
         kind = type(f.default)
