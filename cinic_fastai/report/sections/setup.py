@@ -16,8 +16,8 @@ from ...config import config_fields, mixes
 SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases L2_coefficients dropouts
     label_smoothings weight_averagings augmentations kinds_of_views networks stems kinds_of_SpeedNet initial_weights
     image_sizes splits_to_learn_from precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
-_unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta tta_share stem size sizes train_on
-    precision compile channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
+_unsaid = """weights bias_lr dropout label_smoothing average policy flip shift tta tta_share stem size sizes train_on precision
+    compile channels_last width whiten dirac""".split() # Fields of which nothing is said where they are as usual
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #82610f27
 def effective(
