@@ -2710,4 +2710,14 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'cinic_fastai.train.optim.torch_opt': ( 'train.optim.html#torch_opt',
                                                                                   'cinic_fastai/train/optim.py'),
                                           'cinic_fastai.train.optim.triangle': ( 'train.optim.html#triangle',
-                                                                                 'cinic_fastai/train/optim.py')}}}
+                                                                                 'cinic_fastai/train/optim.py')},
+            'cinic_fastai.train.taps': { 'cinic_fastai.train.taps.LiveConv2d': ('train.taps.html#liveconv2d', 'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps.LiveConv2d.forward': ( 'train.taps.html#liveconv2d.forward',
+                                                                                         'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps._is_plain': ('train.taps.html#_is_plain', 'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps._live': ('train.taps.html#_live', 'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps.idle_weights': ( 'train.taps.html#idle_weights',
+                                                                                   'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps.live_taps': ('train.taps.html#live_taps', 'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps.tap_matrix': ( 'train.taps.html#tap_matrix',
+                                                                                 'cinic_fastai/train/taps.py')}}}
