@@ -12,7 +12,7 @@ study: .venv/installed
 test: export OMP_NUM_THREADS = 1
 test: .venv/installed-dev
 	$(BIN)/python tools/check_export.py
-	$(BIN)/nbdev-test --n-workers 2
+	$(BIN)/python tools/check_outputs.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 outputs: .venv/installed-dev

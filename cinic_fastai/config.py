@@ -9,9 +9,9 @@ __all__ = ['STRICT', 'Text', 'Fraction', 'Seed', 'Sequence', 'config_fields', 'p
            'pruned_at', 'is_validated', 'seed_name', 'setting_name', 'same_trainings', 'one_training', 'non_defaults',
            'identity', 'run_id', 'with_weights']
 
-# %% ../nbs/02_config.ipynb #600e1cae
+# %% ../nbs/02_config.ipynb #827a8d27
 import dataclasses, os, re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -44,13 +44,12 @@ _LINES = dict(
     finite_number="{name} = {value!r} is not a finite number",
     string_too_short="{name} is empty", value_error="{error}")
 
-# %% ../nbs/02_config.ipynb #29fdbc40
+# %% ../nbs/02_config.ipynb #84ea8629
 def unknown_keys(
     found:Iterable[str], # Keys of a table
-    known:Iterable[str] # Those that it may have
+    known:Collection[str] # Those that it may have
 )->list[str]: # One line each
     "Keys that mean nothing"
-    known = list(known)
     return [f"Unknown key '{k}'{nearest(k, known)}" for k in found if k not in known]
 
 # %% ../nbs/02_config.ipynb #cf4184ec
@@ -74,7 +73,7 @@ def error_lines(
         found += [(name, line) for line in message.splitlines()]
     return list(dict.fromkeys(found))
 
-# %% ../nbs/02_config.ipynb #193c8791
+# %% ../nbs/02_config.ipynb #c091323c
 @contextmanager
 def in_our_words(
     cls:type, # The pydantic dataclass that is made in the block
@@ -82,9 +81,9 @@ def in_our_words(
 )->Iterator[None]:
     "Raise one error of ours for what pydantic finds wrong in the block"
     try: yield
-    except ValidationError as e: raise error("; ".join(line for _,line in error_lines(e, cls))+".") from None
+    except ValidationError as e: raise error.of(error_lines(e, cls)) from None
 
-# %% ../nbs/02_config.ipynb #9a6b6c05
+# %% ../nbs/02_config.ipynb #73a2366c
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     "Everything that decides a run's result, apart from the images"
@@ -137,8 +136,7 @@ class RunConfig:
     def _in_our_words(cls, given:ArgsKwargs, handler):
         values = dict(given.kwargs or {})
         if values.get("train_on")=="train+valid": values.setdefault("select", "last")
-        try: return handler(ArgsKwargs(given.args, values))
-        except ValidationError as e: raise ConfigError.of(error_lines(e, cls)) from None
+        with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
 # %% ../nbs/02_config.ipynb #edc179e3
 def _conflicts(cfg):
@@ -216,14 +214,14 @@ def make_config(
     if errors := _problems(d): raise ConfigError.of(errors)
     return RunConfig(**d)
 
-# %% ../nbs/02_config.ipynb #a5e36ce1
+# %% ../nbs/02_config.ipynb #14240d07
 def parse_settings(
     pairs:list[str] # `KEY=VALUE`, as typed on a command line
 )->dict: # Values by name, not checked yet
     "Settings from `KEY=VALUE` words"
     bad = [o for o in pairs if "=" not in o]
     if bad: raise ConfigError(f"'{bad[0]}' is not KEY=VALUE, for example model=resnet18.")
-    return {k: _parse(k, v) for k,_,v in (o.partition("=") for o in pairs)}
+    return {k: _parse(k, v) for k,v in (o.split("=", 1) for o in pairs)}
 
 def _parse(key, value):
     "A typed value, of its field's type where it can be read so"

@@ -9,12 +9,13 @@ __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZE
            'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'thread_share', 'stop_on_signals',
            'interruptible', 'signals_blocked']
 
-# %% ../nbs/00_core.ipynb #13baf671
+# %% ../nbs/00_core.ipynb #3864da53
 import difflib, os, signal, sys, threading
-from collections.abc import Iterable, Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
-# %% ../nbs/00_core.ipynb #dad0b16a
+# %% ../nbs/00_core.ipynb #8f78264a
 CINIC_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = ("train", "valid", "test")
 ORIGINS = ("cifar", "imagenet")
@@ -29,10 +30,20 @@ PRECISIONS = ("auto", "float32", "bf16")
 VOTES = ("soft", "hard", "greedy", "weighted") # Ways in which an ensemble decides
 TRACKERS = ("tensorboard", "wandb") # Where epochs can be shown besides
 
-# %% ../nbs/00_core.ipynb #fa3d00b8
+# %% ../nbs/00_core.ipynb #5f5a9949
 class CinicError(Exception):
     "An error a person can put right; `code` is the exit code of the command line"
     code = 2
+    errors = () # (field, message) of each, where it was made from several
+
+    @classmethod
+    def of(cls,
+        errors:list[tuple[str,str]] # (field, message) of each
+    )->Self: # Says them all
+        "One error for several"
+        made = cls("; ".join(line for _,line in errors)+".")
+        made.errors = tuple(errors)
+        return made
 
 class DataError(CinicError): "Images, packs or archives that can't be used"
 class PlanError(CinicError): "A plan that can't be carried out"
@@ -42,19 +53,8 @@ class StoreError(CinicError): "A study's folder or run store that doesn't fit wh
 class WeightsError(CinicError): "Pretrained weights that can't be had or don't fit"
 class NetworkError(CinicError): "A network that ends the process it works in"
 
-# %% ../nbs/00_core.ipynb #b1d9ba04
-class ConfigError(CinicError):
-    "A `RunConfig` field that is unknown or out of range, or another setting that can't be used"
-    errors = () # (field, message) of each, where it was made from several
-
-    @classmethod
-    def of(cls,
-        errors:list[tuple[str,str]] # (field, message) of each
-    )->"ConfigError": # Says them all
-        "One error for several"
-        made = cls("; ".join(line for _,line in errors)+".")
-        made.errors = tuple(errors)
-        return made
+# %% ../nbs/00_core.ipynb #e3168295
+class ConfigError(CinicError): "A `RunConfig` field that is unknown or out of range, or another unusable setting"
 
 # %% ../nbs/00_core.ipynb #c6ca6120
 class FatalError(CinicError): "What ends all work under way, not just one run; running again continues"
@@ -69,34 +69,32 @@ class Interrupted(FatalError):
         super().__init__(msg)
         self.code = 128+signum
 
-# %% ../nbs/00_core.ipynb #05b6556f
+# %% ../nbs/00_core.ipynb #487d1055
 def nearest(
     name:str, # What was found
-    known:Iterable[str] # What would have been right
+    known:Collection[str] # What would have been right
 )->str: # " (did you mean 'x'?)", or "" where nothing is close
     "A hint at the known name closest to `name`"
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(str(name), known, n=1)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
-# %% ../nbs/00_core.ipynb #f92bdc2f
+# %% ../nbs/00_core.ipynb #18328892
 def unknown(
     what:str, # What the name stands for
     name:str, # What was found
-    known:Iterable[str] # Allowed names
+    known:Collection[str] # Allowed names
 )->str: # One line, without a full stop
     "The message for a name that isn't known"
-    known = list(known)
     return f"Unknown {what} '{name}'{nearest(name, known)}. Known: {', '.join(filter(None, known))}"
 
-# %% ../nbs/00_core.ipynb #5c51809a
+# %% ../nbs/00_core.ipynb #67263c60
 def check_choice(
     what:str, # What the name stands for, as it appears in the message
     name:str, # What was found
-    known:Iterable[str], # Allowed names
+    known:Collection[str], # Allowed names
     error:type=ConfigError # Error class to raise
 ):
     "Raise `error` unless `name` is one of `known`"
-    known = list(known)
     if name not in known: raise error(f"{unknown(what, name, known)}.")
 
 # %% ../nbs/00_core.ipynb #cc6c2a94
@@ -132,17 +130,16 @@ def diff_dicts(
         elif a!=b: out.append(f"{under}{k} is {a} there, {b} here")
     return out
 
-# %% ../nbs/00_core.ipynb #d9e0d2c0
+# %% ../nbs/00_core.ipynb #6aae4ea0
 def duration(
     seconds:float|None # Time span; None or NaN where it isn't known
 )->str: # Two units at most, for example `3 min 20 s`
     "A time span in words"
     if seconds is None or seconds!=seconds: return "–"
     s = round(seconds)
-    if s<60: return f"{seconds:.1f} s" if seconds<10 else f"{s} s"
-    if s<3600: return f"{s//60} min {s%60} s"
-    if s<86400: return f"{s//3600} h {s%3600//60} min"
-    return f"{s//86400} d {s%86400//3600} h"
+    for n,larger,part,smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if s>=n: return f"{s//n} {larger} {s%n//part} {smaller}"
+    return f"{seconds:.1f} s" if seconds<10 else f"{s} s"
 
 # %% ../nbs/00_core.ipynb #b761165c
 def thread_share(

@@ -5,26 +5,26 @@
 # %% auto #0
 __all__ = ['example_study', 'as_the_report']
 
-# %% ../nbs/61_example.ipynb #c8def5c0
+# %% ../nbs/61_example.ipynb #673d5c80
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from string import Template
-import numpy as np
+import numpy as np, pandas as pd
 from .core import CINIC_CLASSES, MIXING, SPLITS, CinicError, Interrupted, WeightsError
-from .seeds import rng, row_uniform
+from .seeds import rng
 from .files import write_json, write_npz
 from .config import RESULT_VERSION, RunConfig, best_epoch, non_defaults, pruned_at, run_id
 from .store import RunStore
-from .record import StudyChanges, StudyRecord
-from .record import Journal, read_journal
+from .record import Journal, StudyChanges, StudyRecord, read_journal
 from .plan_file import parse_plan, read_plan
 from .data.pack import Manifest, Pack
-from .study.expand import with_options
-from .study.expand import run_config, trial_config
+from .study.expand import run_config, trial_config, with_options
 from .study.samples import SHOWN_POLICIES, write_samples
 from .study.runner import StudyRunner
 from .study.trainer import StudyOptions
+from .test_utils import tiny_image
 
 # %% ../nbs/61_example.ipynb #fce9d656
 _PLAN = """
@@ -78,33 +78,27 @@ def _example_plan(epochs, trials, extras):
     text = Template(chosen).substitute(_SHARED, **numbers)
     return with_options(parse_plan(text, "the example's plan"), scale=.1, trials=trials)
 
-# %% ../nbs/61_example.ipynb #d065bbda
+# %% ../nbs/61_example.ipynb #e829a090
 @dataclass(frozen=True)
 class _Pictures:
-    "Bright discs and squares before a sky; a row of it is drawn when it is asked for"
-    targs:np.ndarray # Class numbers: shape and colour
-    seed:int # Of place and size
+    "Colours and stripes by class; a row of it is drawn when it is asked for"
+    targs:np.ndarray # Class numbers
+    seed:int # Of the noise
 
     def __getitem__(self, rows):
-        y,x = np.mgrid[:32,:32]
-        label = self.targs[rows][:,None,None]
-        draws = row_uniform(rows, 3, "example", "pictures", self.seed)
-        cx,cy,size = (draws*[10,9,3]+[11,13,6]).T[:,:,None,None]
-        disc,box = np.hypot(x-cx, y-cy)<size,(abs(x-cx)<size)&(abs(y-cy)<.6*size)
-        colour = row_uniform(label.reshape(-1), 3, "example", "colours")[:,None,None]*220+30
-        sky = np.stack([90+2*y, 120+2*y, 200-2*y], 2)
-        drawn = np.where(np.where(label%2, disc, box)[...,None], colour*(.7+.3*(x+y)/62)[...,None], sky)
-        return drawn.clip(0, 255).astype(np.uint8)
+        n = self.targs.max()+1
+        drawn = [tiny_image(self.targs[row], n, 32, rng("example", "pictures", self.seed, int(row))) for row in rows]
+        return np.array(drawn, np.uint8).reshape(-1, 32, 32, 3)
 
-# %% ../nbs/61_example.ipynb #9cecb6ea
+# %% ../nbs/61_example.ipynb #2ddd8e00
 def _file_names(pack, origins):
     "As those of CINIC-10, if the images have origins"
-    names = np.array(["cifar10-test-", "cifar10-train-", *["n01234567_"]*7] if origins else [""])
-    number = np.concatenate([np.arange(len(rows)) for rows in pack.rows.values()])
-    split = np.repeat(SPLITS, list(pack.counts().values()))
-    label = np.array(pack.classes)[pack.targs]
-    prefix = names[number%len(names)]
-    return np.array([f"{s}/{c}/{p}{i}.png" for s,c,p,i in zip(split, label, prefix, number)])
+    prefixes = ["cifar10-test-", "cifar10-train-", *["n01234567_"]*7] if origins else [""]
+    names = []
+    for split,rows in pack.rows.items():
+        labels = np.array(pack.classes)[pack.targs[rows]]
+        names += [f"{split}/{c}/{p}{i}.png" for i,(c,p) in enumerate(zip(labels, cycle(prefixes)))]
+    return np.array(names)
 
 def _example_pack(classes, images, origins, seed):
     "A pack that lies in memory alone"
@@ -116,17 +110,16 @@ def _example_pack(classes, images, origins, seed):
     pack.files = _file_names(pack, origins)
     return pack
 
-# %% ../nbs/61_example.ipynb #9c01c175
-def _write_samples(out, pack, seed):
+# %% ../nbs/61_example.ipynb #1f494a8d
+def _write_samples(out, pack):
     "`samples.npz` by the real writer, which finds the augmented pictures there"
-    r = rng("example", "samples", seed)
-    rows = [pack.rows["train"][pack.targs[pack.rows["train"]]==i][0] for i in range(min(10, len(pack.classes)))]
-    original = pack.images[np.array(rows)]
-    def under(policy):
-        x = original//2+np.roll(original, 1, 0)//2 if policy in MIXING else original
-        return np.stack([np.rot90(o, r.integers(4)) for o in x])
-    augmented = np.stack([under(policy) for policy in SHOWN_POLICIES])
-    write_npz(out/"samples.npz", augmented=augmented, made_from=np.array(f"{pack.digest}, version {RESULT_VERSION}"))
+    train = pack.rows["train"]
+    _, first = np.unique(pack.targs[train], return_index=True)
+    original = pack.images[train[first[:10]]]
+    blended = original//2+np.roll(original, 1, 0)//2
+    turned = [np.rot90(blended if p in MIXING else original, k, (1,2)) for k,p in enumerate(SHOWN_POLICIES, 1)]
+    made_from = np.array(f"{pack.digest}, version {RESULT_VERSION}")
+    write_npz(out/"samples.npz", augmented=np.stack(turned), made_from=made_from)
     write_samples(out, pack)
 
 # %% ../nbs/61_example.ipynb #e0d69e17
@@ -143,12 +136,12 @@ def _accuracy(
     luck = rng("example", "luck", run_id(cfg, ""), seed).normal(0, .006)
     return max(.1, (known-off)*cfg.epochs/(cfg.epochs+1)+luck)
 
-# %% ../nbs/61_example.ipynb #21f62bcb
+# %% ../nbs/61_example.ipynb #0df0741d
 def _history(
     cfg:RunConfig, # What would be trained
     top:float, # Valid accuracy to end near
     seed:int # Of the example
-)->list[dict]: # Rows of `history.csv`
+)->pd.DataFrame: # As `history.csv`
     "Curves that rise and level off"
     r = rng("example", "history", run_id(cfg, ""), seed)
     epoch = np.arange(cfg.epochs)
@@ -158,10 +151,9 @@ def _history(
     gap = (.42 if cfg.policy=="none" else -.03)*(.5 if cfg.model=="custom_cnn" else 1)
     train = valid+gap*t**1.5
     frozen = epoch<cfg.frozen_epochs
-    columns = dict(epoch=epoch, frozen=frozen, train_loss=2.4-2.3*train, train_acc=np.minimum(train, .995),
+    return pd.DataFrame(dict(epoch=epoch, frozen=frozen, train_loss=2.4-2.3*train, train_acc=np.minimum(train, .995),
         valid_loss=2.4-2.2*valid+1.5*np.maximum(0, train-valid), valid_acc=valid,
-        lr=np.where(frozen, cfg.frozen_lr, cfg.lr), seconds=r.uniform(2, 3, len(t)))
-    return [dict(zip(columns, row)) for row in zip(*(v.tolist() for v in columns.values()))]
+        lr=np.where(frozen, cfg.frozen_lr, cfg.lr), seconds=r.uniform(2, 3, len(t))))
 
 # %% ../nbs/61_example.ipynb #d8b9131a
 def _probs(
@@ -197,23 +189,23 @@ def _refuse(cfg, unfinished):
     cure = f"Take a smaller learning rate (lr = {cfg.lr:g})."
     raise CinicError(f"The training loss became nan in epoch {1+broken}. {cure}")
 
-# %% ../nbs/61_example.ipynb #9efcc301
-def _stopped(history, n):
+# %% ../nbs/61_example.ipynb #de766a2a
+def _stopped(history):
     "What is told of a training that ended early"
-    accs = [row["valid_acc"] for row in history[:n]]
-    seconds = sum(row["seconds"] for row in history[:n])
-    return dict(stopped=n, accs=accs, valid_acc=max(accs), best_epoch=int(np.argmax(accs)), seconds=seconds)
+    accs = history.valid_acc.tolist()
+    best = int(np.argmax(accs))
+    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=sum(history.seconds))
 
 def _summary(cfg, history, images):
     "What is told of a finished training"
-    best = best_epoch([row["valid_acc"] for row in history], [row["valid_loss"] for row in history])
-    at_best = {k: history[best][k] for k in ("train_loss", "train_acc", "valid_loss", "valid_acc")}
-    seconds = sum(row["seconds"] for row in history)
+    best = best_epoch(history.valid_acc.tolist(), history.valid_loss.tolist())
+    at_best = history.loc[best, ["train_loss", "train_acc", "valid_loss", "valid_acc"]].to_dict()
+    seconds = sum(history.seconds)
     params = 347_106 if cfg.model=="custom_cnn" else 11_181_642
     return dict(epochs=cfg.epochs, best_epoch=best, params=params, seconds=seconds,
         images_per_s=images*cfg.epochs/seconds, **at_best)
 
-# %% ../nbs/61_example.ipynb #0434f862
+# %% ../nbs/61_example.ipynb #59af4db4
 @dataclass(frozen=True)
 class _Fit:
     "Makes up what `fit_run` would give, and stores it in the same way"
@@ -222,12 +214,14 @@ class _Fit:
 
     def __call__(self, cfg, pack, store, full=True, min_accs=None, **how):
         _refuse(cfg, self.unfinished)
-        rid,top = run_id(cfg, pack.digest),_accuracy(cfg, self.seed)
+        rid = run_id(cfg, pack.digest)
+        top = _accuracy(cfg, self.seed)
         history = _history(cfg, top, self.seed)
         store.write_config(rid, cfg)
         write_json(store.folder(rid)/"env.json", _ENV)
-        if n := pruned_at([row["valid_acc"] for row in history], min_accs or {}): return _stopped(history, n)
-        store.write_history(rid, history)
+        n = pruned_at(history.valid_acc.tolist(), min_accs or {})
+        if n: return _stopped(history[:n])
+        store.write_history(rid, history.to_dict("records"))
         done = _summary(cfg, history, len(pack.rows["train"]))|dict(full=full)
         for split in ("valid", "test") if full else ("valid",):
             arrays = _probs(cfg, pack, split, top, self.seed)
@@ -236,7 +230,7 @@ class _Fit:
         store.finish(rid, done)
         return done
 
-# %% ../nbs/61_example.ipynb #cec72122
+# %% ../nbs/61_example.ipynb #74b7f2ea
 def _write_journal(path, change, **header):
     "Write a journal anew with other fields in its header, and each trial as `change` gives it"
     journal = read_journal(path)
@@ -244,17 +238,17 @@ def _write_journal(path, change, **header):
     new.begin(journal.header.model_copy(update=header))
     for trial in journal.trials: new.add(change(trial, journal.header.kind(trial.number)))
 
-def _ask_seconds(trial, kind): return .18+.01*trial.number if kind=="guided" else 2e-4
-
-def _make_up_times(runner, out, asked):
-    "What a clock or a calendar would say; `asked` gives the seconds that a trial's point took"
+def _make_up_times(runner, out, extras):
+    "What a clock or a calendar would say; without `extras` journals don't say how long a point took"
+    def timed(trial, kind):
+        seconds = .18+.01*trial.number if kind=="guided" else 2e-4
+        return trial.model_copy(update=dict(ask_seconds=seconds if extras else None))
     (out/"log.txt").unlink(missing_ok=True)
-    def timed(trial, kind): return trial.model_copy(update=dict(ask_seconds=asked(trial, kind)))
     for path in (out/"searches").glob("*.jsonl"): _write_journal(path, timed)
     seconds = sum(runner.store.done(rid)["seconds"] for rid in runner.store.ids())
     runner.mark(runner.record, started="2024-01-01T12:00:00+00:00", seconds=seconds)
 
-# %% ../nbs/61_example.ipynb #32d93c17
+# %% ../nbs/61_example.ipynb #d312132f
 def _interrupt(at):
     "A listener that ends the study when a training of that name begins"
     def on_event(kind, name="", **info):
@@ -280,8 +274,8 @@ def example_study(
     if state=="unfinished": runner.trainer.on_event = _interrupt(f"resnet18-adam trial {trials[0]+1}/")
     if state!="fresh":
         with suppress(Interrupted): runner.run()
-        _write_samples(out, pack, seed)
-    _make_up_times(runner, out, _ask_seconds if extras else lambda trial, kind: None)
+        _write_samples(out, pack)
+    _make_up_times(runner, out, extras)
     return out
 
 # %% ../nbs/61_example.ipynb #50da3723

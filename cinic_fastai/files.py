@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['emit', 'with_progress', 'sync_folder', 'atomic_path', 'disk_is_full', 'cannot_write', 'naming_full_disk',
            'write_bytes', 'write_text', 'check_writable', 'require_empty', 'atomic_folder', 'sha256', 'to_json',
-           'json_sum', 'write_json', 'read_json', 'write_npz', 'read_npz', 'line_of', 'parse_line', 'read_lines',
-           'append_line', 'lock', 'is_locked', 'folder_lock']
+           'json_sum', 'write_json', 'read_json', 'write_npz', 'parse_npz', 'read_npz', 'line_of', 'parse_line',
+           'read_lines', 'append_line', 'lock', 'is_locked', 'folder_lock']
 
-# %% ../nbs/01_files.ipynb #2007fab2
-import datetime as dt, errno, hashlib, io, json, os, re, secrets, shutil, socket, sys, tempfile, time, zlib
+# %% ../nbs/01_files.ipynb #adf5a9c1
+import datetime as dt, errno, glob, hashlib, io, json, os, secrets, shutil, socket, sys, tempfile, time, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,10 +17,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 from .core import DataError, StoreError, WriteError
 
-# %% ../nbs/01_files.ipynb #b24ecf5f
+# %% ../nbs/01_files.ipynb #539ea001
 def emit(
     on_event:Callable|None, # Listener, or None for silence
-    kind:str, # `progress` (with `what`, `done`, `total`), `note` (with `text`) or `wait`
+    kind:str, # `progress` (with `what`, `done`, `total`), `note` or `wait` (with `text`)
     **info # What happened
 ):
     "Report an event to a listener if there is one"
@@ -128,14 +128,13 @@ def check_writable(
     try: tempfile.TemporaryFile(dir=existing).close()
     except OSError as e: raise cannot_write(folder, e) from None
 
-# %% ../nbs/01_files.ipynb #9b48fb54
+# %% ../nbs/01_files.ipynb #72a4fb8c
 def require_empty(
     dest:Path # Folder to be made
 ):
     "Refuse a place that holds anything; `DataError`"
-    if dest.is_dir() and not any(dest.iterdir()): return
-    if not dest.exists(): return
-    raise DataError(f"{dest} is there already and is not empty. Choose a new folder, or delete it first.")
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise DataError(f"{dest} is there already and is not empty. Choose a new folder, or delete it first.")
 
 # %% ../nbs/01_files.ipynb #e5d674f8
 def _replace_files(tmp, dest):
@@ -152,12 +151,11 @@ def _replace_folder(tmp, dest):
     os.replace(tmp, dest)
     sync_folder(dest.parent)
 
-# %% ../nbs/01_files.ipynb #7df5fe0e
+# %% ../nbs/01_files.ipynb #7283966b
 def _remove_leftovers(dest):
     "Delete what killed processes left beside `dest`"
-    pattern = re.compile(re.escape(f".{dest.name.lstrip('.')}.")+r"[0-9a-f]{8}\.part")
-    for o in dest.parent.iterdir():
-        if pattern.fullmatch(o.name): shutil.rmtree(o, ignore_errors=True)
+    name = glob.escape(dest.name.lstrip("."))
+    for o in dest.parent.glob(f".{name}.{'[0-9a-f]'*8}.part"): shutil.rmtree(o, ignore_errors=True)
 
 # %% ../nbs/01_files.ipynb #8a0e7269
 @contextmanager
@@ -199,14 +197,17 @@ def _to_plain(o):
     if isinstance(o, Path): return o.as_posix()
     raise TypeError(f"{type(o).__name__} can't be written as JSON")
 
-# %% ../nbs/01_files.ipynb #ad8e0bee
+# %% ../nbs/01_files.ipynb #21445435
 def json_sum(
     obj # As for `to_json`
 )->str: # Equal for equal content, before writing and after reading
     "SHA-256 of plain data"
     return sha256(to_json(json.loads(to_json(obj)), indent=None).encode())
 
-# %% ../nbs/01_files.ipynb #52507e35
+def _damaged(path, why):
+    return StoreError(f"{path} is damaged ({why}). Delete it to have it made again.")
+
+# %% ../nbs/01_files.ipynb #ded2b06b
 def write_json(
     path:Path, # File to write
     obj:dict # As for `to_json`, without a key `checksum`
@@ -214,9 +215,6 @@ def write_json(
     "Write JSON with a checksum, whole or not at all"
     plain = json.loads(to_json(obj))
     write_text(path, to_json({**plain, "checksum": json_sum(plain)})+"\n")
-
-def _damaged(path, why):
-    return StoreError(f"{path} is damaged ({why}). Delete it to have it made again.")
 
 # %% ../nbs/01_files.ipynb #fe5f2e33
 def read_json(
@@ -240,15 +238,20 @@ def write_npz(
     np.savez_compressed(buf, **arrays)
     write_bytes(path, buf.getvalue())
 
-# %% ../nbs/01_files.ipynb #bdbb0846
+# %% ../nbs/01_files.ipynb #0dd301fb
+def parse_npz(
+    data:bytes, # Content of a file
+    path:Path # Its name in errors
+)->dict: # Arrays by name
+    "Take arrays out of bytes; `StoreError` names a damaged file, or one that holds Python objects"
+    try: return dict(np.load(io.BytesIO(data), allow_pickle=False))
+    except Exception as e: raise _damaged(path, e) from None
+
 def read_npz(
     path:Path # File to read
 )->dict: # Arrays by name
-    "Read arrays; `StoreError` names a damaged file, or one that holds Python objects"
-    try:
-        with np.load(path, allow_pickle=False) as z: return {k: z[k] for k in z.files}
-    except FileNotFoundError: raise
-    except Exception as e: raise _damaged(path, e) from None
+    "Read arrays; `StoreError` as from `parse_npz`"
+    return parse_npz(Path(path).read_bytes(), path)
 
 # %% ../nbs/01_files.ipynb #d0432490
 _check = ', "check": "'
@@ -310,21 +313,15 @@ def _own_words():
     command = " ".join(sys.argv)[:200]
     return f"process {os.getpid()} on {socket.gethostname()} since {dt.datetime.now():%Y-%m-%d %H:%M} ({command})"
 
-# %% ../nbs/01_files.ipynb #1d916ceb
-def _try_lock(held, timeout):
-    try: held.acquire(timeout=timeout)
-    except Timeout: return False
-    return True
-
-# %% ../nbs/01_files.ipynb #637fa1c4
+# %% ../nbs/01_files.ipynb #c52a35aa
 def _acquire(held, path, what, wait, on_event):
     "Get a lock, telling the listener that and for whom it has to wait"
-    until,waited = time.monotonic()+wait,False
-    while not _try_lock(held, .2 if wait else 0):
+    until,event = time.monotonic()+wait,"note"
+    while True:
+        with suppress(Timeout): return held.acquire(timeout=.2 if wait else 0)
         who = f"{what} is in use by {_holder(path)}."
-        if waited: emit(on_event, "wait")
-        else: emit(on_event, "note", text=f"{who} Waiting for it to end.")
-        waited = True
+        emit(on_event, event, text=f"{who} Waiting for it to end.")
+        event = "wait"
         if 0<=wait and until<=time.monotonic(): raise StoreError(f"{who} Wait for it to end, or use another folder.")
 
 # %% ../nbs/01_files.ipynb #e8651ee2
@@ -348,16 +345,16 @@ def lock(
         with suppress(OSError): _holder_file(path).unlink()
         held.release()
 
-# %% ../nbs/01_files.ipynb #f763b8fc
+# %% ../nbs/01_files.ipynb #68ed1d0f
 def is_locked(
     path:Path # Lock file, perhaps missing
 )->bool: # Does a process hold it?
     "Look at a lock without writing anything"
     if not Path(path).exists(): return False
-    held = FileLock(str(path))
-    try: return not _try_lock(held, 0)
+    try:
+        with FileLock(str(path), timeout=0): return False
+    except Timeout: return True
     except OSError: return False # a folder that is read-only
-    finally: held.release()
 
 # %% ../nbs/01_files.ipynb #8dcf3adf
 @contextmanager

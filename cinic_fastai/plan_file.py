@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KNOWN_NETWORKS', 'with_seeds', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_schema']
 
-# %% ../nbs/04a_plan_file.ipynb #deb96223
+# %% ../nbs/04a_plan_file.ipynb #37b3c554
 import tomllib
 from collections import Counter
-from dataclasses import MISSING, fields
+from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from pydantic import ValidationError, TypeAdapter
@@ -18,44 +19,42 @@ from cinic_fastai.plan import (Plan, PlanEnsemble, PlanRun, PlanSearch, counted_
     table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
-# %% ../nbs/04a_plan_file.ipynb #aa2e34eb
+# %% ../nbs/04a_plan_file.ipynb #9a95aa6d
+_MORE_KEYS = {PlanRun: ("seeds", *config_fields), PlanSearch: config_fields} # Besides those of the class
+
 def _read_table(cls, table, **derived):
-    "Make an object of a table, or a draft, and tell what is wrong"
+    "Make an object of a table, or a draft, and tell what is wrong; of what is derived it takes its fields"
     keys = table_keys(cls)
-    errors = unknown_keys(table, [*keys, *(config_fields if "settings" in derived else ())])
+    errors = unknown_keys(table, [*keys, *_MORE_KEYS.get(cls, ())])
+    missing = {f.name: getattr(cls, f.name, None) for f in fields(cls)}
     own = {k: v for k,v in table.items() if k in keys}
-    try: return cls(**own, **derived), errors
+    derived = {k: v for k,v in derived.items() if k in missing}
+    try: return cls(**derived|own), errors
     except ValidationError as e: found = error_lines(e, cls)
     sound = {keys[k]: v for k,v in own.items() if k not in dict(found)}
-    missing = {f.name: None if f.default is MISSING else f.default for f in fields(cls)}
-    return SimpleNamespace(**missing|sound|derived), errors+[line for _,line in found]
+    return SimpleNamespace(**missing|derived|sound), errors+[line for _,line in found]
 
 # %% ../nbs/04a_plan_file.ipynb #1caed951
 def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
     return {k:v for k,v in table.items() if k in config_fields}
 
-# %% ../nbs/04a_plan_file.ipynb #cc7c40b5
+# %% ../nbs/04a_plan_file.ipynb #3b1690a1
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
 
-def _timm_names(name):
-    "Names to compare a network's with, perhaps with the tag of its weights"
+def _network_errors(model):
+    "What is wrong with a network's name; what is no text is left to other checks"
+    if not model or not isinstance(model, str) or model in KNOWN_NETWORKS: return []
     import timm
-    return [*KNOWN_NETWORKS, *(timm.list_pretrained() if "." in name else timm.list_models())]
+    listed = timm.list_pretrained() if "." in model else timm.list_models() # with the tag of its weights?
+    hint = nearest(model, [*KNOWN_NETWORKS, *listed])
+    wrong = f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
+    return [] if model in listed else [wrong]
 
-def _network_errors(models):
-    "Unknown networks; what is no text is left to other checks"
-    for model in models:
-        if model in KNOWN_NETWORKS or not model or not isinstance(model, str): continue
-        known = _timm_names(model)
-        if model in known: continue
-        hint = nearest(model, known)
-        yield f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
-
-# %% ../nbs/04a_plan_file.ipynb #35782745
+# %% ../nbs/04a_plan_file.ipynb #7d0866b0
 def _settings_errors(own, together):
     "What is wrong with a table's settings by themselves, or with all that it comes to"
-    alone = [*config_errors(own, alone=True), *_network_errors([own.get("model")])]
+    alone = config_errors(own, alone=True)+_network_errors(own.get("model"))
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
 # %% ../nbs/04a_plan_file.ipynb #1df99cd8
@@ -68,7 +67,7 @@ def _run_errors(run, table, plan):
     if not isinstance(source, str) or source in known: return
     yield f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"
 
-# %% ../nbs/04a_plan_file.ipynb #285482e4
+# %% ../nbs/04a_plan_file.ipynb #8713a572
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
 
 def _field_errors(name, dim, settings):
@@ -79,19 +78,20 @@ def _field_errors(name, dim, settings):
     kind = type(config_fields[name].default)
     if dim_kind(dim)[0] in ("real", "log") and kind is not float:
         return [f"{name} is {kind.__name__}, expected {{int=[lo, hi]}}, {{log2=[lo, hi]}} or {{choices=[...]}}"]
-    known = config_errors(settings)
-    errors = [e for v in dim_ends(dim) for e in config_errors({**settings, name: v})]
-    return list(dict.fromkeys(e for e in errors if e not in known))
+    known,found = config_errors(settings),{}
+    for v in dim_ends(dim):
+        found |= dict.fromkeys(config_errors({**settings, name: v}))
+        if name=="model": found |= dict.fromkeys(_network_errors(v))
+    return [e for e in found if e not in known]
 
-# %% ../nbs/04a_plan_file.ipynb #c31a1b08
+# %% ../nbs/04a_plan_file.ipynb #b5dae122
 def _space_errors(space, own, settings):
     "What is wrong with what a search looks through"
     yield from space_errors(space)
     for name,dim in space.items():
         if name in own: yield f"space.{name}: {name} = {own[name]!r} is fixed in the same table"
         if dim_error(dim): continue
-        models = dim_ends(dim) if name=="model" else []
-        for e in (*_field_errors(name, dim, settings), *_network_errors(models)): yield f"space.{name}: {e}"
+        for e in _field_errors(name, dim, settings): yield f"space.{name}: {e}"
 
 # %% ../nbs/04a_plan_file.ipynb #295c6148
 def _search_errors(search, table, plan):
@@ -138,60 +138,49 @@ def _outline_errors(d):
     if "study" not in d: yield "[study] is missing; it holds the study's name"
     if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
 
-# %% ../nbs/04a_plan_file.ipynb #3e8a5b64
+# %% ../nbs/04a_plan_file.ipynb #a6fcff07
 def _twice(plan):
     "Names that two tables share"
-    names = dict(
-        run=[f"{r.group}/{r.name}" for r in plan.runs if r.name],
-        search=[s.name.lower() for s in plan.searches if s.name],
-        ensemble=[e.name for e in plan.ensembles if e.name])
-    for kind,found in names.items():
-        for name,n in Counter(found).items():
-            if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
-    for name in {r.name: 0 for r in plan.runs if r.name in names["ensemble"]}:
+    runs,votes = [r for r in plan.runs if r.name],[e.name for e in plan.ensembles if e.name]
+    names = [("run", f"{r.group}/{r.name}") for r in runs]
+    names += [("search", s.name.lower()) for s in plan.searches if s.name]
+    names += [("ensemble", name) for name in votes]
+    for (kind,name),n in Counter(names).items():
+        if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
+    for name in dict.fromkeys(r.name for r in runs if r.name in votes):
         yield f"[[ensemble]]: '{name}' is a run's name, too; give the ensemble another one"
 
-# %% ../nbs/04a_plan_file.ipynb #87daf553
+# %% ../nbs/04a_plan_file.ipynb #bac7a902
 def _each_seed(table):
     "One table a seed; what isn't sound is left to the checks"
-    seeds = table.get("seeds")
-    listed = isinstance(seeds, list) and seeds and all(type(o) is int for o in seeds)
-    if not listed or "seed" in table or not isinstance(table.get("name"), str): return [table]
-    rest = {k: v for k,v in table.items() if k!="seeds"}
-    return [{**rest, "name": seed_name(table["name"], o), "seed": o} for o in seeds]
+    match table:
+        case {"name": str(name), "seeds": list(seeds), **rest} if "seed" not in rest and {*map(type, seeds)}=={int}:
+            return [dict(rest, name=seed_name(name, o), seed=o) for o in seeds]
+    return [table]
 
-# %% ../nbs/04a_plan_file.ipynb #a57c41af
+# %% ../nbs/04a_plan_file.ipynb #e8bb04ee
 def with_seeds(
     d:dict # A plan as `tomllib` parses it
 )->dict: # Each run with `seeds` as several runs, NAME-SEED
     "Write runs out that are to be trained with several seeds"
-    if not isinstance(d.get("run"), list): return d
-    return {**d, "run": [o for t in d["run"] for o in (_each_seed(t) if isinstance(t, dict) else [t])]}
+    runs = d.get("run")
+    if not isinstance(runs, list): return d
+    return {**d, "run": [o for t in runs for o in _each_seed(t)]}
 
-# %% ../nbs/04a_plan_file.ipynb #5c02e3c8
-def _read_run(table, shared):
-    "A [[run]] as an object or draft, and what is wrong with it"
-    if "from" in table: shared = dict(epochs=shared.get("epochs", RunConfig.epochs))
-    own = {k: v for k,v in table.items() if k!="seeds"} # what isn't written out by now is an error of its own
-    return _read_table(PlanRun, own, settings=shared|_fields(table), own_seed="seed" in table)
-
-# %% ../nbs/04a_plan_file.ipynb #ea70ff7f
-def _read_search(table, shared):
-    "A [[search]] as an object or draft, and what is wrong with it"
+# %% ../nbs/04a_plan_file.ipynb #af172b84
+def _derived(table, shared):
+    "What a run or search is told besides its keys: all settings it comes to, the study's seed, whether it has its own"
+    known = dict(epochs=shared.get("epochs", RunConfig.epochs)) if "from" in table else shared
     space = table.get("space")
-    if not isinstance(space, dict): space = {}
-    settings = {k: v for k,v in (shared|_fields(table)).items() if k not in space}
-    return _read_table(PlanSearch, dict(seed=shared["seed"])|table, settings=settings, own_seed="seed" in table)
+    searched = space if isinstance(space, dict) else ()
+    settings = {k: v for k,v in (known|_fields(table)).items() if k not in searched}
+    return dict(settings=settings, seed=shared["seed"], own_seed="seed" in table)
 
-def _read_ensemble(table, shared):
-    "An [[ensemble]] as an object or draft, and what is wrong with it"
-    return _read_table(PlanEnsemble, table)
-
-# %% ../nbs/04a_plan_file.ipynb #66ebb184
-_KINDS = dict( # Where tables of a kind go, how they are read, how they are checked
-    run=("runs", _read_run, _run_errors),
-    search=("searches", _read_search, _search_errors),
-    ensemble=("ensembles", _read_ensemble, _ensemble_errors))
+# %% ../nbs/04a_plan_file.ipynb #5312eb8a
+_KINDS = dict( # Where tables of a kind go, what they become, how they are checked
+    run=("runs", PlanRun, _run_errors),
+    search=("searches", PlanSearch, _search_errors),
+    ensemble=("ensembles", PlanEnsemble, _ensemble_errors))
 
 def _defaults_errors(defaults):
     "What is wrong with [defaults]"
@@ -199,25 +188,28 @@ def _defaults_errors(defaults):
     yield from _settings_errors(_fields(defaults), {})
     if "seed" in defaults: yield "seed belongs in [study]"
 
-def _table_errors(d, kind, found, plan):
+def _table_errors(kind, tables, plan):
     "What is wrong with the tables of one kind, with their places"
-    for i,((made,wrong),table) in enumerate(zip(found, _tables(d, kind)), 1):
+    check = _KINDS[kind][2]
+    for i,(table,(made,wrong)) in enumerate(tables, 1):
         name = table.get("name")
         place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
-        for e in dict.fromkeys([*wrong, *_KINDS[kind][2](made, table, plan)]): yield f"{place}: {e}"
+        for e in dict.fromkeys([*wrong, *check(made, table, plan)]): yield f"{place}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #dfbf3908
+# %% ../nbs/04a_plan_file.ipynb #c3196ec3
 def _read(d, text=""):
     "Read and check all tables: the plan, or what is wrong with it"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in _ONE)
     plan,wrong = _read_table(Plan, study, text=text)
     shared = dict(seed=plan.seed)|_fields(defaults)
-    found = {kind: [read(t, shared) for t in _tables(d, kind)] for kind,(_,read,_) in _KINDS.items()}
-    parts = {_KINDS[kind][0]: tuple(made for made,_ in tables) for kind,tables in found.items()}
-    draft = SimpleNamespace(**vars(plan)|parts|dict(title=study.get("title", plan.name)))
+    draft = SimpleNamespace(**vars(plan)|dict(title=study.get("title", plan.name)))
+    found = {}
+    for kind,(part,cls,_) in _KINDS.items():
+        found[kind] = [(t, _read_table(cls, t, **_derived(t, shared))) for t in _tables(d, kind)]
+        setattr(draft, part, tuple(made for _,(made,_) in found[kind]))
     errors = [*_outline_errors(d), *(f"[study]: {e}" for e in wrong if "study" in d)]
     errors += [f"[defaults]: {e}" for e in _defaults_errors(defaults)]
-    for kind,tables in found.items(): errors += _table_errors(d, kind, tables, draft)
+    for kind,tables in found.items(): errors += _table_errors(kind, tables, draft)
     errors += _twice(draft)
     return None if errors else Plan(**vars(draft)), errors
 
@@ -241,26 +233,23 @@ def parse_plan(
     if errors: raise PlanError("\n  ".join([f"{where}: {len(errors)} error{'s'*(len(errors)>1)}", *errors]))
     return plan
 
-# %% ../nbs/04a_plan_file.ipynb #a2a8bcda
+# %% ../nbs/04a_plan_file.ipynb #baefe73f
 def _shipped():
     "Path by name of the plans inside the package"
-    from importlib.resources import files as resources
-    found = [Path(o) for o in (resources("cinic_fastai")/"plans").iterdir()]
-    return {o.stem: o for o in sorted(found) if o.suffix==".toml"}
+    folder = Path(resources.files("cinic_fastai"))/"plans"
+    return {o.stem: o for o in sorted(folder.glob("*.toml"))}
 
 def plan_names()->list[str]: # Sorted
     "Names of the plans that come with the package"
     return list(_shipped())
 
-# %% ../nbs/04a_plan_file.ipynb #339b41fd
-def _decode(data, name):
+# %% ../nbs/04a_plan_file.ipynb #d6e00fd4
+def _decode(data):
     "Text of a file, with newlines as Python has them"
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try: return data.decode(encoding).replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        raise PlanError(f"{name} is not UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
+    return data.decode(encoding).replace("\r\n", "\n")
 
-# %% ../nbs/04a_plan_file.ipynb #0c853d37
+# %% ../nbs/04a_plan_file.ipynb #0d0d3942
 def plan_text(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->str: # As it stands in the file
@@ -269,7 +258,9 @@ def plan_text(
     known = f"Known: {', '.join(shipped)}, or the path of a .toml file."
     if not name.endswith(".toml") and name not in shipped:
         raise PlanError(f"Unknown plan '{name}'{nearest(name, shipped)}. {known}")
-    try: return _decode(shipped.get(name, Path(name)).read_bytes(), name)
+    try: return _decode(shipped.get(name, Path(name)).read_bytes())
+    except UnicodeDecodeError as e:
+        raise PlanError(f"{name} is not UTF-8 text ({e.reason} at byte {e.start}). Save it as UTF-8.") from None
     except (OSError, ValueError) as e:
         raise PlanError(f"{name} can't be read ({getattr(e, 'strerror', None) or e}). {known}") from None
 

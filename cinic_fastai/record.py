@@ -8,20 +8,19 @@ __all__ = ['Status', 'Entry', 'RunEntry', 'BestPoint', 'ControlEntry', 'Repeat',
            'header_differences', 'read_journal', 'control_name', 'journal_path', 'best_first', 'best_trial',
            'ran_out_of_memory', 'trial_failures']
 
-# %% ../nbs/05_record.ipynb #7b16669e
+# %% ../nbs/05_record.ipynb #4ab0e19c
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from dataclasses import dataclass
 from .core import StoreError, diff_dicts
 from .files import read_json, write_json, append_line, line_of, read_lines, write_bytes, write_text
 
-# %% ../nbs/05_record.ipynb #c703ce75
-class Entry(BaseModel):
+# %% ../nbs/05_record.ipynb #3248f854
+class Entry(BaseModel, strict=True):
     "What the parts of a record share"
-    model_config = ConfigDict(strict=True, extra="ignore")
-
     @model_validator(mode="before")
     @classmethod
     def _without_none(cls, values):
@@ -137,7 +136,7 @@ class StudyChanges(Entry):
     seed:int|None = None # Of the study; None for the plan's
     published:bool = False # Final runs at the report's points?
 
-# %% ../nbs/05_record.ipynb #312dd202
+# %% ../nbs/05_record.ipynb #e3d921e2
 class StudyRecord(Entry):
     "What a study's folder knows about itself: the content of `study.json`"
     name:str
@@ -162,7 +161,11 @@ class StudyRecord(Entry):
         f = Path(out)/"study.json"
         cure = f"Make one: cinic study PLAN --out {out}"
         if not f.exists(): raise StoreError(f"{out} holds no study (study.json is missing). {cure}")
-        return _parse(cls, read_json(f), f)
+        try: return cls.model_validate(read_json(f))
+        except ValidationError as e:
+            wrong = "; ".join(f"{'.'.join(map(str, o['loc']))}: {o['msg']}" for o in e.errors())
+            why = f"is damaged or was written by another version ({wrong})"
+            raise StoreError(f"{f} {why}. Use another folder.") from None
 
     def write(self,
         out:Path # A study's folder
@@ -176,42 +179,30 @@ class StudyRecord(Entry):
         "The run that a name means"
         return next((r for r in reversed(self.runs) if name in (r.name, r.key)), None)
 
-# %% ../nbs/05_record.ipynb #beef858f
-def _parse(model, values, path):
-    "Typed objects from a file's values; `StoreError` names what doesn't fit"
-    try: return model.model_validate(values)
-    except ValidationError as e:
-        wrong = "; ".join(f"{'.'.join(map(str, o['loc']))}: {o['msg']}" for o in e.errors())
-        why = f"is damaged or was written by another version ({wrong})"
-        raise StoreError(f"{path} {why}. Use another folder.") from None
-
-# %% ../nbs/05_record.ipynb #e94243ee
-def _untracked(plan): return plan|{"study": {k: v for k,v in plan.get("study", {}).items() if k!="track"}}
+# %% ../nbs/05_record.ipynb #c491868e
+def _plan_and_options(record):
+    "A record's plan without onlookers, its options with the seed that holds: an option's, else the plan's"
+    study,options = dict(record.plan.get("study", {})),record.options.model_dump()
+    study.pop("track", None)
+    if options["seed"] is None: options["seed"] = study.get("seed", 42)
+    return record.plan|dict(study=study),options
 
 def record_differences(
     old:StudyRecord, # A stored record
     new:StudyRecord # The record asked for
 )->list[str]: # One phrase each, none where both are one study
     "What makes two studies different ones"
-    def options(o): return o.options.model_dump()|dict(seed=_seed(o))
-    out = diff_dicts(options(old), options(new))
-    if _untracked(old.plan)!=_untracked(new.plan):
+    (there,old_options),(here,new_options) = map(_plan_and_options, (old, new))
+    out = diff_dicts(old_options, new_options)
+    if there!=here:
         named = f"plan '{old.name}' there, '{new.name}' here"
         out.append(named if old.name!=new.name else f"plan '{old.name}' reads differently")
     if old.data.digest!=new.data.digest and old.options.limit==new.options.limit:
         out.append(f"images: {old.data.name} there, {new.data.name} here, or changed")
     return out
 
-def _seed(record):
-    "A record's seed: an option's, else the plan's, else the default"
-    return record.plan.get("study", {}).get("seed", 42) if record.options.seed is None else record.options.seed
-
-# %% ../nbs/05_record.ipynb #8c682f29
-class _Open(Entry):
-    "A part that keeps fields of its writer's own"
-    model_config = ConfigDict(extra="allow")
-
-class Trial(_Open):
+# %% ../nbs/05_record.ipynb #74e94948
+class Trial(Entry, extra="allow"): # A writer may add fields of its own
     "One trial of a search"
     number:int # From 0
     point:dict # `RunConfig` fields
@@ -233,8 +224,8 @@ class Trial(_Open):
         if self.status!="failed" and not known: raise ValueError("has no accuracy")
         return self
 
-# %% ../nbs/05_record.ipynb #7286e447
-class JournalHeader(_Open):
+# %% ../nbs/05_record.ipynb #7fed16ea
+class JournalHeader(Entry, extra="allow"):
     "What tells a search from another: the first line of its journal"
     search:str = ""
     space:dict = {} # A dimension by name, in order; journals from before may lack it
@@ -309,21 +300,22 @@ def header_differences(
     moved = [f"space is in the order {orders[0]} there, {orders[1]} here"] if orders[0]!=orders[1] else []
     return diff_dicts(there.model_dump(), here.model_dump()) or moved
 
-# %% ../nbs/05_record.ipynb #ef8ecd42
+# %% ../nbs/05_record.ipynb #eaaab5be
 def read_journal(
     path:Path # `searches/NAME.jsonl`, perhaps missing
 )->Journal: # Without header and trials where there is none; `StoreError` names a damaged line
     "Read a search's journal; the file is left as it is"
     lines, size = read_lines(path, _cure)
-    header = _parse_line(JournalHeader, lines[0], path, 1) if lines else None
-    trials = [_parse_line(Trial, o, path, i) for i,o in enumerate(lines[1:], 2)]
-    for i,trial in enumerate(trials):
-        if trial.number!=i: raise StoreError(f"{path} is damaged in line {i+2}. {_cure}")
-    return Journal(Path(path), header, trials, size)
+    entries = [_parse_line(path, i, o) for i,o in enumerate(lines)]
+    header = entries.pop(0) if entries else None
+    return Journal(Path(path), header, entries, size)
 
-def _parse_line(model, values, path, number):
-    try: return model.model_validate(values)
-    except ValidationError: raise StoreError(f"{path} is damaged in line {number}. {_cure}") from None
+def _parse_line(path, i, values):
+    "The header, or the trial that is due in a journal's line"
+    with suppress(ValidationError):
+        entry = (Trial if i else JournalHeader).model_validate(values)
+        if not i or entry.number==i-1: return entry
+    raise StoreError(f"{path} is damaged in line {i+1}. {_cure}")
 
 # %% ../nbs/05_record.ipynb #ea806b0f
 def control_name(

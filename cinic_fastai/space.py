@@ -6,10 +6,10 @@
 __all__ = ['SPACE_KINDS', 'STRATEGIES', 'dim_kind', 'dim_ends', 'dim_error', 'space_errors', 'make_space', 'spec_of', 'to_point',
            'outside', 'coordinates', 'trial_point', 'levels', 'grid_counts', 'SearchBudget', 'start_errors']
 
-# %% ../nbs/03_space.ipynb #7afb3350
+# %% ../nbs/03_space.ipynb #4907676c
 import math
 from typing import Annotated, Literal
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 from .config import STRICT, Seed, Sequence
 from .core import PlanError, StoreError, nearest
@@ -32,7 +32,7 @@ def dim_ends(
     kind,held = dim_kind(dim)
     return [2**o for o in held] if kind=="log2" else list(held)
 
-# %% ../nbs/03_space.ipynb #52b6ae6e
+# %% ../nbs/03_space.ipynb #80885740
 _EXPECTED = dict(
     real="[lo, hi], finite numbers with lo below hi",
     log="[lo, hi], finite numbers with lo above 0 and below hi",
@@ -40,26 +40,25 @@ _EXPECTED = dict(
     log2="[lo, hi], exponents from 0 to 62 with lo below hi",
     choices="a list of two or more different numbers, strings or booleans, all of one kind")
 
-def _kind_of(value):
-    "`number`, `str` or `bool`, None for what no dimension holds"
-    if isinstance(value, (str, bool)): return type(value).__name__
-    return "number" if isinstance(value, (int, float)) and math.isfinite(value) else None
+_Exponent = Annotated[int, Field(ge=0, le=62)]
+_HELD = dict(
+    real=tuple[float, float], log=tuple[PositiveFloat, PositiveFloat],
+    int=tuple[int, int], log2=tuple[_Exponent, _Exponent],
+    choices=tuple[float, ...]|tuple[str, ...]|tuple[bool, ...])
 
 def _fits(kind, held):
     "Whether a dimension of that kind holds what it should"
-    if not isinstance(held, (list, tuple)) or len(held)<2: return False
-    kinds = set(map(_kind_of, held))
-    if kind=="choices": return kinds in ({"number"}, {"str"}, {"bool"}) and len(set(held))==len(held)
-    if len(held)>2 or kinds!={"number"} or held[0]>=held[1]: return False
-    whole = all(isinstance(o, int) for o in held)
-    return dict(real=True, log=held[0]>0, int=whole, log2=whole and held[0]>=0 and held[1]<63)[kind]
+    if not isinstance(held, (list, tuple)): return False
+    try: TypeAdapter(_HELD[kind], config=STRICT).validate_python(tuple(held))
+    except ValidationError: return False
+    return len({*held})==len(held)>1 if kind=="choices" else held[0]<held[1]
 
-# %% ../nbs/03_space.ipynb #66592768
+# %% ../nbs/03_space.ipynb #309f463e
 def dim_error(
     dim # What stands where a dimension should
 )->str|None: # What is wrong, None if nothing
     "Check one dimension by itself"
-    if not isinstance(dim, (list, tuple)) and not (isinstance(dim, dict) and len(dim)==1):
+    if not isinstance(dim, (list, tuple, dict)) or isinstance(dim, dict) and len(dim)!=1:
         return f"{dim!r} is not a dimension, expected {_FORMS}"
     kind,held = dim_kind(dim)
     if kind not in _EXPECTED: return f"Unknown kind '{kind}'{nearest(kind, SPACE_KINDS)}. Expected {_FORMS}"
@@ -121,12 +120,12 @@ def to_point(
     "Coordinates as a point"
     return {name: _plain(dim, o) for (name,dim),o in zip(spec.items(), x, strict=True)}
 
-# %% ../nbs/03_space.ipynb #683f5fbd
+# %% ../nbs/03_space.ipynb #a11d8e60
 def _inside(dim, value):
     "Whether a value lies on its dimension"
     kind,held = dim_kind(dim)
     if kind=="choices": return value in held
-    if type(value) is not int and (type(value) is not float or kind in ("int", "log2")): return False
+    if type(value) not in ((int,) if kind in ("int", "log2") else (int, float)): return False
     lo,hi = dim_ends(dim)
     return lo<=value<=hi and (kind!="log2" or value.bit_count()==1)
 

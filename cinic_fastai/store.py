@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'prob_error', 'RunStore']
 
-# %% ../nbs/03a_store.ipynb #428cd7fc
+# %% ../nbs/03a_store.ipynb #f19947e7
+import io
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -13,25 +14,27 @@ import numpy as np
 from fastcore.basics import patch
 from .config import RunConfig, config_fields, other_policy, own_policy
 from .core import StoreError
-from .files import read_json, read_npz, sha256, write_json, write_text
+from .files import parse_npz, read_json, sha256, write_json, write_text
 
 # %% ../nbs/03a_store.ipynb #0a0bab08
 WEIGHTS_FILE = "best.safetensors"
 RUN_FILES = ("config.json", "env.json", "history.csv", WEIGHTS_FILE, "probs_valid.npz", "probs_test.npz")
 HISTORY = ("epoch", "frozen", "train_loss", "train_acc", "valid_loss", "valid_acc", "lr", "seconds") # Columns
 
-# %% ../nbs/03a_store.ipynb #8daf5877
+# %% ../nbs/03a_store.ipynb #aa79f88d
 def prob_error(
     probs:np.ndarray, # `(n,c)`
     targs:np.ndarray, # `(n,)`
+    classes:np.ndarray=(), # Names `(c,)`, where they are stored
     **others # What else is stored with them
 )->str: # "" when all is well
     "What is wrong with stored probabilities"
     if probs.ndim!=2 or len(probs)!=len(targs): return f"probabilities of shape {probs.shape} for {len(targs)} targets"
+    if len(classes) not in (0, probs.shape[1]): return f"{probs.shape[1]} probabilities an image, {len(classes)} classes"
     if not np.isfinite(probs).all() or probs.min(initial=0)<0: return "probabilities that are negative or not finite"
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
-# %% ../nbs/03a_store.ipynb #84999ffd
+# %% ../nbs/03a_store.ipynb #84da3039
 class RunStore:
     "A folder of runs"
     def __init__(self,
@@ -55,10 +58,13 @@ class RunStore:
     )->bool: # Finished, with what is wanted
         "Whether the run is finished"
         try: done = self._read_done(rid)
-        except (FileNotFoundError, StoreError): return False
-        return not full or done["full"]
+        except StoreError: return False
+        return bool(done) and (done["full"] or not full)
 
-    def _read_done(self, rid): return read_json(self.folder(rid)/"done.json")
+    def _read_done(self, rid):
+        "What `done.json` holds, nothing where there is none"
+        f = self.folder(rid)/"done.json"
+        return read_json(f) if f.exists() else {}
 
 # %% ../nbs/03a_store.ipynb #6f299f7c
 @patch
@@ -80,30 +86,22 @@ def finish(self:RunStore,
     files = {p.name: sha256(p) for p in sorted(self.folder(rid).iterdir()) if p.name in RUN_FILES}
     write_json(self.folder(rid)/"done.json", {**summary, "files": files})
 
-# %% ../nbs/03a_store.ipynb #16608e1d
-@patch
-def _checksums(self:RunStore, rid):
-    "What `done.json` vouches for: checksums by file name"
-    try: return self._read_done(rid).get("files", {})
-    except FileNotFoundError: return {}
+# %% ../nbs/03a_store.ipynb #19f3edf8
+def _flaw(f, digest, found):
+    "What is wrong with a run's file, or with what was read of it; an empty text where nothing is"
+    if not f.exists(): return "" if f.name==WEIGHTS_FILE else f"{f} is missing."
+    return "" if sha256(found)==digest else f"{f} is damaged (its checksum is wrong)."
 
-# %% ../nbs/03a_store.ipynb #0011df0a
-@patch
-def _flaw(self:RunStore, rid, name, digest):
-    "What is wrong with one of a run's files, an empty text where nothing is"
-    f = self.folder(rid)/name
-    if not f.exists(): return "" if name==WEIGHTS_FILE else f"{f} is missing."
-    return "" if sha256(f)==digest else f"{f} is damaged (its checksum is wrong)."
-
-# %% ../nbs/03a_store.ipynb #104d582e
+# %% ../nbs/03a_store.ipynb #408ff592
 @patch
 def corrupt_files(self:RunStore,
     rid:str # Of a run that was finished
 )->dict[str,str]: # What is wrong, by file name; empty when all is well
     "Which of a run's files are not what was written; weights may be gone"
-    try: known = self._checksums(rid)
-    except StoreError: return {"done.json": f"{self.folder(rid)/'done.json'} is damaged."}
-    found = {name: self._flaw(rid, name, digest) for name,digest in known.items()}
+    folder = self.folder(rid)
+    try: known = self._read_done(rid).get("files", {})
+    except StoreError: return {"done.json": f"{folder/'done.json'} is damaged."}
+    found = {name: _flaw(folder/name, digest, folder/name) for name,digest in known.items()}
     return {name: flaw for name,flaw in found.items() if flaw}
 
 # %% ../nbs/03a_store.ipynb #b4496176
@@ -115,14 +113,16 @@ def is_sound(self:RunStore,
     "Whether the run is finished and its files are what was written"
     return self.is_done(rid, full) and not self.corrupt_files(rid)
 
-# %% ../nbs/03a_store.ipynb #f94c13f6
+# %% ../nbs/03a_store.ipynb #50a6ba28
 @patch
 def _checked(self:RunStore, rid, name):
-    "One of a run's files, once its checksum is seen to be right"
-    known = self._checksums(rid)
-    flaw = self._flaw(rid, name, known[name]) if name in known else ""
+    "The content of one of a run's files, its checksum seen to be right where `done.json` has one"
+    f = self.folder(rid)/name
+    digest = self._read_done(rid).get("files", {}).get(name)
+    data = f.read_bytes() if f.exists() or not digest else b""
+    flaw = _flaw(f, digest, data) if digest else ""
     if flaw: raise StoreError(f"{flaw} Run its study again, which makes it again.")
-    return self.folder(rid)/name
+    return data
 
 # %% ../nbs/03a_store.ipynb #cd22e7cd
 @patch
@@ -134,16 +134,16 @@ def write_history(self:RunStore,
     import pandas as pd
     write_text(self.folder(rid)/"history.csv", pd.DataFrame(rows, columns=HISTORY).to_csv(index=False))
 
-# %% ../nbs/03a_store.ipynb #45416cce
+# %% ../nbs/03a_store.ipynb #1b694b51
 @patch
 def history(self:RunStore,
     rid:str # Run id
 ): # DataFrame with a row an epoch
     "A run's accuracy and loss by epoch"
     import pandas as pd
-    return pd.read_csv(self._checked(rid, "history.csv"), float_precision="round_trip")
+    return pd.read_csv(io.BytesIO(self._checked(rid, "history.csv")), float_precision="round_trip")
 
-# %% ../nbs/03a_store.ipynb #427a0db5
+# %% ../nbs/03a_store.ipynb #9e201f22
 @patch
 def probs(self:RunStore,
     rid:str, # Run id
@@ -152,7 +152,7 @@ def probs(self:RunStore,
     "A run's stored probabilities; `StoreError` when they are missing or are no probabilities"
     f = self.folder(rid)/f"probs_{split}.npz"
     if not f.exists(): raise StoreError(f"Run {rid} has no {split} probabilities in {self.path}. Run its study again.")
-    stored = read_npz(self._checked(rid, f.name))
+    stored = parse_npz(self._checked(rid, f.name), f)
     if why := prob_error(**stored): raise StoreError(f"{f}: {why}. Delete the run's folder to have it made again.")
     return stored
 
@@ -179,14 +179,15 @@ def config(self:RunStore,
         raise StoreError(f"{f} has fields that this version doesn't know: {', '.join(newer)}. Update cinic_fastai.")
     return RunConfig(**stored)
 
-# %% ../nbs/03a_store.ipynb #79c38ced
+# %% ../nbs/03a_store.ipynb #cca4c5f2
 @patch
 def refuse_other_policy(self:RunStore,
     cfg:RunConfig # One run
 ):
     "Refuse a user's policy that another transform's runs are known by here"
     here = own_policy(cfg)
-    for f in self.path.glob("*/config.json") if here else ():
+    if not here: return
+    for f in self.path.glob("*/config.json"):
         there = {}
         with suppress(FileNotFoundError, StoreError): there = read_json(f).get("own_policy", {})
         same = all(there.get(k)==here[k] for k in ("name", "version"))

@@ -4,42 +4,27 @@
 
 # %% auto #0
 __all__ = ['ReadOnceStore', 'StudyFolder', 'run_status', 'plan_entry', 'declared_settings', 'source_of', 'Part', 'training_key',
-           'planned_trials', 'study_parts', 'is_active', 'StatusRow', 'StudyStatus', 'study_status', 'Removable',
-           'removable_files']
+           'planned_trials', 'study_parts', 'StatusRow', 'StudyStatus', 'study_status', 'Removable', 'removable_files']
 
-# %% ../nbs/05b_studyfolder.ipynb #cefb214d
+# %% ../nbs/05b_studyfolder.ipynb #33bd8008
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from .core import StoreError
 from .record import Journal, control_name, journal_path, read_journal, trial_failures
 from .record import DataInfo, RunEntry, SearchEntry, StudyRecord
 from .store import RunStore
 from .config import config_fields
 from .files import is_locked
 
-# %% ../nbs/05b_studyfolder.ipynb #6f8880d1
+# %% ../nbs/05b_studyfolder.ipynb #76851ecd
 class ReadOnceStore(RunStore):
     "A run store that reads each file once, for looking at finished work"
     def __init__(self,
         path:Path # The store's folder
     ):
         super().__init__(path)
-        self._kept = {}
-    def _once(self, read, *args):
-        "The value or the `StoreError` of a reading method, the first time and ever after"
-        key = read.__name__, *args
-        if key not in self._kept:
-            try: self._kept[key] = read(*args), None
-            except (StoreError, FileNotFoundError) as e: self._kept[key] = None, e
-        value, error = self._kept[key]
-        if error: raise error
-        return value
-    def _read_done(self, rid): return self._once(super()._read_done, rid)
-    def config(self, rid): return self._once(super().config, rid)
-    def history(self, rid): return self._once(super().history, rid)
-    def probs(self, rid, split="valid"): return self._once(super().probs, rid, split)
+        for read in (self._read_done, self.config, self.history, self.probs): setattr(self, read.__name__, cache(read))
 
 # %% ../nbs/05b_studyfolder.ipynb #f750a432
 class StudyFolder:
@@ -76,14 +61,14 @@ def run_status(
     if run.status=="running": return "left", "begun, not finished"
     return run.status, run.reason
 
-# %% ../nbs/05b_studyfolder.ipynb #421b3025
+# %% ../nbs/05b_studyfolder.ipynb #f8059f8a
 def plan_entry(
     study:StudyFolder, # Where it belongs to
     run:RunEntry # One of its runs
 )->dict: # As the plan has it, empty where it doesn't know it
     "A run's own entry in the plan"
     entries = study.record.plan.get("run", [])
-    return next((o for o in entries if (o.get("group", ""), o.get("name"))==(run.group, run.name)), {})
+    return next((o for o in entries if (o.get("group", "runs"), o.get("name"))==(run.group, run.name)), {})
 
 def declared_settings(
     study:StudyFolder, # Where it belongs to
@@ -134,7 +119,7 @@ def planned_trials(
     if journal.header: planned = journal.header.budget
     return max(len(journal.trials), planned if search.trials is None else search.trials)
 
-# %% ../nbs/05b_studyfolder.ipynb #990e15a7
+# %% ../nbs/05b_studyfolder.ipynb #78c6c9f6
 def _trial_part(name, kind, trials, total):
     "Trials of a journal by what became of them"
     counts = Counter(o.status for o in trials)
@@ -154,29 +139,22 @@ def _search_parts(study, search):
         yield _trial_part(name, "control", study.journals[name].trials[c.shared:], c.trials-c.shared)
     if search.repeats: yield _repeats_part(search, total)
 
-def _run_part(study, run, seen):
-    "A run; nothing to count where another one is the same training"
-    (status, reason), key = run_status(study, run), training_key(study, run)
-    part = Part(run.key, "run", run.group, Counter() if key in seen else Counter({status: 1}), reason)
-    seen.add(key)
-    return part
+def _run_parts(study):
+    "Runs; nothing to count where an earlier one is the same training"
+    seen = set()
+    for run in study.record.runs:
+        (status, reason), key = run_status(study, run), training_key(study, run)
+        yield Part(run.key, "run", run.group, Counter({status} if key not in seen else ()), reason)
+        seen.add(key)
 
-# %% ../nbs/05b_studyfolder.ipynb #ce19a1c1
+# %% ../nbs/05b_studyfolder.ipynb #7bb2eb04
 def study_parts(
     study:StudyFolder # To look at
 )->list[Part]: # Runs, then searches with their controls and repeats, in the plan's order
     "What became of a study's trainings"
-    seen = set()
-    runs = [_run_part(study, r, seen) for r in study.record.runs]
-    return runs+[p for s in study.record.searches for p in _search_parts(study, s)]
+    return [*_run_parts(study), *(p for s in study.record.searches for p in _search_parts(study, s))]
 
-# %% ../nbs/05b_studyfolder.ipynb #76f8c5f0
-def is_active(
-    out:Path # A study's folder
-)->bool: # Does a process hold it?
-    "Is a study being carried out right now?"
-    return is_locked(Path(out)/".lock")
-
+# %% ../nbs/05b_studyfolder.ipynb #5ca5f33d
 @dataclass(frozen=True)
 class StatusRow:
     "A run, an ensemble, or trainings of a search with one status"
@@ -200,7 +178,7 @@ class StudyStatus:
         for r in self.rows: counts[r.status] += r.trainings
         return +counts
 
-# %% ../nbs/05b_studyfolder.ipynb #eeaff7dc
+# %% ../nbs/05b_studyfolder.ipynb #7c283348
 def _search_rows(part, running):
     "Trainings of a part of a search, by status"
     words = part.name.replace("~repeats", " repeats") if part.kind=="repeats" else f"{part.name} trials"
@@ -213,19 +191,17 @@ def study_status(
 )->StudyStatus: # `StoreError` where there is none
     "What is done, running, left, failed and skipped"
     study = StudyFolder(out)
-    active = is_active(out)
-    running = {o.name for o in study.record.searches if active and o.status=="running"}
-    def run_row(r):
-        if active and r.status=="running": return StatusRow(r.key, "running", 1)
-        status,reason = run_status(study, r)
-        return StatusRow(r.key, status, 1, reason)
-    rows = [run_row(r) for r in study.record.runs]
-    for p in study_parts(study):
-        if p.kind!="run": rows += _search_rows(p, p.name.partition("~")[0] in running)
-    rows += [StatusRow(f"ensemble {e.name}", e.status, 0, e.reason) for e in study.record.ensembles]
-    return StudyStatus(study.record.name, active, study.record.seconds, rows)
+    record,active,rows = study.record,is_locked(study.out/".lock"),[]
+    for r in record.runs:
+        under_way = active and r.status=="running"
+        status,reason = ("running", "") if under_way else run_status(study, r)
+        rows.append(StatusRow(r.key, status, 1, reason))
+    for s in record.searches:
+        for part in _search_parts(study, s): rows += _search_rows(part, active and s.status=="running")
+    rows += [StatusRow(f"ensemble {e.name}", e.status, 0, e.reason) for e in record.ensembles]
+    return StudyStatus(record.name, active, record.seconds, rows)
 
-# %% ../nbs/05b_studyfolder.ipynb #d9859e3a
+# %% ../nbs/05b_studyfolder.ipynb #255ddc3a
 @dataclass(frozen=True)
 class Removable:
     "A file that a study can do without"
@@ -238,11 +214,11 @@ def removable_files(
     weights:bool=False # Weights, too?
 )->list[Removable]: # Whatever can be freed
     "Files a finished study can do without"
-    out = Path(out)
-    StudyRecord.read(out)
+    out = StudyFolder(out).out
+    kinds = {"last*.safetensors": "checkpoint of a finished run"}
+    if weights: kinds["best.safetensors"] = "weights"
     found = [(p, "unfinished write") for p in sorted(out.rglob(".*.part"))]
-    for folder in sorted(f.parent for f in (out/"runs").glob("[!.]*/done.json")):
-        found += [(p, "checkpoint of a finished run") for p in sorted(folder.glob("last*.safetensors"))]
-        if weights: found += [(p, "weights") for p in sorted(folder.glob("best.safetensors"))]
+    for done in sorted((out/"runs").glob("[!.]*/done.json")):
+        for pattern,why in kinds.items(): found += [(p, why) for p in sorted(done.parent.glob(pattern))]
     def size(p): return sum(f.stat().st_size for f in (p, *p.rglob("*")) if f.is_file())
     return [Removable(p, size(p), why) for p,why in found]

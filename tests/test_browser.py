@@ -1,4 +1,4 @@
-"The page in a real browser: nothing is asked for elsewhere, it reads on a phone and on paper, in the light and in the dark, and its tables sort."
+"The page in a real browser: nothing is asked for elsewhere, it reads on a phone, paper and in the dark, tables sort."
 import re, shutil
 import pandas as pd, pytest
 from cinic_fastai.core import duration
@@ -58,8 +58,12 @@ def test_contrast_of_known_colours():
 
 TEXTS = """() => {
   const own = e => [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && e.checkVisibility();
-  const paper = e => { const c = getComputedStyle(e).backgroundColor; return /, 0\\)$/.test(c) && e.parentElement ? paper(e.parentElement) : c; };
-  const all = [...document.body.querySelectorAll("*")].filter(own).map(e => [getComputedStyle(e).color, paper(e), e.tagName]);
+  const paper = e => {
+    const c = getComputedStyle(e).backgroundColor;
+    return /, 0\\)$/.test(c) && e.parentElement ? paper(e.parentElement) : c;
+  };
+  const seen = e => [getComputedStyle(e).color, paper(e), e.tagName];
+  const all = [...document.body.querySelectorAll("*")].filter(own).map(seen);
   return [...new Map(all.map(o => [o.join(), o])).values()];
 }"""
 
@@ -71,7 +75,8 @@ def test_the_page_can_be_read(opened, width, dark):
     page.evaluate("() => Promise.all([...document.images].map(o => o.decode()))") # fails where one is broken
     sizes = page.evaluate("[...document.images].map(o => [o.naturalWidth, o.getBoundingClientRect().width])")
     assert len(sizes)>20 and all(natural>0 and shown>200 for natural,shown in sizes)
-    looks = page.evaluate("[...document.images].map(o => getComputedStyle(o)).map(o => `${o.filter} on ${o.backgroundColor}`)")
+    looks = page.evaluate("[...document.images].map(o => getComputedStyle(o))"
+        ".map(o => `${o.filter} on ${o.backgroundColor}`)")
     assert set(looks)=={"none on rgb(255, 255, 255)"} # colours of charts are the same in the dark
     colours = page.evaluate(TEXTS)
     assert len(colours)>8 and len({paper for _,paper,_ in colours})>1
@@ -159,19 +164,23 @@ def test_without_javascript_nothing_is_missing(opened):
 def test_on_paper(opened):
     page = opened(A4)
     page.emulate_media(media="print")
-    wide = page.evaluate("w => [...document.querySelectorAll('table, img')].filter(o => o.getBoundingClientRect().right > w+1).map(o => o.id || o.alt)", A4)
+    wide = page.evaluate("w => [...document.querySelectorAll('table, img')]"
+        ".filter(o => o.getBoundingClientRect().right > w+1).map(o => o.id || o.alt)", A4)
     assert wide==[] # or else the browser shrinks everything
     assert not page.locator("nav").is_visible() and not page.locator("#hint").is_visible()
-    assert page.evaluate("[...document.querySelectorAll('.table .scroll')].every(o => getComputedStyle(o).overflowY === 'visible')")
+    assert page.evaluate("[...document.querySelectorAll('.table .scroll')]"
+        ".every(o => getComputedStyle(o).overflowY === 'visible')")
     # boxes stay empty where a table goes on
-    assert set(page.evaluate("[...document.querySelectorAll('thead button')].map(o => getComputedStyle(o).display)"))=={"contents"}
+    buttons = page.evaluate("[...document.querySelectorAll('thead button')].map(o => getComputedStyle(o).display)")
+    assert set(buttons)=={"contents"}
     assert page.pdf(prefer_css_page_size=True)[:5]==b"%PDF-"
 
 HARM = """() => {
   const script = document.createElement("script");
   script.textContent = "window.harm = 1";
   document.body.append(script);
-  document.body.insertAdjacentHTML("beforeend", "<img src=data:, onerror='window.harm = 2'><img src=https://example.org/x.png>");
+  const images = "<img src=data:, onerror='window.harm = 2'><img src=https://example.org/x.png>";
+  document.body.insertAdjacentHTML("beforeend", images);
 }"""
 
 def test_no_other_script_runs(browser, example):

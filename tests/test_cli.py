@@ -3,14 +3,21 @@ import json, subprocess, sys
 import pytest
 from conftest import ENV, cinic
 
-@pytest.mark.parametrize("command", [["--help"], ["data", "--help"], ["study", "--help"], ["plan", "list"], ["--version"]])
+@pytest.mark.parametrize("command", [["--help"], ["data", "--help"], ["study", "--help"], ["plan", "list"],
+    ["--version"]])
 def test_answers_without_torch(command):
-    code = f"import sys; sys.argv=['cinic',*{command!r}]\nfrom cinic_fastai.cli import app\ntry: app()\nexcept SystemExit as e: assert not e.code, e.code\nassert not {{'torch', 'fastai', 'pandas', 'skopt', 'matplotlib'}} & set(sys.modules), set(sys.modules)"
+    slow = {"torch", "fastai", "pandas", "skopt", "matplotlib"}
+    code = f"import sys; sys.argv=['cinic',*{command!r}]\nfrom cinic_fastai.cli import app\n" \
+        "try: app()\nexcept SystemExit as e: assert not e.code, e.code\n" \
+        f"assert not {slow} & set(sys.modules), set(sys.modules)"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0, r.stderr
 
-@pytest.mark.parametrize("args,said", [(["plan", "show", "reprot"], "did you mean 'report'"), (["train", "lr=-1"], "not above 0")])
-def test_bad_input_ends_a_process_with_plain_words(args, said, tmp_path): in_plain_words(cinic(*args, cwd=tmp_path), said)
+@pytest.mark.parametrize("args,said", [
+    (["plan", "show", "reprot"], "did you mean 'report'"),
+    (["train", "lr=-1"], "not above 0")])
+def test_bad_input_ends_a_process_with_plain_words(args, said, tmp_path):
+    in_plain_words(cinic(*args, cwd=tmp_path), said)
 
 @pytest.mark.parametrize("args,said", [
     (["status", "nowhere"], "holds no study"),
@@ -40,7 +47,8 @@ def test_data_commands(tmp_path):
     for _ in range(2): assert "1,797" in cinic("data", "pack", tmp_path/"digits").stdout
 
 def test_train_one(images, tmp_path):
-    r = cinic("train", "model=custom_cnn", "epochs=1", "bs=16", "--threads", "2", "--data", images, "--out", tmp_path/"t", "--json")
+    r = cinic("train", "model=custom_cnn", "epochs=1", "bs=16", "--threads", "2", "--data", images,
+        "--out", tmp_path/"t", "--json")
     assert r.returncode==0, r.stderr
     done = json.loads(r.stdout)
     run = tmp_path/"t"/"runs"/done["run_id"]
@@ -49,19 +57,21 @@ def test_train_one(images, tmp_path):
     assert env["threads"]==2 and env["precision"] in ("float32", "bf16")
 
 def test_pretrained_weights_from_a_file(images, tmp_path):
-    "Frozen first, then everything, from a file in torchvision's key layout; the run is declared with the file's checksum"
+    "Frozen first, then everything, from a file in torchvision's key layout; the run names the file's checksum"
     import torch, torchvision
     from cinic_fastai.files import sha256
     weights = tmp_path/"resnet18.pth"
     torch.manual_seed(0)
     torch.save(torchvision.models.resnet18(weights=None).state_dict(), weights)
-    r = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "frozen_epochs=1", "epochs=2", "bs=16", "--weights", weights, "--data", images, "--out", tmp_path/"t", "--json")
+    r = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "frozen_epochs=1", "epochs=2", "bs=16",
+        "--weights", weights, "--data", images, "--out", tmp_path/"t", "--json")
     assert r.returncode==0, r.stderr
     run = tmp_path/"t"/"runs"/json.loads(r.stdout)["run_id"]
     assert json.loads((run/"config.json").read_text(encoding="utf-8"))["weights"]==sha256(weights)
     lines = (run/"history.csv").read_text(encoding="utf-8").splitlines()
     assert [l.split(",")[:2] for l in lines[1:]]==[["0", "True"], ["1", "False"]]
-    other = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "--weights", images/"nothing.pth", "--data", images, "--out", tmp_path/"t")
+    other = cinic("train", "model=resnet18.tv_in1k", "pretrained=true", "--weights", images/"nothing.pth",
+        "--data", images, "--out", tmp_path/"t")
     assert other.returncode==2 and "nothing.pth" in other.stderr and "Traceback" not in other.stderr
 
 @pytest.mark.slow
@@ -93,14 +103,16 @@ def test_help_names_all():
 def test_an_ablation(images, tmp_path):
     "A recipe's ingredients off and on, as a plan that is carried out like any other"
     recipe = tmp_path/"recipe.toml"
-    recipe.write_text('[study]\nname = "mine"\n[[run]]\nname = "net"\nmodel = "custom_cnn"\nbs = 16\nlr = 1e-2\nflip = "random"\nlabel_smoothing = 0.1\n', encoding="utf-8")
+    recipe.write_text('[study]\nname = "mine"\n[[run]]\nname = "net"\nmodel = "custom_cnn"\nbs = 16\nlr = 1e-2\n'
+        'flip = "random"\nlabel_smoothing = 0.1\n', encoding="utf-8")
     plan = cinic("plan", "ablate", recipe, "net", "epochs=1", "--seeds", "2", "--no-alone")
     assert plan.returncode==0, plan.stderr
     (tmp_path/"ablation.toml").write_text(plan.stdout, encoding="utf-8")
     r = cinic("study", tmp_path/"ablation.toml", "--data", images, "--out", tmp_path/"out")
     assert r.returncode==0, r.stderr
     rows = (tmp_path/"out"/"tables"/"ablation.csv").read_text(encoding="utf-8").splitlines()
-    assert [o.split(",")[:4] for o in rows[1:]]==[["recipe", "", "", "2"], ["without flip", "flip", "recipe", "2"], ["without label_smoothing", "label_smoothing", "recipe", "2"],
-        ["plain", "", "recipe", "2"]]
+    assert [o.split(",")[:4] for o in rows[1:]]==[["recipe", "", "", "2"], ["without flip", "flip", "recipe", "2"],
+        ["without label_smoothing", "label_smoothing", "recipe", "2"], ["plain", "", "recipe", "2"]]
     page = (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
-    assert "What does each ingredient of the recipe bring?" in page and (tmp_path/"out"/"figures"/"ablation.png").exists()
+    assert "What does each ingredient of the recipe bring?" in page
+    assert (tmp_path/"out"/"figures"/"ablation.png").exists()

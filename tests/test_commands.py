@@ -8,7 +8,8 @@ from cinic_fastai.cli import app
 from conftest import cinic
 
 root = Path(__file__).resolve().parents[1]
-HANDS_OFF = ("python3 -m venv", ".venv/bin/pip install", "for ", "done", "dask scheduler", "dask worker", "ray start") # they set an environment or a cluster up, or go round a command of ours
+# They set an environment or a cluster up, or go round a command of ours
+HANDS_OFF = ("python3 -m venv", ".venv/bin/pip install", "for ", "done", "dask scheduler", "dask worker", "ray start")
 
 def blocks(text): return re.findall(r"^```sh\n(.*?)^```", text, re.M|re.S)
 
@@ -17,10 +18,17 @@ def documents():
     out = {"README.md": (root/"README.md").read_text(encoding="utf-8")}
     for f in sorted((root/"nbs").rglob("*.ipynb")):
         cells = json.loads(f.read_text(encoding="utf-8"))["cells"]
-        out[f.relative_to(root).as_posix()] = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"]=="markdown")
+        words = ["".join(c["source"]) for c in cells if c["cell_type"]=="markdown"]
+        out[f.relative_to(root).as_posix()] = "\n\n".join(words)
     return out
 
-LINES = [(name, line.strip()) for name,text in documents().items() for block in blocks(text) for line in block.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+def command_lines():
+    "Document and line of all that blocks have to be typed"
+    for name,text in documents().items():
+        lines = [line.strip() for block in blocks(text) for line in block.splitlines()]
+        yield from ((name, line) for line in lines if line and not line.startswith("#"))
+
+LINES = list(command_lines())
 
 def words_of(line):
     "A command line's words, without comment and redirection"
@@ -56,7 +64,8 @@ def test_every_line_of_a_block(name, line):
 def test_there_are_blocks(): assert len([l for _,l in LINES if "cinic" in l])>10
 
 def test_parsing_finds_faults():
-    for line in ("cinic studdy demo", "cinic study", "cinic study demo --dat x", "cinic study demo --limit many", "cinic data pack a b", "cinic study demo --jobs -1"):
+    for line in ("cinic studdy demo", "cinic study", "cinic study demo --dat x", "cinic study demo --limit many",
+        "cinic data pack a b", "cinic study demo --jobs -1"):
         with pytest.raises(Exception) as e: parse(words_of(line))
         assert type(e.value).__module__.startswith(("click", "typer")), e.value
 
@@ -87,11 +96,14 @@ def sandbox(tmp_path_factory):
 
 def test_examples_that_take_seconds(sandbox):
     "Those of `data` and `plan`, one after the other, as a reader would"
-    todo = ["cinic data demo data/digits", "cinic data split photos data/photos", *(l for p,c in COMMANDS if len(p)==2 for l in examples(c))]
+    todo = ["cinic data demo data/digits", "cinic data split photos data/photos",
+        *(l for p,c in COMMANDS if len(p)==2 for l in examples(c))]
     for line in dict.fromkeys(todo):
         if "data get" in line: continue
         r = cinic(*words_of(line)[1:], cwd=sandbox)
         assert r.returncode==0, f"{line}: {r.stdout}{r.stderr}"
         if ">" in line: (sandbox/line.split(">")[1].strip()).write_text(r.stdout, encoding="utf-8")
-    assert {"mine.toml", "ablation.toml"}<={p.name for p in sandbox.iterdir()} and (sandbox/"data"/"cinic10"/"valid").is_dir() and (sandbox/"packs"/"photos"/"manifest.json").exists()
+    assert {"mine.toml", "ablation.toml"}<={p.name for p in sandbox.iterdir()}
+    assert (sandbox/"data"/"cinic10"/"valid").is_dir()
+    assert (sandbox/"packs"/"photos"/"manifest.json").exists()
     assert cinic("plan", "check", "ablation.toml", cwd=sandbox).returncode==0

@@ -11,7 +11,7 @@ from conftest import ENV, cinic
 from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import decode, sources
 from cinic_fastai.data.decode import read_image, to_rgb
-from cinic_fastai.data.folder import check_folder, folder_info, image_files, left_out, list_images, scan_folder
+from cinic_fastai.data.folder import check_folder, folder_info, image_files, left_out, require_layout, scan_folder
 from cinic_fastai.data.sources import Archive, download_archive, extract_archive, get_cinic, split_folder, write_demo
 from cinic_fastai.data.hub import import_dataset
 from cinic_fastai.data.pack import get_pack, make_pack, open_pack
@@ -79,7 +79,7 @@ def get(server, dest, *paths, **kw):
 
 def good(dest):
     left = [o for o in dest.parent.iterdir() if "part" in o.name or o.name==f"{dest.name}.tar.gz"]
-    return len(list_images(dest)[1])==27 and not left
+    return len(require_layout(dest).items)==27 and not left
 
 @pytest.mark.parametrize("path", ["/good", "/cut", "/no-range", "/5xx", "/moved", "/unsized", "/gzip"])
 def test_download(server, tmp_path, path):
@@ -238,7 +238,7 @@ def test_names(tmp_path):
     names = ("a b.png", 'quo"te.png', "línea\nnueva.png", "tab\t.PNG", "漢字.Jpeg")
     for o in names: (root/"train"/"plain"/o).write_bytes(png(noise))
     pack = get_pack(root)
-    assert set(pack.files)=={o[2] for o in list_images(root)[1]} and "train/plain/línea\nnueva.png" in pack.files
+    assert set(pack.files)=={o[2] for o in require_layout(root).items} and "train/plain/línea\nnueva.png" in pack.files
     for i,f in enumerate(pack.files):
         assert (pack.images[i]==read_image(root/f)).all() and f.split("/")[1]==pack.classes[pack.targs[i]]
     if sys.platform=="linux":
@@ -517,7 +517,8 @@ def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
     for args in (("data", "info"), ("data", "check"), ("study", "demo", "--dry-run", "--data"), ("data", "pack")):
         r = cinic(*args, root)
         said = " ".join((r.stdout+r.stderr).split())
-        assert r.returncode==0 and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
+        ends = 2 if "study" in args else 0 # two images are too few for the plan's batches
+        assert r.returncode==ends and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
     for s in splits:
         for c in ("cat", "dog"): (root/s/c/"a.png").unlink()
     r = cinic("predict", tmp_path/"no-study", root)
@@ -561,7 +562,8 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
         folder_of(root, images, (name, "Zoo"), {s: s})
     folder_of(root, {"5.png": images["1.png"]}, (decomposed,), dict(train="train")) # both in one split
     both = (root/"train"/composed).samefile(root/"train"/decomposed)
-    assert list_images(root)[0]==[composed, "Zoo"] and folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
+    assert require_layout(root).classes==[composed, "Zoo"]
+    assert folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
     pack = get_pack(root)
     assert pack.classes==[composed, "Zoo"] and pack.counts()==dict(train=9, valid=8, test=8)
     for i,f in enumerate(pack.files): # paths are the disk's

@@ -12,7 +12,12 @@ from cinic_fastai.results.plots.style import new_axes
 
 def confusion(names, shares):
     "As `confusion_table` has it"
-    return pd.DataFrame([{"class": a, "taken_for": b, "share": shares[i,j]} for i,a in enumerate(names) for j,b in enumerate(names)])
+    rows = [(a, b, shares[i,j]) for i,a in enumerate(names) for j,b in enumerate(names)]
+    return pd.DataFrame(rows, columns=["class", "taken_for", "share"])
+
+def confusion_map(names, shares, height):
+    "A figure of `confusion`"
+    return plot_confusion(confusion(names, shares), new_axes(4.6, height)[0]).figure
 
 def drawn(fig):
     "A figure's pixels as the page has them, RGB"
@@ -24,7 +29,7 @@ def test_a_confusion_map_of_many_classes_shows_its_cells(n):
     "The middle of each cell has its share's colour, between the scale's ends; nothing lies over it"
     r = np.random.default_rng(n)
     shares = r.random((n,n))**8*(r.random((n,n))<.3)/4
-    fig = plot_confusion(confusion([f"golden_retriever_{i}" for i in range(n)], shares), new_axes(4.6, 1+.27*20)[0]).figure
+    fig = confusion_map([f"golden_retriever_{i}" for i in range(n)], shares, 1+.27*20)
     ax = fig.axes[0]
     for o in ax.texts: o.set_visible(False) # the numbers of a small map
     x = drawn(fig)
@@ -42,7 +47,8 @@ def test_a_confusion_map_of_many_classes_shows_its_cells(n):
     assert len(labels)<=20 and all(o.startswith("golden_re") for o in labels) and ("named" in ax.get_ylabel())==(n>20)
 
 def test_a_confusion_map_is_a_small_file():
-    fig = plot_confusion(confusion([str(i) for i in range(101)], np.random.default_rng(0).random((101,101))), new_axes(4.6, 6.4)[0]).figure
+    shares = np.random.default_rng(0).random((101,101))
+    fig = confusion_map([str(i) for i in range(101)], shares, 6.4)
     figures.lay_out(fig)
     assert len(figures.svg(fig, "x"))<500_000
 
@@ -79,7 +85,8 @@ def chart():
     with rc_context(style.STYLE): ax.text(0, 0, f"{dog} 93 %\nis: {cat}")
     return ax.figure
 
-def texts(fig): return {o.get_text() for ax in fig.axes for o in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts)}
+def texts(fig):
+    return {o.get_text() for ax in fig.axes for o in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts)}
 
 def test_letters_that_no_font_has_are_numbered_and_named(monkeypatch):
     monkeypatch.setitem(style.STYLE, "font.family", ["DejaVu Sans"])

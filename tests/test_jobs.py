@@ -65,7 +65,11 @@ def alone(plan, images, tmp_path_factory):
     assert done.returncode==0, done.stderr
     return out
 
-def journal(out, name): return [{k: v for k,v in o.items() if k not in ("seconds", "ask_seconds")} for o in read_lines(out/"searches"/f"{name}.jsonl")[0]]
+def journal(out, name):
+    "Lines of a journal, without what a clock says"
+    lines = read_lines(out/"searches"/f"{name}.jsonl")[0]
+    return [{k: v for k,v in o.items() if k not in ("seconds", "ask_seconds")} for o in lines]
+
 def same(out, other):
     "Weights, probabilities, journals and repeats"
     assert results(out)==results(other)
@@ -74,20 +78,25 @@ def same(out, other):
 
 def test_what_the_searches_leave(alone):
     checked,halved = read_json(alone/"study.json")["searches"]
-    assert [o["point"] for o in journal(alone, "checked")[1:3]]==[o["point"] for o in journal(alone, "checked~control")[1:3]] # the same start
-    assert checked["control"]["best"] and {o["of"] for o in checked["repeated"]}>={"winner", "runner-up"} and all(o["seed"]==2 and o["valid_acc"]>0 for o in checked["repeated"])
+    starts = [[o["point"] for o in journal(alone, name)[1:3]] for name in ("checked", "checked~control")]
+    assert starts[0]==starts[1]
+    assert checked["control"]["best"] and {o["of"] for o in checked["repeated"]}>={"winner", "runner-up"}
+    assert all(o["seed"]==2 and o["valid_acc"]>0 for o in checked["repeated"])
     assert halved["control"] is None and halved["repeated"]==[]
     header,*trials = journal(alone, "halved")
     assert header["batch"]==2 and header["rungs"]==[2] and trials[0]["point"]==dict(lr=.02, mom=.9) and len(trials)==5
     stopped = [o for o in trials if o["status"]=="stopped"]
-    assert stopped and all(len(o["accs"])==2 for o in stopped) and all(len(o["accs"])==3 for o in trials if o["status"]=="done")
+    assert stopped and all(len(o["accs"])==2 for o in stopped)
+    assert all(len(o["accs"])==3 for o in trials if o["status"]=="done")
     assert halved["best"]["number"] not in [o["number"] for o in stopped]
     shown = cinic("status", alone).stdout
     assert "checked~control trials" in shown and "checked repeats" in shown and "stopped" in shown
 
 def test_where_nothing_is_left_torch_is_not_needed(plan, images, alone):
     arguments = ["cinic", "study", str(plan), "--data", str(images), "--out", str(alone)]
-    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.report import render as page; page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = f"import sys; sys.argv={arguments!r}; from cinic_fastai.report import render as page; " \
+        "page.write_page = print; from cinic_fastai.cli import app; app(standalone_mode=False); " \
+        "sys.exit('torch' in sys.modules)"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0 and "Test accuracy" in r.stdout, r.stdout+r.stderr
 
@@ -104,7 +113,8 @@ def begun(out): return list(out.glob("runs/*/env.json"))
 def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     "One killed while it trains, one later, whatever it does"
     out,said = tmp_path/"out",(tmp_path/"said",)*2
-    p = started("study", plan, "--data", images, "--out", out, "--jobs", "2", "--save-every", "0", said=said, before=no_page)
+    args = ["study", plan, "--data", images, "--out", out, "--jobs", "2", "--save-every", "0"]
+    p = started(*args, said=said, before=no_page)
     for n in (1, 5):
         while p.is_alive() and len(begun(out))<n: time.sleep(.005)
         for o in workers(p)[:1]: o.kill()
@@ -125,7 +135,8 @@ def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
 def test_a_worker_leaves_where_its_parents_number_stays():
     "Windows goes on giving the number of a parent that is dead"
     parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.workers import _leave_with\n_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
+    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.workers import _leave_with\n" \
+        f"_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENV)
     assert child.stdout.readline() and child.poll() is None
     parent.kill()
@@ -137,9 +148,11 @@ def test_a_worker_leaves_where_its_parents_number_stays():
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
     "As from a terminal: the whole group gets the signal; a second one kills at once"
     out = tmp_path/"out"
-    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2"]
+    args = ["study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-m", "cinic_fastai.cli", *args]
     for presses,code in ((1, 130), (2, 130)):
-        p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True)
         before = len(begun(out))
         while p.poll() is None and len(begun(out))<=before: time.sleep(.005)
         helpers = workers(p)
@@ -163,7 +176,8 @@ def test_a_backend_that_cant_be_had(plan, images, tmp_path):
 @pytest.mark.parametrize("backend,module", [("loky", "joblib"), ("dask", "distributed"), ("ray", "ray")])
 def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, module):
     pytest.importorskip(module)
-    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend, before=no_page)
+    args = ["study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend]
+    r = cinic(*args, before=no_page)
     assert r.returncode==0 and "Traceback" not in r.stderr, r.stderr
     same(tmp_path/"out", alone)
 
@@ -225,22 +239,29 @@ def test_a_network_that_ends_its_process_ends_no_study(images, tmp_path, jobs):
     (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
     (tmp_path/"plan.toml").write_text(CRASHING, encoding="utf-8")
     for n in jobs:
-        r = cinic("study", tmp_path/"plan.toml", "--data", images, "--out", tmp_path/"out", "--jobs", n, before=functools.partial(deadly, tmp_path))
+        args = ["study", tmp_path/"plan.toml", "--data", images, "--out", tmp_path/"out", "--jobs", n]
+        r = cinic(*args, before=functools.partial(deadly, tmp_path))
         assert r.returncode==1 and "Traceback" not in r.stderr, (r.returncode, r.stderr)
         record = read_json(tmp_path/"out"/"study.json")
-        assert {e["name"]: e["status"] for e in record["runs"]+record["searches"]}==dict(first="done", deadly="failed", look="failed", choose="done", other="done")
+        status = {e["name"]: e["status"] for e in record["runs"]+record["searches"]}
+        assert status==dict(first="done", deadly="failed", look="failed", choose="done", other="done")
         cause = "The network test_resnet ended its process (SIGABRT)"
-        for e in (record["runs"][1], record["searches"][0]): assert cause in e["reason"] and "channels_last = false" in e["reason"]
+        for e in (record["runs"][1], record["searches"][0]):
+            assert cause in e["reason"] and "channels_last = false" in e["reason"]
         assert len(journal(tmp_path/"out", "look"))==1 # no trial has failed by its point
-        assert [o["status"] for o in journal(tmp_path/"out", "choose")[1:]]==["done", "failed"] and cause in journal(tmp_path/"out", "choose")[2]["cause"]
-        assert cause in (tmp_path/"out"/"report.html").read_text(encoding="utf-8") and cause in " ".join(r.stdout.split())
+        trials = journal(tmp_path/"out", "choose")[1:]
+        assert [o["status"] for o in trials]==["done", "failed"] and cause in trials[1]["cause"]
+        assert cause in (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
+        assert cause in " ".join(r.stdout.split())
 
 @pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
 def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
     (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
-    (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
+    (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[defaults]\nbs = 16\n'
+        '[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
     r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=functools.partial(deadly, tmp_path))
-    assert r.returncode==0 and "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split()) and "2 trainings" in r.stdout, r.stderr
+    assert r.returncode==0 and "2 trainings" in r.stdout, r.stderr
+    assert "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split())
 
 class Killed:
     "A process pool in which batches above 16 take more memory than there is"
@@ -261,7 +282,8 @@ def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
     monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Killed)
     timer = NetworkTimer()
     for _ in range(2):
-        with pytest.raises(NetworkError, match="SIGKILL.*batches of 32.*smaller bs"): timer(RunConfig(model="test_resnet", bs=32))
+        with pytest.raises(NetworkError, match="SIGKILL.*batches of 32.*smaller bs"):
+            timer(RunConfig(model="test_resnet", bs=32))
         assert timer(RunConfig(model="test_resnet", bs=16))==(1., 1.)
 
 def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
@@ -288,8 +310,12 @@ space = { %s }
 """
 
 @pytest.mark.parametrize("space,status", [
-    ("bs = {choices=[16, 32]}", ["done", "failed"]), ("channels_last = {choices=[true, false]}", ["failed", "done"]), ("lr = {choices=[0.1, 0.2]}", [])])
-def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_work(images, tmp_path, monkeypatch, space, status):
+    ("bs = {choices=[16, 32]}", ["done", "failed"]),
+    ("channels_last = {choices=[true, false]}", ["failed", "done"]),
+    ("lr = {choices=[0.1, 0.2]}", [])])
+def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_work(
+    images, tmp_path, monkeypatch, space, status
+):
     "With a smaller batch, or another layout; a search of which every point ends its process has failed itself"
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.clock import NetworkTimer, network_of
@@ -304,4 +330,5 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
     text = TOO_LARGE%space
     if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
     found, = run_study(parse_plan(text), get_pack(images), tmp_path).searches
-    assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status and found.status==("done" if status else "failed"), found
+    assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status
+    assert found.status==("done" if status else "failed"), found

@@ -127,10 +127,9 @@ def test_the_report_is_the_plan_report():
 def test_the_terminal_has_published_numbers_where_the_page_has(tmp_path, capsys):
     from typer import Exit
     from cinic_fastai.cli.study import _finish
-    from cinic_fastai.record import StudyRecord
     out = example_study(tmp_path, images=20)
     for said in (False, True):
-        with pytest.raises(Exit): _finish(StudyRecord.read(out), out, 1.) # trials failed
+        with pytest.raises(Exit): _finish(out, 1.) # trials failed
         text = capsys.readouterr().out
         assert ("published" in text, "0.694" in text)==(said, said) and "Test accuracy" in text
         as_the_report(out)

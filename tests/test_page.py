@@ -146,7 +146,8 @@ def test_what_to_take_is_chosen_on_valid_images_alone(tmp_path):
     scores = {p.name: valid_score(p) for p in predictions(StudyFolder(out))}
     best = report.choice.chosen
     assert scores[best.predictor]==max(scores.values()) and fmt_pct(best.test_acc) in say(report.choice)
-    blind = with_fields(example_study(tmp_path/"blind", images=50, trials=(1,1)), (), train_on="train+valid", select="last")
+    out = example_study(tmp_path/"blind", images=50, trials=(1,1))
+    blind = with_fields(out, (), train_on="train+valid", select="last")
     assert "What to take." not in blind
 
 def test_the_details_say_how_small_a_study_is(example):
@@ -165,8 +166,8 @@ def test_every_run_can_be_traced(example):
 def test_the_page_says_whether_a_search_helped(example):
     text = read(example/"report.html").text()
     for words in ("The search helped.", "5 new seeds",
-        "No control was run: whether the search beat random points can't be said.",
-            "which saved 6 of 21 epochs", "compared at equal epochs only", "The surrogate took 0.2", "are one draw each",
+        "No control was run: whether the search beat random points can't be said.", "which saved 6 of 21 epochs",
+            "compared at equal epochs only", "The surrogate took 0.2", "are one draw each",
             "told a stopped trial's accuracy plus the median of what finished trials gained"):
         assert words in text, words
     assert text.count("are one draw each")==1
@@ -420,7 +421,8 @@ def test_where_the_report_is_silent_follows_the_runs(tmp_path):
     out = example_study(tmp_path/"one", images=50, trials=(1,1))
     text = with_fields(out, ("combined",), select="last", mix_alpha=.2, interp="nearest")
     for words in ("and the weights of the last epoch (1 run);",
-        "and Beta(0.2, 0.2), anew for each image (1 run), and", "one resampling: bilinear (3 runs) and nearest (1 run)."):
+        "and Beta(0.2, 0.2), anew for each image (1 run), and",
+        "one resampling: bilinear (3 runs) and nearest (1 run)."):
         assert words in text, words
     text = with_fields(out, (), policy="none")
     for words in ("Beta(", "MixUp", "rotates", "resampling", "under mixing"): assert words not in text, words

@@ -10,17 +10,21 @@ from cinic_fastai.studyfolder import StudyFolder
 
 def results(out):
     "Everything of a study that must not depend on where it was cut off"
-    probs = {p.relative_to(out).as_posix(): np.load(p)["probs"].tobytes() for p in sorted(out.glob("runs/*/probs_*.npz"))}
+    stored = sorted(out.glob("runs/*/probs_*.npz"))
+    probs = {p.relative_to(out).as_posix(): np.load(p)["probs"].tobytes() for p in stored}
     weights = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.glob("runs/*/best.safetensors"))}
-    drop = ("seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max", "total")
-    tables = {p.name: pd.read_csv(p).drop(columns=list(drop), errors="ignore").to_csv() for p in sorted(out.glob("tables/*.csv"))}
-    points = {p.name: [json.loads(l)["point"] for l in p.read_text().splitlines()[1:]] for p in sorted(out.glob("searches/*.jsonl"))}
+    drop = ["seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max", "total"]
+    def table(p): return pd.read_csv(p).drop(columns=drop, errors="ignore").to_csv()
+    tables = {p.name: table(p) for p in sorted(out.glob("tables/*.csv"))}
+    def journal(p): return [json.loads(l)["point"] for l in p.read_text().splitlines()[1:]]
+    points = {p.name: journal(p) for p in sorted(out.glob("searches/*.jsonl"))}
     return dict(probs=probs, weights=weights, tables=tables, points=points)
 
 def test_whole_study(study):
     out,done = study
     record = json.loads((out/"study.json").read_text(encoding="utf-8"))
-    assert {r["name"]: r["status"] for r in record["runs"]}=={"custom_cnn": "done", "resnet18-pretrained": "skipped", "custom_cnn-sgd": "done", "second": "done"}
+    assert {r["name"]: r["status"] for r in record["runs"]}=={"custom_cnn": "done", "resnet18-pretrained": "skipped",
+        "custom_cnn-sgd": "done", "second": "done"}
     assert "--weights" in next(r["reason"] for r in record["runs"] if r["status"]=="skipped")
     assert "skipped: resnet18-pretrained" in done.stdout
     assert {e["status"] for e in record["ensembles"]}=={"done"}
@@ -52,10 +56,11 @@ def killed(command, out, root, what, wait=0.):
 
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
 def test_killed_and_continued(study, plan_file, tmp_path):
-    "Killed while packing, saving, searching and drawing, a study ends with the same weights, probabilities, tables and points"
+    "Killed while packing, saving, searching and drawing, a study ends with the same weights, tables and points"
     out,root = tmp_path/"out",tiny_folder(tmp_path/"images"/"tiny", n=12)
     command = ["study", plan_file, "--data", root, "--out", out, "--save-every", "0"]
-    kills = sum(killed(command, out, root, what) for what in ("packing", "saving", "search", "page")) # saving: in the middle of an epoch
+    moments = ("packing", "saving", "search", "page") # saving: in the middle of an epoch
+    kills = sum(killed(command, out, root, what) for what in moments)
     assert kills>=3 # a moment may have passed before it was seen
     assert cinic(*command).returncode==0
     assert results(out)==results(study[0])
@@ -64,15 +69,19 @@ def test_killed_and_continued(study, plan_file, tmp_path):
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
 def test_killed_thirty_times(tmp_path):
     "At random moments, over one study"
-    moments,kills,root,out,plan = random.Random(0),[],tiny_folder(tmp_path/"images", n=100),tmp_path/"out",tmp_path/"tiny.toml"
+    moments,kills = random.Random(0),[]
+    root,out,plan = tiny_folder(tmp_path/"images", n=100),tmp_path/"out",tmp_path/"tiny.toml"
     plan.write_text(TINY_PLAN.replace("[1e-3,1e-1]", "[1e-3,1e-2]"), encoding="utf-8") # so long, higher rates diverge
-    def command(out, every): return ["study", plan, "--data", root, "--out", out, "--scale", "10", "--save-every", every]
+    def command(out, every):
+        return ["study", plan, "--data", root, "--out", out, "--scale", "10", "--save-every", every]
     for i in range(30):
         what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 6)
         if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
         if what=="page" and began(out, root, "page"): (out/"samples.npz").unlink()
-        kills.append(killed(command(out, str(moments.choice([0, .2, 1]))), out, root, what, moments.uniform(0, longest)))
-        print(f"{what or 'anywhere'}: {'killed' if kills[-1] else 'had ended'}, {len(list(out.glob('runs/*/done.json')))} runs done")
+        every = str(moments.choice([0, .2, 1]))
+        kills.append(killed(command(out, every), out, root, what, moments.uniform(0, longest)))
+        done = len(list(out.glob("runs/*/done.json")))
+        print(f"{what or 'anywhere'}: {'killed' if kills[-1] else 'had ended'}, {done} runs done")
     assert sum(kills)>=28 # a moment may have passed before it was seen
     assert cinic(*command(out, "60")).returncode==0
     whole = tmp_path/"whole"
@@ -83,7 +92,8 @@ def test_killed_thirty_times(tmp_path):
 def test_a_signal_saves_and_says_how_to_continue(images, tmp_path):
     "Ctrl-C; a study that is told to end stands in `test_safety.py`"
     out = tmp_path/"out"
-    command = [sys.executable, "-m", "cinic_fastai.cli", "train", "model=custom_cnn", "bs=2", "epochs=2000", "--data", str(images), "--out", str(out)]
+    command = [sys.executable, "-m", "cinic_fastai.cli", "train", "model=custom_cnn", "bs=2", "epochs=2000",
+        "--data", str(images), "--out", str(out)]
     p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while p.poll() is None and not list(out.glob("runs/*/env.json")): time.sleep(.02)
     time.sleep(1)
@@ -98,7 +108,8 @@ def test_a_signal_saves_and_says_how_to_continue(images, tmp_path):
 def test_stopped_by_signals_and_continued(study, images, plan_file, tmp_path):
     "Stopped in its first training and in its search, a study ends as if it had never been"
     out = tmp_path/"out"
-    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(images), "--out", str(out)]
+    command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(images),
+        "--out", str(out)]
     for sig,sign,code in ((signal.SIGTERM, "runs/*/env.json", 143), (signal.SIGINT, "searches/*.jsonl", 130)):
         p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         while p.poll() is None and not list(out.glob(sign)): time.sleep(.001)
@@ -113,7 +124,8 @@ def test_other_options_are_refused(study, images, plan_file):
     assert r.returncode==2 and "scale is 1.0 there, 2.0 here" in r.stderr and "Traceback" not in r.stderr
 
 def test_status_needs_no_torch(study):
-    code = f"import sys; sys.argv=['cinic','status',{str(study[0])!r}]; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit(bool({{'torch', 'pandas', 'matplotlib'}} & set(sys.modules)))"
+    code = f"import sys; sys.argv=['cinic','status',{str(study[0])!r}]; from cinic_fastai.cli import app; " \
+        "app(standalone_mode=False); sys.exit(bool({'torch', 'pandas', 'matplotlib'} & set(sys.modules)))"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0, r.stderr
     assert "7 done" in r.stdout and "1 skipped" in r.stdout
@@ -122,7 +134,8 @@ def test_report_is_written_again_without_torch(study, tmp_path):
     out = tmp_path/"copy"
     shutil.copytree(study[0], out)
     (out/"report.html").unlink()
-    code = f"import sys; sys.argv=['cinic','report',{str(out)!r}]; from cinic_fastai.cli import app; app(standalone_mode=False); sys.exit('torch' in sys.modules)"
+    code = f"import sys; sys.argv=['cinic','report',{str(out)!r}]; from cinic_fastai.cli import app; " \
+        "app(standalone_mode=False); sys.exit('torch' in sys.modules)"
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0, r.stderr
     assert (out/"report.html").exists()
@@ -152,21 +165,23 @@ def test_a_vote_of_one_training_under_two_names_is_not_taken(example, tmp_path):
     rids["resnet18-sgd"]["run_id"] = rids["resnet18-adam"]["run_id"]
     write_json(out/"study.json", record)
     votes = predictors_table(StudyFolder(out)).query("kind=='soft' or kind=='hard'")
-    assert set(votes["status"])=={"skipped"} and set(votes["reason"])=={"resnet18-sgd and resnet18-adam are one training, which would count twice"}
+    assert set(votes["status"])=={"skipped"}
+    assert set(votes["reason"])=={"resnet18-sgd and resnet18-adam are one training, which would count twice"}
 
 def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, capsys):
-    "By hand: an image costs its pixels at batches of 128 and twice that at 16; the batch a search decides counts as the middle of its space"
+    "By hand: an image costs its pixels at batches of 128, twice that at 16; a batch to be searched is the middle one"
     from cinic_fastai.cli import app
     from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.clock import NetworkTimer
-    pack,asked = get_pack(tiny_folder(tmp_path/"images", n=12), size=64, dest=tmp_path/"pack"),[]
+    pack,asked = get_pack(tiny_folder(tmp_path/"images", n=44), size=64, dest=tmp_path/"pack"),[]
     def timed(self, cfg, n_out, size, **kw):
         asked.append(size)
         return ((cfg.size or size)/64)**2*(2 if cfg.bs==16 else 1),0.
     monkeypatch.setattr(NetworkTimer, "__call__", timed)
     plan = tmp_path/"plan.toml"
-    plan.write_text('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\n[[run]]\nname = "a"\n[[run]]\nname = "b"\nbs = 16\n[[run]]\nname = "c"\nbs = 17\n'
-        '[[run]]\nname = "d"\nsize = 128\n[[search]]\nname = "s"\nrandom = 1\nguided = 0\nspace = {bs = {log2 = [2,6]}}', encoding="utf-8")
+    plan.write_text('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\n[[run]]\nname = "a"\n'
+        '[[run]]\nname = "b"\nbs = 16\n[[run]]\nname = "c"\nbs = 17\n[[run]]\nname = "d"\nsize = 128\n'
+        '[[search]]\nname = "s"\nrandom = 1\nguided = 0\nspace = {bs = {log2 = [2,6]}}', encoding="utf-8")
     app(["study", str(plan), "--data", str(pack.path), "--dry-run", "--json"], standalone_mode=False)
     rows = {r["name"]: r["seconds"] for r in json.loads(capsys.readouterr().out)["trainings"]}
     n = pack.counts()["train"]
@@ -180,8 +195,8 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     from cinic_fastai.study.runner import StudyRunner, run_study
     from cinic_fastai.test_utils import tiny_pack
     from cinic_fastai.train import fit
-    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "random"\nrandom = 2\nguided = 1\n'
-        'space = {lr = {log = [1e-3,1e-2]}}')
+    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n'
+        '[[search]]\nname = "s"\nstrategy = "random"\nrandom = 2\nguided = 1\nspace = {lr = {log = [1e-3,1e-2]}}')
     pack,out,right,calls = tiny_pack(),tmp_path/"out",fit.fit_run,[]
     def full(*args, **kw):
         calls.append(1)
@@ -195,14 +210,16 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
     assert len(StudyRunner(plan, pack, out).pending_configs())==1
     record = run_study(plan, pack, out)
     assert trials()==["done"]*3 and len(calls)==4
-    assert record.searches[0].best.number==max(read_lines(out/"searches"/"s.jsonl")[0][1:], key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
+    tried = read_lines(out/"searches"/"s.jsonl")[0][1:]
+    assert record.searches[0].best.number==max(tried, key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
     run_study(plan, pack, out)
     assert len(calls)==4
 
 def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path):
     "As the page does: epochs from 1, and no accuracy on images that were trained on without these words"
     def trained(*settings):
-        r = cinic("train", "model=custom_cnn", "bs=16", "epochs=2", "lr=0.01", *settings, "--data", images, "--out", tmp_path/"out")
+        r = cinic("train", "model=custom_cnn", "bs=16", "epochs=2", "lr=0.01", *settings, "--data", images,
+            "--out", tmp_path/"out")
         assert r.returncode==0, r.stderr
         return r.stdout
     said = trained()
@@ -212,7 +229,8 @@ def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path)
     assert f"Best epoch {done['best_epoch']+1}: valid accuracy {done['valid_acc']:.4f}, test" in said
     assert f"Last epoch 2: valid accuracy" in trained("select=last")
     both = trained("train_on=train+valid")
-    assert re.search(r"Last epoch 2: valid accuracy 0\.\d{4} on images it was trained on, test accuracy", both) and "valid_acc" not in both
+    assert re.search(r"Last epoch 2: valid accuracy 0\.\d{4} on images it was trained on, test accuracy", both)
+    assert "valid_acc" not in both
     assert json.loads(trained("train_on=train+valid", "--json"))["saw_valid"]
 
 def test_the_bar_says_what_it_was_trained_on():
@@ -236,7 +254,9 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
     def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
     monkeypatch.setattr(fit, "fit_run", diverged)
     monkeypatch.setattr(page, "write_page", lambda *args: None)
-    run_study(parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\nrandom = 1\nguided = 0\nspace = {lr = [0.1,1]}'), get_pack(root), tmp_path/"out")
+    plan = parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\n'
+        'random = 1\nguided = 0\nspace = {lr = [0.1,1]}')
+    run_study(plan, get_pack(root), tmp_path/"out")
     trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
     assert trial["status"]=="failed" and trial["told"]==3/27
 
@@ -248,7 +268,20 @@ def test_a_point_that_a_final_run_can_not_take(tmp_path, monkeypatch):
     from cinic_fastai.test_utils import tiny_pack
     drawn = []
     monkeypatch.setattr(page, "write_page", lambda *args: drawn.append(1))
-    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
+    plan = parse_plan('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nbs = 16\nepochs = 1\n'
+        '[[search]]\nname = "s"\nstrategy = "grid"\nrandom = 1\nguided = 1\n'
         'space = {opt = {choices = ["adam", "rmsprop"]}}\n[[run]]\nname = "f"\nfrom = "search:s"\nnesterov = true')
     run, = run_study(plan, tiny_pack(), tmp_path/"out").runs
     assert drawn and run.status=="failed" and "nesterov = true is for opt = 'sgd'" in run.reason
+
+def test_a_dry_run_says_what_does_not_fit_the_images(images, tmp_path):
+    "As the study itself does, before a network is timed; `--limit` counts"
+    plan = tmp_path/"plan.toml"
+    plan.write_text('[study]\nname = "x"\n[[run]]\nname = "a"\nmodel = "custom_cnn"\nbs = 16\nshift = 32\n',
+        encoding="utf-8")
+    said = "[[run]] 1 'a': shift reaches 32 of the images' 32 pixels"
+    for words in (["--dry-run"], ["--dry-run", "--limit", 3], []):
+        r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", *words)
+        assert r.returncode==2 and said in " ".join(r.stderr.split()), r.stderr
+        assert ("bs reaches 16, and there are 3 training images" in " ".join(r.stderr.split()))==("--limit" in words)
+    assert not (tmp_path/"out").exists()

@@ -1,4 +1,4 @@
-"A tracker looks on: it changes no result, and hears of every epoch once, whatever is cut off and wherever trainings run."
+"A tracker looks on: it changes no result, and hears of every epoch once, wherever trainings run or are cut off."
 import importlib.util, shutil
 import pytest
 from conftest import cinic
@@ -37,7 +37,8 @@ guided = 1
 epochs = 1
 space = {{ lr = {{log=[1e-3,1e-1]}} }}
 """
-ALL = {("runs/a", 0), ("runs/a", 1), ("runs/b", 0), ("runs/b", 1), ("again/a", 0), ("again/a", 1), ("s trial 1/2", 0), ("s trial 2/2", 0)}
+ALL = {("runs/a", 0), ("runs/a", 1), ("runs/b", 0), ("runs/b", 1), ("again/a", 0), ("again/a", 1),
+    ("s trial 1/2", 0), ("s trial 2/2", 0)}
 
 @pytest.fixture(scope="module")
 def pack(): return tiny_pack()
@@ -46,7 +47,9 @@ def pack(): return tiny_pack()
 def seen(monkeypatch):
     "What a stand-in for TensorBoard is told"
     rows = []
-    def open_one(folder, project, name, id, config): return (lambda row: rows.append((name, row["epoch"], row["valid_acc"]))),(lambda: None)
+    def open_one(folder, project, name, id, config):
+        def log(row): rows.append((name, row["epoch"], row["valid_acc"]))
+        return log,(lambda: None)
     monkeypatch.setitem(track._open, "tensorboard", open_one)
     monkeypatch.setattr(runner, "check_track", lambda name: None)
     monkeypatch.setattr(page, "write_page", lambda *args: None)
@@ -90,7 +93,8 @@ def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp
     heard = []
     monkeypatch.setattr(page, "write_page", lambda *args: None)
     def hear(kind, **info): heard.append(kind)
-    with pytest.raises(Interrupted): run_study(plan(True), pack, tmp_path, on_event=hear, stop=lambda: 15*("epoch" in heard))
+    def stop(): return 15*("epoch" in heard)
+    with pytest.raises(Interrupted): run_study(plan(True), pack, tmp_path, on_event=hear, stop=stop)
     assert read_json(tmp_path/"track"/"runs"/"a"/"track.json")["epochs"]==1
     run_study(plan(True), pack, tmp_path)
     folders = {f.parent for f in (tmp_path/"track").rglob("track.json")}

@@ -6,39 +6,36 @@
 __all__ = ['data_app', 'Folder', 'Dest', 'data_demo', 'data_get', 'data_split', 'data_import', 'data_check', 'data_info',
            'data_pack']
 
-# %% ../../nbs/51_cli.data.ipynb #c07622bb
+# %% ../../nbs/51_cli.data.ipynb #8ba9c179
+from collections import Counter
 from pathlib import Path
-import typer
-from .app import AsJson, OnBad, app, argument, examples, option
-from .app import Screen, print_json, print_table
+from .app import AsJson, OnBad, Screen, argument, command, new_group, option, print_json, print_table
 from ..core import DataError
 
-# %% ../../nbs/51_cli.data.ipynb #92d5253d
-data_app = typer.Typer(no_args_is_help=True, help="Get, import, split, check and pack images.",
-    epilog=examples("cinic data demo data/digits", "cinic data split photos data/photos",
-        "cinic data check data/photos"))
-app.add_typer(data_app, name="data")
+# %% ../../nbs/51_cli.data.ipynb #367aa57d
+data_app = new_group("data", "Get, import, split, check and pack images.", "cinic data demo data/digits",
+    "cinic data split photos data/photos", "cinic data check data/photos")
 
 Folder = argument(Path, "An image folder.")
 
 Dest = argument(Path, "Where to write train, valid and test.")
 
-@data_app.command("demo", epilog=examples("cinic data demo data/digits"))
+@command(data_app, "demo", "cinic data demo data/digits")
 def data_demo(folder:argument(Path, "Where to write it.")):
     "Write the embedded demo set: 1,797 handwritten digits as 32x32 PNGs, no network needed."
     from cinic_fastai.data.sources import write_demo
     with Screen() as screen: write_demo(folder, on_event=screen)
     print(f"Demo images in {folder}. Next: cinic study demo --data {folder}")
 
-@data_app.command("get", epilog=examples("cinic data get data/cinic10"))
+@command(data_app, "get", "cinic data get data/cinic10")
 def data_get(folder:argument(Path, "Where to put it.")):
     "Download CINIC-10 (688 MB); a download that was cut off continues."
     from cinic_fastai.data.sources import get_cinic
     with Screen() as screen: get_cinic(folder, on_event=screen)
     print(f"CINIC-10 in {folder}. Next: cinic study report --data {folder} --dry-run")
 
-# %% ../../nbs/51_cli.data.ipynb #32474de5
-@data_app.command("split", epilog=examples("cinic data split photos data/photos"))
+# %% ../../nbs/51_cli.data.ipynb #e927892c
+@command(data_app, "split", "cinic data split photos data/photos")
 def data_split(
     src:argument(Path, "A folder with one folder a class."),
     folder:Dest,
@@ -49,7 +46,7 @@ def data_split(
     with Screen() as screen: split_folder(src, folder, seed=seed, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 
-@data_app.command("import", epilog=examples("cinic data import downloads/cinic10 data/cinic10"))
+@command(data_app, "import", "cinic data import downloads/cinic10 data/cinic10")
 def data_import(
     src:argument(Path, "A downloaded dataset: parquet or arrow files, or {train,validation,test}/{class}/*.png."),
     folder:Dest
@@ -59,8 +56,8 @@ def data_import(
     with Screen() as screen: import_dataset(src, folder, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
 
-# %% ../../nbs/51_cli.data.ipynb #8069ebf3
-@data_app.command("check", epilog=examples("cinic data check data/photos"))
+# %% ../../nbs/51_cli.data.ipynb #aebc23e2
+@command(data_app, "check", "cinic data check data/photos")
 def data_check(folder:Folder, as_json:AsJson=False):
     "Read every image: counts, bad files by name, duplicates across splits. Exit code 2 if there are bad files."
     from cinic_fastai.data.folder import check_folder
@@ -71,32 +68,33 @@ def data_check(folder:Folder, as_json:AsJson=False):
     cure = "Repair or remove them; bad images can also be left out with --on-bad skip."
     raise DataError(f"{folder} can't be packed as it is: {found}. {cure}")
 
-@data_app.command("info", epilog=examples("cinic data info data/photos --json"))
+@command(data_app, "info", "cinic data info data/photos --json")
 def data_info(folder:Folder, as_json:AsJson=False):
     "Counts by split, class and origin, without opening an image."
     from cinic_fastai.data.folder import folder_info
     _show_folder(folder_info(folder), as_json)
 
-# %% ../../nbs/51_cli.data.ipynb #8ca050e1
+# %% ../../nbs/51_cli.data.ipynb #e1f3f4de
 def _show_folder(report, as_json):
     from cinic_fastai.data.folder import one_line
     if as_json: return print_json(report.to_dict())
-    print_table(report.table().reset_index().to_dict("records"))
-    if any(report.origins.values()): print_table(report.table("origin").reset_index().to_dict("records"))
-    mean,std = (" ".join(f"{o:.4f}" for o in values or ()) for values in (report.mean, report.std))
-    if mean: print(f"\nTraining pixels: mean {mean}, standard deviation {std}")
+    for by in ["class", "origin"] if any(report.origins.values()) else ["class"]:
+        print_table(report.table(by).reset_index().to_dict("records"))
+    if report.mean: print(f"\nTraining pixels: mean {_joined(report.mean)}, standard deviation {_joined(report.std)}")
     if report.sizes: print(f"Sizes: {_most_common(report.sizes)}")
     for line in report.findings(): print(one_line(line))
 
+def _joined(values): return " ".join(f"{o:.4f}" for o in values)
+
 def _most_common(counts, most=5):
     "The largest counts by name, and how many others there are"
-    first = sorted(counts.items(), key=lambda o: -o[1])[:most]
-    more = f", and {len(counts)-most:,} more" if len(counts)>most else ""
-    return ", ".join(f"{name} ({n:,})" for name,n in first)+more
+    shown = [f"{name} ({n:,})" for name,n in Counter(counts).most_common(most)]
+    if len(counts)>most: shown.append(f"and {len(counts)-most:,} more")
+    return ", ".join(shown)
 
-# %% ../../nbs/51_cli.data.ipynb #0c968f58
-@data_app.command("pack", epilog=examples("cinic data pack data/photos",
-    "cinic data pack data/photos --dest packs/photos"))
+# %% ../../nbs/51_cli.data.ipynb #17e01768
+@command(data_app, "pack", "cinic data pack data/photos",
+    "cinic data pack data/photos --dest packs/photos")
 def data_pack(
     folder:Folder,
     size:option(int, "Side in pixels; other images are resized.")=32,

@@ -6,55 +6,53 @@
 __all__ = ['plan_app', 'PlanFile', 'plan_list', 'plan_show', 'plan_schema', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
            'status', 'report', 'clean']
 
-# %% ../../nbs/53_cli.study.ipynb #e35e5a08
-import shlex, typer, os, shutil, sys, tempfile, time
+# %% ../../nbs/53_cli.study.ipynb #4c94a3a0
+import itertools, os, re, shlex, shutil, sys, tempfile, time, typer
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from rich.console import Group
 from rich.text import Text
-from .app import (AsJson, app, argument, examples, option, Data, Deterministic, Device, Limit, OnBad,
-    Out, SaveEvery, Threads, Weights, image_folder)
-from .app import print_json, print_table, Screen, as_table, err_console, out_console
-from ..core import duration
-from ..core import CinicError, DataError, check_choice, thread_share
-from ..core import stop_on_signals, interruptible
+from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery, Threads,
+    Weights, app, argument, as_table, command, err_console, image_folder, new_group, option, out_console,
+    packed_images, print_json, print_table)
+from ..core import CinicError, DataError, check_choice, duration, thread_share
 from ..files import check_writable, lock
 
-# %% ../../nbs/53_cli.study.ipynb #eb8cd68f
-plan_app = typer.Typer(no_args_is_help=True, help="List, show and check plans.",
-    epilog=examples("cinic plan list", "cinic plan show report > mine.toml", "cinic plan check mine.toml"))
-app.add_typer(plan_app, name="plan")
+# %% ../../nbs/53_cli.study.ipynb #fddff97f
+plan_app = new_group("plan", "List, show and check plans.", "cinic plan list", "cinic plan show report > mine.toml",
+    "cinic plan check mine.toml")
 
 PlanFile = argument(str, "A plan's name, or a TOML file.")
 
-@plan_app.command("list", epilog=examples("cinic plan list"))
+@command(plan_app, "list", "cinic plan list")
 def plan_list(as_json:AsJson=False):
     "The plans that come with the package."
     from cinic_fastai.plan_file import plan_names, read_plan
     from cinic_fastai.study.expand import trainings
-    def row(name):
+    rows = []
+    for name in plan_names():
         plan = read_plan(name)
-        todo = trainings(plan)
-        return dict(plan=name, trainings=len(todo), epochs=sum(t.epochs for t in todo), title=plan.title)
-    rows = list(map(row, plan_names()))
-    print_json(rows) if as_json else print_table(rows)
+        epochs = [t.cfg.epochs for t in trainings(plan)]
+        rows.append(dict(plan=name, trainings=len(epochs), epochs=sum(epochs), title=plan.title))
+    show = print_json if as_json else print_table
+    show(rows)
 
-@plan_app.command("show", epilog=examples("cinic plan show report > mine.toml"))
+@command(plan_app, "show", "cinic plan show report > mine.toml")
 def plan_show(plan:PlanFile):
     "Print a plan, to read or to change."
     from cinic_fastai.plan_file import plan_text
     print(plan_text(plan), end="")
 
-# %% ../../nbs/53_cli.study.ipynb #f2b6c766
-@plan_app.command("schema", epilog=examples("cinic plan schema > plan.schema.json"))
+# %% ../../nbs/53_cli.study.ipynb #22e0dc07
+@command(plan_app, "schema", "cinic plan schema > plan.schema.json")
 def plan_schema():
     "Print a plan's rules as JSON Schema, for editors."
     from cinic_fastai.plan_file import plan_schema
     print_json(plan_schema())
 
-# %% ../../nbs/53_cli.study.ipynb #457573bb
-@plan_app.command("check", epilog=examples("cinic plan check mine.toml"))
+# %% ../../nbs/53_cli.study.ipynb #475138df
+@command(plan_app, "check", "cinic plan check mine.toml")
 def plan_check(plan:PlanFile):
     "Name everything wrong with a plan, before any work."
     from cinic_fastai.plan_file import read_plan
@@ -62,7 +60,7 @@ def plan_check(plan:PlanFile):
     p = read_plan(plan)
     print(f"{plan}: fine. {len(trainings(p))} trainings, {len(p.searches)} searches, {len(p.ensembles)} ensembles.")
 
-@plan_app.command("ablate", epilog=examples("cinic plan ablate fast speednet width=0.5 > ablation.toml"))
+@command(plan_app, "ablate", "cinic plan ablate fast speednet width=0.5 > ablation.toml")
 def plan_ablate(
     plan:PlanFile,
     run:argument(str, "One of its runs, or what the names of a run's seeds share."),
@@ -76,18 +74,19 @@ def plan_ablate(
     from cinic_fastai.study.expand import ablation_text
     from cinic_fastai.plan_file import read_plan
     settings = settings or []
-    words = ["cinic", "plan", "ablate", plan, run, *settings, "--seeds", str(seeds), *["--no-alone"]*(not alone)]
+    words = ["cinic", "plan", "ablate", plan, run, *settings, "--seeds", str(seeds)]
+    if not alone: words.append("--no-alone")
     text = ablation_text(read_plan(plan), run, parse_settings(settings), seeds, alone)
     print(f"# {shlex.join(words)}\n\n{text}", end="")
 
-# %% ../../nbs/53_cli.study.ipynb #b3cf22a6
+# %% ../../nbs/53_cli.study.ipynb #a174b5aa
 def parse_trials(
     text:str|None # As typed
 )->tuple[int,int]|None: # (random, guided)
     "Read `R+G`"
     if text is None: return None
-    parts = text.split("+")
-    if len(parts)==2 and all(p.strip().isdigit() for p in parts) and int(parts[0])>0: return tuple(map(int, parts))
+    found = re.fullmatch(r"\s*(0*[1-9]\d*)\s*\+\s*(\d+)\s*", text)
+    if found: return int(found[1]),int(found[2])
     raise CinicError(f"--trials {text}: expected R+G, for example 3+2 (random, then guided; at least one random).")
 
 def _own_threads():
@@ -95,9 +94,9 @@ def _own_threads():
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdigit() else 0
 
-# %% ../../nbs/53_cli.study.ipynb #cb33cee3
-@app.command(epilog=examples("cinic study demo", "cinic study report --data data/cinic10 --dry-run",
-    "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small"))
+# %% ../../nbs/53_cli.study.ipynb #025b6345
+@command(app, "study", "cinic study demo", "cinic study report --data data/cinic10 --dry-run",
+    "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small")
 def study(
     plan:argument(str, "A plan's name (demo, fast, modern, report, thorough), or a TOML file."),
     data:Data=None,
@@ -129,8 +128,8 @@ def study(
     from cinic_fastai.study.expand import with_options
     from cinic_fastai.study.track import check_track
     from cinic_fastai.study.workers import check_backend
-    r_g = parse_trials(trials)
-    p = with_options(read_plan(plan), scale=scale, trials=r_g, seed=seed, published=published)
+    budget = parse_trials(trials)
+    p = with_options(read_plan(plan), scale, budget, seed, published)
     if weights and not weights.is_file(): raise DataError(f"--weights {weights}: there is no such file.")
     check_backend(backend, address)
     check_track(p.track)
@@ -138,90 +137,94 @@ def study(
     threads = threads or _own_threads() or thread_share(max(1, jobs))
     if dry_run: return _dry_run(p, data, limit, as_json, threads, device)
     from cinic_fastai.study.trainer import StudyOptions
-    changes = dict(limit=limit, scale=scale, trials=list(r_g) if r_g else None, seed=p.seed, published=published)
-    options = StudyOptions(StudyChanges(**changes), data.name if data else "digits", data is None, store, weights,
+    changes = StudyChanges(limit=limit, scale=scale, trials=budget and list(budget), seed=p.seed, published=published)
+    options = StudyOptions(changes, data.name if data else "digits", data is None, store, weights,
         shlex.join(["cinic", *sys.argv[1:]]), save_every, jobs, backend, address, threads, device, deterministic)
     _carry_out(p, data, out, on_bad, options)
 
-# %% ../../nbs/53_cli.study.ipynb #743496a6
+# %% ../../nbs/53_cli.study.ipynb #a1c43c2f
 def _carry_out(plan, data, out, on_bad, options):
     "Pack the images if need be, do what is missing of the study, and say how it ended"
-    from cinic_fastai.data.pack import get_pack
     from cinic_fastai.study.runner import run_study
     began = time.monotonic()
-    check_writable(out)
-    check_writable(options.store or out)
-    with stop_on_signals() as stop, Screen() as screen:
-        on_event = interruptible(screen, stop)
-        pack = get_pack(image_folder(data, out, on_event), on_bad=on_bad, on_event=on_event)
-        record = run_study(plan, pack.limit(options.changes.limit), out, options, screen, stop)
-    _finish(record, out, time.monotonic()-began)
+    for folder in (out, options.store or out): check_writable(folder)
+    with packed_images(data, out, on_bad, options.changes.limit) as (pack,screen,stop):
+        run_study(plan, pack, out, options, screen, stop)
+    _finish(out, time.monotonic()-began)
 
-# %% ../../nbs/53_cli.study.ipynb #d326d09c
-def _finish(record, out, seconds):
+# %% ../../nbs/53_cli.study.ipynb #ab959c70
+def _finish(out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
     from cinic_fastai.results.tables.predictors import predictors_table
-    from cinic_fastai.studyfolder import StudyFolder, study_parts
-    entries = [*record.runs, *record.searches, *record.ensembles]
-    fell = [(s, e.name, e.reason) for s in ("skipped", "failed") for e in entries if e.status==s]
+    from cinic_fastai.studyfolder import StudyFolder
     study = StudyFolder(out)
-    parts = [p for p in study_parts(study) if p.kind!="run" and p.counts["failed"]]
-    fell += [("failed", p.name, p.reasons) for p in parts]
+    fell = _fell(study)
     for status,name,reason in fell: print(f"{status}: {name} ({reason})")
     done = predictors_table(study).query("status=='done'").dropna(axis=1, how="all")
-    columns = [k for k in ("place", "predictor", "test_acc", "low", "high", "published") if k in done]
-    if len(done): print_table(done[columns].to_dict("records"), "Test accuracy, with its 95 % interval")
+    shown = done.filter(["place", "predictor", "test_acc", "low", "high", "published"])
+    if len(done): print_table(shown.to_dict("records"), "Test accuracy, with its 95 % interval")
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
-    if any(status=="failed" for status,_,_ in fell): raise typer.Exit(1)
+    if "failed" in [status for status,*_ in fell]: raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #b10ebc04
+def _fell(study):
+    "What was skipped, then what failed: status, name and cause"
+    from cinic_fastai.studyfolder import study_parts
+    record = study.record
+    found = [(e.status, e.name, e.reason) for e in (*record.runs, *record.searches, *record.ensembles)]
+    found += [("failed", p.name, p.reasons) for p in study_parts(study) if p.kind!="run" and p.counts["failed"]]
+    return [o for status in ("skipped", "failed") for o in found if o[0]==status]
+
+# %% ../../nbs/53_cli.study.ipynb #58895f43
 def _images(data):
-    "Classes, images by split, and their side; says what isn't read"
-    from cinic_fastai.data.folder import left_out, require_layout, scan_folder
+    "Classes, images by split, their side, and files that aren't read"
+    from cinic_fastai.data.folder import require_layout
     from cinic_fastai.data.pack import open_pack
-    from cinic_fastai.data.sources import write_demo
     if data and (data/"manifest.json").exists():
         pack = open_pack(data)
-        found = (pack.classes, pack.counts(), pack.size)
-        ignored = pack.manifest.ignored
-    else:
-        with tempfile.TemporaryDirectory() as tmp:
-            scan = require_layout(scan_folder(data or write_demo(Path(tmp)/"demo")))
-        found = (scan.classes, Counter(split for split,*_ in scan.items), 32)
-        ignored = scan.ignored
-    if words := left_out(ignored): print(words, file=sys.stderr)
-    return found
+        return pack.classes,pack.counts(),pack.size,pack.manifest.ignored
+    with tempfile.TemporaryDirectory() as tmp: scan = require_layout(image_folder(data, Path(tmp)))
+    return scan.classes,Counter(o.split for o in scan.items),32,scan.ignored
 
+# %% ../../nbs/53_cli.study.ipynb #24ff8c08
+def _estimates(cfgs, counts, **kw):
+    "Seconds that trainings should take on this machine"
+    from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks
+    with NetworkTimer() as timer: speed = measure_networks(timer, cfgs, **kw)
+    for why in timer.fatal.values(): err_console.print(why, markup=False)
+    return [round(estimate(cfg, counts, speed)) for cfg in cfgs]
+
+def _training_row(number, t, seconds):
+    "A training as a dry run lists it"
+    name = t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}"
+    return dict(number=number, kind=t.kind, name=name, model=t.cfg.model, policy=t.cfg.policy, epochs=t.cfg.epochs,
+        seconds=seconds)
+
+# %% ../../nbs/53_cli.study.ipynb #5c9b0409
 def _dry_run(plan, data, limit, as_json, threads, device):
     "List every training with the time it should take on this machine"
-    from cinic_fastai.config import make_config
-    from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks, timing_key
-    from cinic_fastai.study.expand import trainings
+    from cinic_fastai.data.folder import left_out
+    from cinic_fastai.study.expand import check_fits, trainings
     from cinic_fastai.study.trainer import check_device
     from cinic_fastai.train.device import use_threads
     use_threads(threads)
     check_device(device)
-    classes,counts,size = _images(data)
+    classes,counts,size,ignored = _images(data)
+    if ignored: print(left_out(ignored), file=sys.stderr)
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
-    todo = [(t, make_config(t.settings)) for t in trainings(plan)]
-    with NetworkTimer() as timer:
-        keys = {timing_key(cfg) for _,cfg in todo}
-        speed = measure_networks(timer, keys, n_out=len(classes), size=size, device=device)
-    for why in timer.fatal.values(): err_console.print(why, markup=False)
-    def row(i, t, cfg):
-        name = t.name if t.kind in ("trial", "repeat") else f"{t.group}/{t.name}"
-        shown = {k: getattr(cfg, k) for k in ("model", "policy", "epochs")}
-        return dict(number=i, kind=t.kind, name=name, **shown, seconds=round(estimate(cfg, counts, speed)))
-    rows = [row(i, *o) for i,o in enumerate(todo, 1)]
-    total = sum(r["seconds"] for r in rows)
+    check_fits(plan, counts, size)
+    todo = trainings(plan)
+    cfgs = [t.cfg for t in todo]
+    seconds = _estimates(cfgs, counts, n_out=len(classes), size=size, device=device)
+    rows = list(map(_training_row, itertools.count(1), todo, seconds))
+    total = sum(seconds)
     if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
     print_table([r|dict(seconds=duration(r["seconds"])) for r in rows], f"Plan {plan.name}")
-    epochs = f"{sum(r['epochs'] for r in rows):,} epochs on {counts['train']:,} training images"
+    epochs = f"{sum(cfg.epochs for cfg in cfgs):,} epochs on {counts['train']:,} training images"
     print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine, "
         "going by a few timed steps of each network and size of batch.\nNothing was trained.")
 
-# %% ../../nbs/53_cli.study.ipynb #5a8ec45f
-@app.command(epilog=examples("cinic status out/demo", "cinic status out/demo --watch"))
+# %% ../../nbs/53_cli.study.ipynb #11e7055e
+@command(app, "status", "cinic status out/demo", "cinic status out/demo --watch")
 def status(
     out:Out,
     watch:option(bool, "Show it again every few seconds until the study ends or Ctrl-C.", "--watch")=False,
@@ -235,21 +238,21 @@ def status(
     if as_json: return print_json(asdict(s)|dict(counts=s.counts))
     if not watch: return out_console.print(_status_view(s, out))
     with Live(_status_view(s, out), console=out_console, auto_refresh=False) as live:
-        while (s := study_status(out)).active:
-            live.update(_status_view(s, out), refresh=True)
+        while s.active:
             time.sleep(every)
-        live.update(_status_view(s, out), refresh=True)
+            s = study_status(out)
+            live.update(_status_view(s, out), refresh=True)
 
 def _status_view(s, out):
     "A study's status as a table with a line below"
-    rows = [dict(what=r.what, status=r.status, trainings=r.trainings or None, reason=r.reason) for r in s.rows]
+    rows = [asdict(r)|dict(trainings=r.trainings or None) for r in s.rows]
     counts = ", ".join(f"{n} {k}" for k,n in s.counts.items())
     now = "being carried out now" if s.active else "not running now"
-    words = Text(f"{counts} ({now}; {duration(s.seconds)} so far)")
-    return Group(as_table(rows, f"Study {s.name} in {out}"), "", words)
+    words = f"{counts} ({now}; {duration(s.seconds)} so far)"
+    return Group(as_table(rows, f"Study {s.name} in {out}"), "", Text(words))
 
-# %% ../../nbs/53_cli.study.ipynb #0f8d8199
-@app.command(epilog=examples("cinic report out/demo", "cinic report out/demo --format md > report.md"))
+# %% ../../nbs/53_cli.study.ipynb #f720ad8e
+@command(app, "report", "cinic report out/demo", "cinic report out/demo --format md > report.md")
 def report(out:Out, format:option(str, "html (the page, with figures and tables), or md (Markdown, printed).")="html"):
     "Write a study's page, figures and tables again, finished or not."
     check_choice("format", format, ("html", "md"))
@@ -262,7 +265,7 @@ def _print_markdown(out):
     from cinic_fastai.report.render import make_report, report_markdown
     print(report_markdown(make_report(load_report(out))))
 
-@app.command(epilog=examples("cinic clean out/demo --weights"))
+@command(app, "clean", "cinic clean out/demo --weights")
 def clean(
     out:Out,
     weights:option(bool, "Weights, too; tables, page and votes don't need them.", "--weights")=False,
@@ -277,5 +280,9 @@ def clean(
         print_table([dict(file=str(f.path), MB=f.size/1e6, why=f.why) for f in found])
         print(f"\n{len(found)} files, {sum(f.size for f in found)/1e6:.1f} MB.")
         if not yes and not typer.confirm("Delete them?"): return print("Nothing was deleted.")
-        for f in found: shutil.rmtree(f.path) if f.path.is_dir() else f.path.unlink(missing_ok=True)
+        for f in found: _delete(f.path)
     print("Deleted.")
+
+def _delete(path):
+    if path.is_dir(): shutil.rmtree(path)
+    else: path.unlink(missing_ok=True)

@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['Member', 'predict', 'export']
 
-# %% ../../nbs/55_cli.use.ipynb #9046123b
-import sys
+# %% ../../nbs/55_cli.use.ipynb #99dfae11
+import sys, typer
+from collections import Counter
 from pathlib import Path
-import typer
-from .app import AsJson, Device, Out, app, argument, examples, option
-from .app import Screen, print_json, print_table
+from cinic_fastai.cli.app import (AsJson, Device, Out, Screen, app, argument, command, option, print_json,
+    print_table)
 from ..core import DataError
 from ..files import check_writable
 
-# %% ../../nbs/55_cli.use.ipynb #e26878a7
+# %% ../../nbs/55_cli.use.ipynb #08d91eb1
 Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.",
     "--member")
 
-@app.command(epilog=examples("cinic predict out/demo photo.png"))
+@command(app, "predict", "cinic predict out/demo photo.png")
 def predict(
     out:Out,
     images:argument(list[Path], "Image files, or folders of them."),
@@ -38,18 +38,17 @@ def predict(
     good = [r for r in rows if "error" not in r]
     bad = [r for r in rows if "error" in r]
     if as_json: print_json(dict(predictor=predictor.name, images=rows))
-    elif good: print_table(list(map(_shown, good)), f"By {predictor.name}")
+    elif good: print_table([_shown(r) for r in good], f"By {predictor.name}")
     for r in bad: print(f"cinic: {r['file']}: {r['error']}.", file=sys.stderr)
     if bad: raise typer.Exit(1)
 
 def _shown(row):
     "A prediction, with the class that comes next"
-    _,(name,p),*_ = sorted(row["probabilities"].items(), key=lambda o: -o[1])
-    first = {"image": row["file"], "class": row["class"], "probability": f"{row['probability']:.3f}"}
-    return first|{"next": f"{name} {p:.3f}"}
+    (name,p),(second,q) = Counter(row["probabilities"]).most_common(2)
+    return {"image": row["file"], "class": name, "probability": f"{p:.3f}", "next": f"{second} {q:.3f}"}
 
-# %% ../../nbs/55_cli.use.ipynb #88589b1c
-@app.command(epilog=examples("cinic export out/demo --format safetensors", "cinic export out/demo --format onnx"))
+# %% ../../nbs/55_cli.use.ipynb #f3494648
+@command(app, "export", "cinic export out/demo --format safetensors", "cinic export out/demo --format onnx")
 def export(
     out:Out,
     format:option(str, "onnx (for other programs; needs the extra onnx) or safetensors (weights, for Python).")="onnx",
@@ -61,6 +60,5 @@ def export(
     from cinic_fastai.results.export import export_predictor
     check_writable(dest or out)
     path,gap = export_predictor(out, format, member, dest, device)
-    size = f"{path.stat().st_size/1e6:.1f} MB"
-    card = path.parent/"README.md"
-    print(f"{path} ({size}), at most {gap:.1g} from PyTorch's probabilities. Model card: {card}")
+    print(f"{path} ({path.stat().st_size/1e6:.1f} MB), at most {gap:.1g} from PyTorch's probabilities. "
+        f"Model card: {path.parent/'README.md'}")

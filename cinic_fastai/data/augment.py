@@ -6,7 +6,7 @@
 __all__ = ['CROP_DRAWS', 'turn_matrices', 'warp', 'crop_boxes', 'ImageDraw', 'ImagePolicy', 'image_policy', 'flip_shift',
            'ShiftDraw', 'FlipShift', 'Chain', 'augmentation', 'views', 'OwnPolicy', 'register_policy']
 
-# %% ../../nbs/12_data.augment.ipynb #43a21711
+# %% ../../nbs/12_data.augment.ipynb #31d67e7f
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,25 +16,23 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from torch import Tensor
 from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice
-from ..seeds import derive_seed
 from ..config import other_policy, policy_names, policy_registry
-from ..seeds import row_uniform
+from ..seeds import derive_seed, row_uniform
 
-# %% ../../nbs/12_data.augment.ipynb #2be97934
+# %% ../../nbs/12_data.augment.ipynb #75360bee
 def turn_matrices(
-    degrees:np.ndarray, # Anticlockwise angle of each image `(bs,)`
-    flip:np.ndarray|bool=False, # Is the image mirrored, left to right, afterwards? `(bs,)`
+    degrees:ndarray, # Anticlockwise angle of each image `(bs,)`
+    flip:ndarray|bool=False, # Is the image mirrored, left to right, afterwards? `(bs,)`
     h:int=1, # Height of the images
     w:int=1 # Width of the images
-)->np.ndarray: # `(bs,2,3)`
+)->ndarray: # `(bs,2,3)`
     "Rotation about the centre, then a horizontal flip"
     a,sign = np.radians(degrees),np.where(flip, -1., 1.)
-    out = np.zeros((len(a),2,3))
-    out[:,0,0],out[:,0,1] = np.cos(a)*sign,-np.sin(a)*h/w
-    out[:,1,0],out[:,1,1] = np.sin(a)*w/h*sign,np.cos(a)
-    return out
+    cos,sin,zero = np.cos(a),np.sin(a),0*a
+    return np.array([[cos*sign, -sin*h/w, zero], [sin*w/h*sign, cos, zero]]).transpose(2, 0, 1)
 
 # %% ../../nbs/12_data.augment.ipynb #3d39bdc6
 def _edge_share(x, n, interp):
@@ -57,11 +55,11 @@ def _windows(boxes, h, w):
     reach = scale-1/sides
     return np.stack([scale, centre, centre-reach, centre+reach], -1)
 
-# %% ../../nbs/12_data.augment.ipynb #aa41445c
+# %% ../../nbs/12_data.augment.ipynb #179ca57f
 def warp(
     xb:Tensor, # Images `(bs,c,h,w)`
-    theta:np.ndarray, # Matrix of each image `(bs,2,3)`
-    boxes:np.ndarray|None=None, # `(top, left, height, width)` in pixels, cut out before `theta` applies `(bs,4)`
+    theta:ndarray, # Matrix of each image `(bs,2,3)`
+    boxes:ndarray|None=None, # `(top, left, height, width)` in pixels, cut out before `theta` applies `(bs,4)`
     interp:str="bilinear" # Or `nearest`
 )->Tensor: # float32 `(bs,c,h,w)`, 0 where there is no image
     "Crop, then move by `theta`, in one resampling; without `boxes` nothing is cropped"
@@ -75,28 +73,25 @@ def warp(
     at = at.mul_(scale).add_(centre).maximum(first).minimum(last)
     return F.grid_sample(xb.float(), at.permute(0,2,3,1), mode=interp, align_corners=False).mul_(share[:,None])
 
-# %% ../../nbs/12_data.augment.ipynb #5f447f97
-def _apply_where_(xb, on, f):
-    "Apply `f` to the images that are `on`, in place"
+# %% ../../nbs/12_data.augment.ipynb #0679f493
+def _solarize_(xb, on, threshold):
+    "Invert the pixels from a threshold on, in place, of the images that are `on`"
     idx = torch.from_numpy(np.flatnonzero(on)).to(xb.device, non_blocking=True)
-    if len(idx): xb[idx] = f(xb[idx])
+    x = xb[idx]
+    xb[idx] = torch.where(x>=threshold, 255-x, x)
     return xb
 
-def _invert_(xb, on): return _apply_where_(xb, on, lambda x: 255-x)
-
-def _solarize_(xb, on, threshold): return _apply_where_(xb, on, lambda x: torch.where(x>=threshold, 255-x, x))
-
-# %% ../../nbs/12_data.augment.ipynb #964a9f57
+# %% ../../nbs/12_data.augment.ipynb #428e677c
 _crop_tries = 10
 CROP_DRAWS = 2*_crop_tries+2 # Uniform numbers that one box takes
 
 def crop_boxes(
-    u:np.ndarray, # Uniform numbers in [0, 1) `(bs,CROP_DRAWS)`
+    u:ndarray, # Uniform numbers in [0, 1) `(bs,CROP_DRAWS)`
     h:int, # Height of the images
     w:int, # Width of the images
     scale:tuple[float,float]=(.08,1.), # Range of the area, as a share of the image's; torchvision's default
     ratio:tuple[float,float]=(3/4,4/3) # Range of width over height; torchvision's default
-)->np.ndarray: # `(top, left, height, width)` of each image, in pixels `(bs,4)`
+)->ndarray: # `(top, left, height, width)` of each image, in pixels `(bs,4)`
     "Boxes of `RandomResizedCrop`"
     area,aspect,place = np.split(u, [_crop_tries, 2*_crop_tries], axis=1)
     area = h*w*(scale[0]+area*(scale[1]-scale[0]))
@@ -110,16 +105,16 @@ def crop_boxes(
     corner = np.where(found, np.floor(place*(free+1)).astype(int), free//2)
     return np.concatenate([corner, size], 1)
 
-# %% ../../nbs/12_data.augment.ipynb #3641d65d
+# %% ../../nbs/12_data.augment.ipynb #7ff12e5b
 class ImageDraw(NamedTuple):
     "What happens to each image of a batch"
-    degrees:np.ndarray # Rotation `(bs,)`
-    flip:np.ndarray # Mirrored? `(bs,)`
-    invert:np.ndarray # Inverted? `(bs,)`
-    solarize:np.ndarray # Solarized? `(bs,)`
-    boxes:np.ndarray|None # Cropped to, `(top, left, height, width)` `(bs,4)`; None without a crop
+    degrees:ndarray # Rotation `(bs,)`
+    flip:ndarray # Mirrored? `(bs,)`
+    invert:ndarray # Inverted? `(bs,)`
+    solarize:ndarray # Solarized? `(bs,)`
+    boxes:ndarray|None # Cropped to, `(top, left, height, width)` `(bs,4)`; None without a crop
 
-# %% ../../nbs/12_data.augment.ipynb #8dc374ca
+# %% ../../nbs/12_data.augment.ipynb #c77f10f0
 @dataclass(frozen=True)
 class ImagePolicy:
     "Random crop, rotation, flip, inversion and solarization of whole batches, in this order"
@@ -133,7 +128,7 @@ class ImagePolicy:
     interp:str="bilinear" # Of the resampling; or `nearest`
 
     def params(self,
-        rows:np.ndarray, # Row numbers `(bs,)`
+        rows:ndarray, # Row numbers `(bs,)`
         epoch:int, # Epoch, from 0
         seed:int, # The run's seed
         h:int=32, # Height of the images
@@ -141,7 +136,8 @@ class ImagePolicy:
     )->ImageDraw: # For these rows in this epoch
         "Draw what happens to each image"
         u = row_uniform(rows, 4+CROP_DRAWS*self.crop, "augment", self.name, seed, epoch)
-        degrees = self.degrees[0]+u[:,0]*(self.degrees[1]-self.degrees[0])
+        low,high = self.degrees
+        degrees = low+u[:,0]*(high-low)
         flip,invert,solarize = (u[:,1:4]<[self.flip_p, self.invert_p, self.solarize_p]).T
         return ImageDraw(degrees, flip, invert, solarize, crop_boxes(u[:,4:], h, w) if self.crop else None)
 
@@ -150,7 +146,7 @@ class ImagePolicy:
         h,w = xb.shape[-2:]
         p = self.params(rows, epoch, seed, h, w)
         xb = warp(xb, turn_matrices(p.degrees, p.flip, h, w), p.boxes, self.interp)
-        return _solarize_(_invert_(xb, p.invert), p.solarize, self.threshold)
+        return _solarize_(_solarize_(xb, p.invert, 0.), p.solarize, self.threshold)
 
 # %% ../../nbs/12_data.augment.ipynb #8330a5e9
 _gentle = ImagePolicy("gentle", degrees=(0.,180.), flip_p=.2)
@@ -167,16 +163,16 @@ def image_policy(
     if name in policy_registry: return policy_registry[name]
     if name in _image_parts: return replace(_image_parts[name], interp=interp)
 
-# %% ../../nbs/12_data.augment.ipynb #34f1fbc0
+# %% ../../nbs/12_data.augment.ipynb #c22a03a5
 def _reflected(i, n):
     "Places beyond an end of `n` pixels, mirrored at its last pixel"
     return n-1-np.abs(n-1-np.abs(i))
 
 def flip_shift(
     xb:Tensor, # Images `(bs,c,h,w)`, best with channels last; not changed
-    flip:np.ndarray, # Is the image mirrored, left to right? `(bs,)`
-    down:np.ndarray, # Pixels by which it then moves down `(bs,)`
-    right:np.ndarray # Pixels by which it then moves right `(bs,)`
+    flip:ndarray, # Is the image mirrored, left to right? `(bs,)`
+    down:ndarray, # Pixels by which it then moves down `(bs,)`
+    right:ndarray # Pixels by which it then moves right `(bs,)`
 )->Tensor: # Same type and shape, channels last
     "Mirror and move images by whole pixels, reflecting their borders"
     bs,c,h,w = xb.shape
@@ -187,12 +183,12 @@ def flip_shift(
     pixels = xb.permute(0,2,3,1).reshape(-1, c)
     return pixels.index_select(0, (ys[:,:,None]*w+xs[:,None]).flatten()).view(bs,h,w,c).permute(0,3,1,2)
 
-# %% ../../nbs/12_data.augment.ipynb #a7bc4047
+# %% ../../nbs/12_data.augment.ipynb #c49fad35
 class ShiftDraw(NamedTuple):
     "How each image of a batch moves"
-    flip:np.ndarray # Mirrored? `(bs,)`
-    down:np.ndarray # Pixels down `(bs,)`
-    right:np.ndarray # Pixels to the right `(bs,)`
+    flip:ndarray # Mirrored? `(bs,)`
+    down:ndarray # Pixels down `(bs,)`
+    right:ndarray # Pixels to the right `(bs,)`
 
 @dataclass(frozen=True)
 class FlipShift:
@@ -203,7 +199,7 @@ class FlipShift:
     alternate:bool = False # Mirror every image in every second epoch, beginning by chance?
 
     def params(self,
-        rows:np.ndarray, # Row numbers `(bs,)`
+        rows:ndarray, # Row numbers `(bs,)`
         epoch:int, # Epoch, from 0
         seed:int # The run's seed
     )->ShiftDraw: # For these rows in this epoch
@@ -220,7 +216,7 @@ class FlipShift:
         if self.pixels<side: return flip_shift(xb, *self.params(rows, epoch, seed))
         raise ConfigError(f"shift = {self.pixels} is too far for images of {side} pixels. Take {side-1} at most.")
 
-# %% ../../nbs/12_data.augment.ipynb #cb1aacce
+# %% ../../nbs/12_data.augment.ipynb #b8b52d94
 @dataclass(frozen=True)
 class Chain:
     "One transform after the other"
@@ -239,12 +235,11 @@ def augmentation(
     "What a run does to single images: mirroring and shifts, then its policy"
     check_choice("flip", flip, FLIPS)
     move = FlipShift(pixels=shift, flip_p=0. if flip=="none" else .5, alternate=flip=="alternating")
-    parts = [move] if flip!="none" or shift else []
-    if own := image_policy(policy, interp): parts.append(own)
-    if len(parts)>1: return Chain(tuple(parts))
-    return parts[0] if parts else None
+    own = image_policy(policy, interp)
+    if flip=="none" and not shift: return own
+    return Chain((move, own)) if own else move
 
-# %% ../../nbs/12_data.augment.ipynb #ef23c826
+# %% ../../nbs/12_data.augment.ipynb #d6e32e31
 def views(
     xb:Tensor, # Images `(bs,3,h,w)`
     how:str="flip" # `none`, `flip` or `flip-shift`
@@ -252,9 +247,10 @@ def views(
     "Images to average a prediction over: mirrored, and with `flip-shift` also a pixel up left and down right"
     check_choice("tta", how, VIEWS)
     if how=="none": return [(1., xb)]
-    if how=="flip": return [(.5, xb), (.5, xb.flip(3))]
-    pad = F.pad(xb, [1]*4, mode="reflect")
-    moved = [(.25, xb), (.125, pad[:,:,:-2,:-2]), (.125, pad[:,:,2:,2:])]
+    moved = [(.5, xb)]
+    if how=="flip-shift":
+        pad = F.pad(xb, [1]*4, mode="reflect")
+        moved = [(.25, xb), (.125, pad[...,:-2,:-2]), (.125, pad[...,2:,2:])]
     return [(weight, view) for weight,x in moved for view in (x, x.flip(3))]
 
 # %% ../../nbs/12_data.augment.ipynb #93f8b49d

@@ -6,8 +6,8 @@
 __all__ = ['NO_IMAGE', 'MAX_PIXELS', 'image_format', 'to_rgb', 'decode_image', 'read_file', 'why_bad', 'read_image', 'Decoded',
            'decode_files', 'map_batches', 'channel_hist', 'channel_stats']
 
-# %% ../../nbs/09_data.decode.ipynb #1cfb54ea
-import hashlib, io, os, re, stat, struct, threading, warnings
+# %% ../../nbs/09_data.decode.ipynb #371ca149
+import io, os, re, stat, struct, threading, warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
-from ..core import DataError
-from ..core import signals_blocked
+from ..core import DataError, signals_blocked
 
 # %% ../../nbs/09_data.decode.ipynb #caa0f825
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP, GIF, TIFF or PPM image"
@@ -120,22 +119,21 @@ def read_image(
     except MemoryError: raise
     except Exception as e: raise DataError(f"{path}: {why_bad(e)}") from None
 
-# %% ../../nbs/09_data.decode.ipynb #982557a1
+# %% ../../nbs/09_data.decode.ipynb #01e554f9
 class Decoded(NamedTuple):
     "What became of one file"
     file:str # As it was asked for
-    hash:str # BLAKE2 of its content, "" where it can't be read
+    data:bytes # Its content, empty where it can't be read
     image:np.ndarray|None # uint8 `(h,w,3)`, None where it can't be used
     why:str="" # Why it can't be used
 
 def _decode_file(root, file, size):
-    digest = ""
+    data = b""
     try:
         data = read_file(f"{root}/{file}")
-        digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-        return Decoded(file, digest, decode_image(data, size))
+        return Decoded(file, data, decode_image(data, size))
     except MemoryError: raise
-    except Exception as e: return Decoded(file, digest, None, why_bad(e))
+    except Exception as e: return Decoded(file, data, None, why_bad(e))
 
 # %% ../../nbs/09_data.decode.ipynb #5fe90818
 def decode_files(

@@ -6,13 +6,14 @@
 __all__ = ['IMAGE_SUFFIXES', 'origin_of', 'is_cifar_test', 'class_of', 'is_image_name', 'class_folders', 'files_inside',
            'image_files', 'other_files', 'one_line', 'bullet_lines', 'left_out', 'note_left_out', 'ImageItem',
            'FolderScan', 'scan_class', 'outside_files', 'require_folder', 'scan_folder', 'require_layout',
-           'list_images', 'fingerprint', 'FolderReport', 'folder_info', 'across_splits', 'check_folder']
+           'size_and_time', 'fingerprint', 'FolderReport', 'folder_info', 'across_splits', 'check_folder']
 
-# %% ../../nbs/10_data.folder.ipynb #062333c2
+# %% ../../nbs/10_data.folder.ipynb #f475ef12
 import hashlib, os, re, unicodedata
+from operator import attrgetter
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -23,8 +24,8 @@ from ..core import SPLITS, DataError, nearest
 from ..files import emit
 from .decode import channel_hist, channel_stats, decode_files, map_batches
 
-# %% ../../nbs/10_data.folder.ipynb #227027ef
-_origin = re.compile(r"(.*/)?((?P<cifar>cifar-?10-)|(?P<imagenet>n\d{8}_\d))[^/]*", re.DOTALL)
+# %% ../../nbs/10_data.folder.ipynb #480075bf
+_origin = re.compile(r"(?:.*/)?(?:(?P<cifar>cifar-?10-)|(?P<imagenet>n\d{8}_\d))[^/]*", re.DOTALL)
 _cifar_test = re.compile(r"(.*/)?cifar-?10-test-[^/]*", re.DOTALL)
 
 def origin_of(
@@ -32,7 +33,7 @@ def origin_of(
 )->str: # `cifar`, `imagenet` or ""
     "The origin of a CINIC-10 image by its name"
     found = _origin.fullmatch(file)
-    return ("cifar" if found["cifar"] else "imagenet") if found else ""
+    return found.lastgroup if found else ""
 
 # %% ../../nbs/10_data.folder.ipynb #d4d638fa
 def is_cifar_test(
@@ -57,25 +58,22 @@ def is_image_name(
     "Whether a name looks like an image's"
     return name.lower().endswith(IMAGE_SUFFIXES) and name[0]!="."
 
-# %% ../../nbs/10_data.folder.ipynb #9741fe65
+# %% ../../nbs/10_data.folder.ipynb #f504319b
 _litter = ("__macosx", "thumbs.db", "desktop.ini")
 
 def _entries(folder):
     "What a folder holds, sorted by name, without hidden files and system litter; nothing where there is no folder"
     try:
-        with os.scandir(folder) as it: found = list(it)
+        with os.scandir(folder) as it: found = sorted(it, key=attrgetter("name"))
     except (FileNotFoundError, NotADirectoryError): return []
     except OSError as e: raise DataError(f"{folder} can't be read: {e.strerror}.") from None
-    return sorted((e for e in found if e.name[0]!="." and e.name.lower() not in _litter), key=lambda e: e.name)
+    return [e for e in found if e.name[0]!="." and e.name.lower() not in _litter]
 
 def _is_dir(entry):
     try: return entry.is_dir()
     except OSError: return False
 
-# %% ../../nbs/10_data.folder.ipynb #112da688
-def _is_image(entry):
-    return is_image_name(entry.name) and not _is_dir(entry)
-
+# %% ../../nbs/10_data.folder.ipynb #5c4af18a
 def class_folders(
     folder:Path # Folder to list, perhaps missing
 )->list[str]: # Names on the disk, in the order of their classes; none where there is no such folder
@@ -110,7 +108,7 @@ def other_files(
     "The files in folders that are not read"
     return [f for p in map(Path, paths) if p.is_dir() for f in files_inside(p) if not is_image_name(f.name)]
 
-# %% ../../nbs/10_data.folder.ipynb #440f5170
+# %% ../../nbs/10_data.folder.ipynb #d537bb0f
 def one_line(
     text:str # With a file's name in it
 )->str: # As Python writes it where it holds line breaks and the like
@@ -118,11 +116,11 @@ def one_line(
     return text if text.isprintable() else repr(text)
 
 def bullet_lines(
-    lines:Iterable[str], # One each
+    lines:Iterable[str], # One each; empty ones are passed over
     most:int=100 # Show no more than these
 )->str: # One a line, indented
     "Many findings as one message's lines"
-    lines = list(map(one_line, lines))
+    lines = [one_line(o) for o in lines if o]
     more = [f"... and {len(lines)-most} more"] if len(lines)>most else []
     return "".join(f"\n  {o}" for o in lines[:most]+more)
 
@@ -132,14 +130,14 @@ def _kind(file):
     suffix = PurePosixPath(file).suffix.lower()
     return suffix if re.fullmatch(r"\.\w{1,10}", suffix) else "without a suffix"
 
-# %% ../../nbs/10_data.folder.ipynb #064d617a
+# %% ../../nbs/10_data.folder.ipynb #cdaf8bc4
 def left_out(
     files:Iterable # Names or paths of files that are not read
 )->str: # A few sentences, "" where there are none
     "How many files are not read, and of what kind"
     names = sorted(map(str, files))
     if not names: return ""
-    kinds = Counter(_kind(o) for o in names).most_common()
+    kinds = Counter(map(_kind, names)).most_common()
     words = ", ".join(f"{n:,} {k}" for k,n in kinds[:5])
     if len(kinds)>5: words += f" and {len(kinds)-5} more kinds"
     return (f"{len(names):,} file{'s'*(len(names)>1)} not read: {words}, for example {one_line(names[0])}. "
@@ -161,25 +159,23 @@ class ImageItem(NamedTuple):
     label:str # Its class
     file:str # Path relative to the folder, with `/`
 
-# %% ../../nbs/10_data.folder.ipynb #c0615d2a
+# %% ../../nbs/10_data.folder.ipynb #2121bb3c
 @dataclass
 class FolderScan:
     "What lies in an image folder, before any image is opened"
     root:Path # The folder
     classes:list[str] # Sorted
-    items:list[ImageItem] = field(default_factory=list) # In the order of the splits, then sorted by class and name
-    problems:list[str] = field(default_factory=list) # What is wrong with the layout
-    ignored:list[str] = field(default_factory=list) # Files not read: no image's name, or outside of the classes
+    items:list[ImageItem] # In the order of the splits, then sorted by class and name
+    problems:list[str] # What is wrong with the layout
+    ignored:list[str] # Files not read: no image's name, or outside of the classes
 
     def found(self)->str: # One a line
         "What is wrong with the folder, and what of it is not read"
-        return bullet_lines([*self.problems, *filter(None, [left_out(self.ignored)])])
+        return bullet_lines([*self.problems, left_out(self.ignored)])
 
-# %% ../../nbs/10_data.folder.ipynb #2b63145a
-def _is_utf8(name):
-    return name.isascii() or not any("\ud800"<=c<="\udfff" for c in name)
+# %% ../../nbs/10_data.folder.ipynb #946a8686
+_no_utf8 = re.compile("[\ud800-\udfff]") # How Python holds a byte that is no text
 
-# %% ../../nbs/10_data.folder.ipynb #8b4ffa42
 def scan_class(
     scan:FolderScan, # Filled in place
     split:str, # "" in a folder without splits
@@ -189,20 +185,22 @@ def scan_class(
     n, prefix, label = len(scan.items), f"{split}/{folder}/".lstrip("/"), class_of(folder)
     for e in _entries(scan.root/split/folder):
         file = prefix+e.name
-        if not _is_utf8(file): scan.problems.append(f"{file!r} is a name that is not UTF-8")
-        elif _is_image(e): scan.items.append(ImageItem(split, label, file))
+        if _no_utf8.search(file): scan.problems.append(f"{file!r} is a name that is not UTF-8")
         elif _is_dir(e): scan.problems.append(f"{file} is a folder inside a class folder")
+        elif is_image_name(e.name): scan.items.append(ImageItem(split, label, file))
         else: scan.ignored.append(file)
     if len(scan.items)==n: scan.problems.append(f"{prefix[:-1]} has no images")
 
-# %% ../../nbs/10_data.folder.ipynb #b7bcef71
+# %% ../../nbs/10_data.folder.ipynb #ceae7198
 def outside_files(
     root:Path, # Image folder
     splits:Iterable[str]=("", *SPLITS) # Folders to look into
 )->list[str]: # Relative to it, in writable text
     "Images that lie beside the classes or the splits, in no class"
     out = []
-    for s in splits: out += [f"{s}/{e.name}".lstrip("/") for e in _entries(root/s) if _is_image(e)]
+    for s in splits:
+        names = [e.name for e in _entries(root/s) if is_image_name(e.name) and not _is_dir(e)]
+        out += [f"{s}/{o}".lstrip("/") for o in names]
     return [os.fsencode(o).decode(errors="backslashreplace") for o in out]
 
 # %% ../../nbs/10_data.folder.ipynb #11d12d0f
@@ -214,18 +212,17 @@ def require_folder(
     hint = hint or f"`cinic data demo {path}` makes one to try things on."
     if not path.is_dir(): raise DataError(f"There is no folder {path}. {hint}")
 
-# %% ../../nbs/10_data.folder.ipynb #fb9f3702
-def _layout_problems(found, others):
+# %% ../../nbs/10_data.folder.ipynb #f26dd167
+def _layout_problems(found, classes, others):
     "Missing splits, and classes that are not in every split; `found` has the class folders of each split"
     out = [f"there is no folder '{s}'{nearest(s, others)}" for s in SPLITS if not found[s]]
-    labels = {s: set(map(class_of, o)) for s,o in found.items()}
-    classes = sorted(set().union(*labels.values()))
-    for s in SPLITS:
-        if labels[s]: out += [f"class '{c}' is missing in {s}" for c in classes if c not in labels[s]]
+    for s,names in found.items():
+        lacking = sorted(classes-set(map(class_of, names)))
+        if names: out += [f"class '{c}' is missing in {s}" for c in lacking]
     if len(classes)==1: out.append("there is one class, at least 2 are needed")
     return out
 
-# %% ../../nbs/10_data.folder.ipynb #68bb4d5f
+# %% ../../nbs/10_data.folder.ipynb #49663679
 def scan_folder(
     root:Path # Image folder
 )->FolderScan: # With everything found wrong in `problems`
@@ -234,37 +231,36 @@ def scan_folder(
     require_folder(root)
     found = {s: class_folders(root/s) for s in SPLITS}
     others = set(class_folders(root))-set(SPLITS)
-    classes = sorted({class_of(o) for o in chain(*found.values())})
-    scan = FolderScan(root, classes, problems=_layout_problems(found, others), ignored=outside_files(root))
+    classes = set(map(class_of, chain(*found.values())))
+    scan = FolderScan(root, sorted(classes), [], _layout_problems(found, classes, others), outside_files(root))
     for s,names in found.items():
         for c in names: scan_class(scan, s, c)
     return scan
 
-# %% ../../nbs/10_data.folder.ipynb #e91ad57e
+# %% ../../nbs/10_data.folder.ipynb #59a58e17
 def require_layout(
-    scan:FolderScan # A folder's listing
-)->FolderScan: # The same, when nothing is wrong with it
-    "Refuse a folder whose layout is not as expected; `DataError` lists all that is wrong"
+    root:Path # Image folder
+)->FolderScan: # Without problems
+    "List an image folder; `DataError` says all that is wrong with its layout"
+    scan = scan_folder(root)
     if not scan.problems: return scan
     raise DataError(f"{scan.root} is not laid out as train/, valid/ and test/, each with the same folders of images, "
         "one a class. `cinic data split` makes that from class folders, `cinic data import` from a Hugging Face "
         f"dataset. Found:{scan.found()}")
 
-# %% ../../nbs/10_data.folder.ipynb #360c3435
-def list_images(
-    root:Path # Image folder
-)->tuple[list[str],list[ImageItem]]: # Class names, sorted, and (split, class, path relative to `root`) of each image
-    "Classes and images of a folder; `DataError` where its layout is not as expected"
-    scan = require_layout(scan_folder(root))
-    return scan.classes, scan.items
+# %% ../../nbs/10_data.folder.ipynb #0257144f
+def size_and_time(
+    file:os.DirEntry|Path # Perhaps missing
+)->list[int]: # Bytes, and time of change in ns; empty where there is no such file
+    "What changes when a file is written to"
+    try: s = file.stat()
+    except OSError: return []
+    return [s.st_size, s.st_mtime_ns]
 
-# %% ../../nbs/10_data.folder.ipynb #d6a60447
-def _size_and_time(entry):
-    try: s = entry.stat()
-    except OSError: return ""
-    return f"{s.st_size}\t{s.st_mtime_ns}"
+def _line(entry):
+    return f"{entry.name}\t"+"\t".join(map(str, size_and_time(entry)))
 
-# %% ../../nbs/10_data.folder.ipynb #07b46f55
+# %% ../../nbs/10_data.folder.ipynb #2c6dcd0f
 def fingerprint(
     root:Path # Image folder
 )->str: # Differs when a file of a class is added, removed, renamed or written to
@@ -272,11 +268,11 @@ def fingerprint(
     out = hashlib.sha256()
     for s in SPLITS:
         for c in sorted(class_folders(Path(root)/s)):
-            lines = sorted(f"{e.name}\t{_size_and_time(e)}" for e in _entries(f"{root}/{s}/{c}") if not _is_dir(e))
+            lines = sorted(_line(e) for e in _entries(f"{root}/{s}/{c}") if not _is_dir(e))
             out.update("\n".join([f"{s}/{c}", *lines, ""]).encode("utf-8", "surrogateescape"))
     return out.hexdigest()
 
-# %% ../../nbs/10_data.folder.ipynb #995eb3a3
+# %% ../../nbs/10_data.folder.ipynb #5be8967f
 @dataclass
 class FolderReport:
     "What is in an image folder"
@@ -286,10 +282,10 @@ class FolderReport:
     origins:dict # split -> origin -> images, where names tell an origin
     problems:list[str] # What is wrong with the layout
     ignored:list[str] # Files that are not read: their names are no image's, or they lie outside of the classes
-    read:bool = False # Was every image opened? If not, the rest is empty
-    bad:dict = field(default_factory=dict) # file -> why it can't be used
-    duplicates:list = field(default_factory=list) # Groups of equal files that lie in more than one split
-    sizes:dict = field(default_factory=dict) # "32x32" -> images
+    read:bool # Was every image opened? If not, the rest is empty
+    bad:dict # file -> why it can't be used
+    duplicates:list # Groups of equal files that lie in more than one split
+    sizes:dict # "32x32" -> images
     mean:list = None # Of train's pixels, each channel, 0 to 1
     std:list = None # Likewise
 
@@ -304,7 +300,7 @@ class FolderReport:
         "Counts by split"
         import pandas as pd
         df = pd.DataFrame(self.counts if by=="class" else self.origins)
-        df = df.reindex(columns=list(SPLITS)).fillna(0).astype(int)
+        df = df.fillna(0).astype(int)
         df["all"] = df.sum(axis=1)
         if by=="class": df = pd.concat([df, df.sum().to_frame("all").T]) # a class may be called so, too
         return df.rename_axis(by)
@@ -313,26 +309,27 @@ class FolderReport:
         "What a person should know before training"
         bad = [f"{f}: {why}" for f,why in self.bad.items()]
         shared = [f"the same file in several splits: {', '.join(o)}" for o in self.duplicates]
-        return [*self.problems, *bad, *shared, *filter(None, [left_out(self.ignored)])]
+        return list(filter(None, [*self.problems, *bad, *shared, left_out(self.ignored)]))
 
     def to_dict(self)->dict: # JSON values
         "As plain data"
         return asdict(self)|dict(ok=self.ok)
 
-# %% ../../nbs/10_data.folder.ipynb #a978359f
-def _origin_counts(files):
-    return {o or "other": n for o,n in sorted(Counter(map(origin_of, files)).items())}
+# %% ../../nbs/10_data.folder.ipynb #8fed83ab
+def _counts(items, key):
+    "split -> `key` of an image -> images"
+    found = groupby(items, "split", key)
+    return {s: dict(sorted(Counter(found.get(s, ())).items())) for s in SPLITS}
 
 def folder_info(
     root:Path # Image folder
 )->FolderReport: # Without what takes opening the images
     "Count a folder's images by split, class and origin"
     scan = scan_folder(root)
-    by_split = dict.fromkeys(SPLITS, [])|groupby(scan.items, "split")
-    counts = {s: dict(Counter(o.label for o in items)) for s,items in by_split.items()}
-    origins = {s: _origin_counts(o.file for o in items) for s,items in by_split.items()}
-    if not any(set(o)-{"other"} for o in origins.values()): origins = {s: {} for s in SPLITS}
-    return FolderReport(str(root), scan.classes, counts, origins, scan.problems, scan.ignored)
+    origins = _counts(scan.items, lambda o: origin_of(o.file) or "other")
+    if set(chain(*origins.values()))<={"other"}: origins = {s: {} for s in SPLITS}
+    return FolderReport(str(root), scan.classes, _counts(scan.items, "label"), origins, scan.problems, scan.ignored,
+        read=False, bad={}, duplicates=[], sizes={})
 
 # %% ../../nbs/10_data.folder.ipynb #5ab23ffd
 def across_splits(
@@ -342,18 +339,28 @@ def across_splits(
     groups = groupby(hashes, hashes.get).values()
     return sorted(sorted(g) for g in groups if len({f.split("/", 1)[0] for f in g})>1)
 
-# %% ../../nbs/10_data.folder.ipynb #95076bdb
-def _read_batch(files, root):
-    "What became of each file, the images' sizes, and the histogram of train's pixels"
-    read,sizes,hist = [],Counter(),np.zeros((3,256), int)
-    for o in decode_files(files, root):
-        read.append(o._replace(image=None))
-        if o.image is None: continue
-        sizes[f"{o.image.shape[1]}x{o.image.shape[0]}"] += 1
-        if o.file.startswith("train/"): hist += channel_hist(o.image)
-    return read,sizes,hist
+# %% ../../nbs/10_data.folder.ipynb #d94c88da
+class _Looked(NamedTuple):
+    "What is remembered of a file that was read"
+    file:str # Path relative to the folder
+    hash:str # BLAKE2 of its content, "" where it can't be read
+    size:str # For example "32x32", "" where it is no image
+    why:str # Why it can't be used
 
-# %% ../../nbs/10_data.folder.ipynb #02c0c60d
+def _look(o):
+    digest = hashlib.blake2b(o.data, digest_size=16).hexdigest() if o.data else ""
+    size = "" if o.image is None else "{1}x{0}".format(*o.image.shape)
+    return _Looked(o.file, digest, size, o.why)
+
+def _read_batch(files, root):
+    "What became of each file, and the histogram of train's pixels"
+    looked,hist = [],np.zeros((3,256), int)
+    for o in decode_files(files, root):
+        looked.append(_look(o))
+        if o.file.startswith("train/") and o.image is not None: hist += channel_hist(o.image)
+    return looked,hist
+
+# %% ../../nbs/10_data.folder.ipynb #33d96bf1
 def check_folder(
     root:Path, # Image folder
     on_event:Callable=None, # Hears of progress
@@ -361,14 +368,12 @@ def check_folder(
 )->FolderReport: # Complete
     "Read every image of a folder and report; nothing is raised for bad images"
     out, files = folder_info(root), [o.file for o in scan_folder(root).items]
-    todo = list(chunked(files, 250))
-    read, sizes, hist = [], Counter(), np.zeros((3,256), int)
-    for found,n_of_size,part in map_batches(partial(_read_batch, root=root), todo, n_workers):
-        read += found
-        sizes += n_of_size
+    read, hist = [], np.zeros((3,256), int)
+    for looked,part in map_batches(partial(_read_batch, root=root), list(chunked(files, 250)), n_workers):
+        read += looked
         hist += part
         emit(on_event, "progress", what="check", done=len(read), total=len(files))
-    out.read, out.sizes = True, dict(sizes.most_common())
+    out.read, out.sizes = True, dict(Counter(o.size for o in read if o.size).most_common())
     out.bad = {o.file: o.why for o in read if o.why}
     out.duplicates = across_splits({o.file: o.hash for o in read if o.hash})
     if hist.any(): out.mean, out.std = (o.tolist() for o in channel_stats(hist))

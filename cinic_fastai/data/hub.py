@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['import_dataset']
 
-# %% ../../nbs/10a_data.hub.ipynb #7bdd49d4
-import json, re, unicodedata
+# %% ../../nbs/10a_data.hub.ipynb #f9e3a7b1
+import json, re
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -33,13 +34,12 @@ def _split_of(path):
     words = [w for w in re.split("[^a-z]+", path.lower()) if w in _split_words]
     return _split_words[words[-1]] if words else ""
 
-# %% ../../nbs/10a_data.hub.ipynb #8f53ec80
+# %% ../../nbs/10a_data.hub.ipynb #c49dbc9d
 def _pick(names, features, kind, usual):
     "The column of a kind: one with a usual name of those the schema knows, or of all; else the first it knows"
     known = [k for k in features if k in names and isinstance(features[k], dict) and features[k].get("_type")==kind]
-    for k in usual:
-        if k in (known or names): return k
-    return known[0] if known else None
+    named = [k for k in usual if k in (known or names)]
+    return next(iter(named+known), None)
 
 # %% ../../nbs/10a_data.hub.ipynb #1be9b694
 def _columns_of(names, features):
@@ -109,20 +109,16 @@ def _table_images(src, files):
 def _folder_images(files):
     for f in files: yield _HubImage(_split_words[f.parts[-3].lower()], class_of(f.parts[-2]), f.name, read_file(f))
 
-# %% ../../nbs/10a_data.hub.ipynb #b97b41e6
-_caches = ("cache-*.arrow", "tmp*.arrow")
-
-def _is_table(path, src):
-    if path.suffix not in (".parquet", ".arrow") or any(map(path.match, _caches)): return False
-    return _split_of(path.relative_to(src).as_posix())!=""
+# %% ../../nbs/10a_data.hub.ipynb #db10cd6e
+_table_name = re.compile(r"(?!(cache-|tmp).*\.arrow).+\.(parquet|arrow)")
 
 def _home(path, src):
     "The folder of a table's configuration"
     return str((path.parent.parent if _split_of(path.parent.name) else path.parent).relative_to(src))
 
-# %% ../../nbs/10a_data.hub.ipynb #d816fb16
+# %% ../../nbs/10a_data.hub.ipynb #a099b918
 def _find_tables(src, files):
-    tables = [p for p in files if _is_table(p, src)]
+    tables = [p for p in files if _table_name.fullmatch(p.name) and _split_of(p.relative_to(src).as_posix())]
     homes = sorted({_home(p, src) for p in tables})
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
     return tables
@@ -136,31 +132,27 @@ def _find_images(src, files):
     raise DataError(f"There is no Hugging Face dataset in {src}: expected parquet or arrow files of train, validation "
         f"and test, or {{train,validation,test}}/{{class}}/*.png. {left_out(others)}".strip())
 
-# %% ../../nbs/10a_data.hub.ipynb #00b5dd3b
+# %% ../../nbs/10a_data.hub.ipynb #bf4c39ca
 _suffixes = dict(PNG=".png", JPEG=".jpg", WEBP=".webp", BMP=".bmp", GIF=".gif", TIFF=".tif", PPM=".ppm")
-
-def _name_key(name):
-    "Equal for names that some file systems take for one"
-    return unicodedata.normalize("NFC", name).lower()
 
 def _new_name(name, number, data, taken):
     "A name that is not among the `taken` of its folder, to which it is added; \"\" where `data` are no image"
     suffix = _suffixes.get(image_format(data))
     if not suffix: return ""
     stem = PurePosixPath(name.replace("\\", "/")).stem.lstrip(".") or f"{number:06d}"
-    if _name_key(stem+suffix) in taken: stem = f"{stem}-{number:06d}"
-    taken.add(_name_key(stem+suffix))
+    if class_of(stem+suffix).lower() in taken: stem = f"{stem}-{number:06d}" # one name to some file systems
+    taken.add(class_of(stem+suffix).lower())
     return stem+suffix
 
-# %% ../../nbs/10a_data.hub.ipynb #853f94c7
+# %% ../../nbs/10a_data.hub.ipynb #e25280fe
 _every = 1000 # Images between two events
 
 def _write_images(root, images):
     "Write images; the lines that name those that are none"
-    taken,bad = {},[]
+    taken,bad = defaultdict(set),[]
     for i,o in enumerate(images):
         folder = root/o.split/o.label
-        file = _new_name(o.name, i, o.data, taken.setdefault(folder, set()))
+        file = _new_name(o.name, i, o.data, taken[folder])
         if file:
             folder.mkdir(parents=True, exist_ok=True)
             (folder/file).write_bytes(o.data)
@@ -176,7 +168,7 @@ def _open_dataset(src):
     images,others = _find_images(src, files)
     return _folder_images(images),len(images),images,others
 
-# %% ../../nbs/10a_data.hub.ipynb #5d59b9f2
+# %% ../../nbs/10a_data.hub.ipynb #b33018f3
 def import_dataset(
     src:Path, # A dataset's folder
     dest:Path, # Folder to make
@@ -191,6 +183,6 @@ def import_dataset(
         require_empty(dest)
         with atomic_folder(dest) as tmp, naming_full_disk(dest, sum(f.stat().st_size for f in files)):
             bad = _write_images(tmp, with_progress(images, "import", n, on_event, _every))
-            problems = scan_folder(tmp).problems
-            if bad or problems: raise DataError(f"{src} can't be imported:{bullet_lines([*bad, *problems])}")
+            problems = bad+scan_folder(tmp).problems
+            if problems: raise DataError(f"{src} can't be imported:{bullet_lines(problems)}")
     return dest

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PACK_VERSION', 'Manifest', 'Pack', 'open_pack', 'make_pack', 'get_pack']
 
-# %% ../../nbs/11_data.pack.ipynb #3750c351
+# %% ../../nbs/11_data.pack.ipynb #a3451508
 import csv, hashlib, io, os, re
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from ..files import (atomic_folder, emit, folder_lock, json_sum, naming_full_dis
     sha256, write_json, write_text)
 from .decode import channel_hist, channel_stats, decode_files, map_batches
 from .folder import (across_splits, bullet_lines, fingerprint, note_left_out, origin_of, outside_files,
-    require_folder, require_layout, scan_folder)
+    require_folder, require_layout, size_and_time)
 
 # %% ../../nbs/11_data.pack.ipynb #1f9208d1
 PACK_VERSION = 4
@@ -46,19 +46,13 @@ class Manifest:
     making:str = "" # What stands behind the names of the pack's files, for example "-1"
     version:int = PACK_VERSION
 
-# %% ../../nbs/11_data.pack.ipynb #92ca3a12
+# %% ../../nbs/11_data.pack.ipynb #a4d852ad
 def _pack_file(path, name, making):
     "For example `images-1.npy`"
     return path/name.replace(".", f"{making}.")
 
 def _damaged(path, why):
     return DataError(f"{path} is damaged ({why}). Delete its folder and pack the images again.")
-
-def _stamp(path):
-    "What changes when a file is written to"
-    try: s = path.stat()
-    except OSError: return []
-    return [s.st_size, s.st_mtime_ns]
 
 # %% ../../nbs/11_data.pack.ipynb #56e63e27
 def _read_manifest(path):
@@ -95,25 +89,27 @@ def _header(n, size):
     np.lib.format.write_array_header_1_0(buf, dict(descr="|u1", fortran_order=False, shape=(n,size,size,3)))
     return buf.getvalue()
 
-# %% ../../nbs/11_data.pack.ipynb #0b8fbfeb
+# %% ../../nbs/11_data.pack.ipynb #be7bc9a0
 class _Batch(NamedTuple):
     images:np.ndarray # Those that can be read `(n,size,size,3)`
     hashes:dict # file -> SHA-256 of its pixels
     bad:dict # file -> why it can't be used
     hist:np.ndarray|int # Of train
 
-def _image_sums(x):
-    "SHA-256 of each image of `(n,h,w,3)`; equal images have equal ones"
-    return [hashlib.sha256(o).digest() for o in np.ascontiguousarray(x)]
+def _sum(image):
+    "SHA-256 of an image's pixels"
+    return hashlib.sha256(np.ascontiguousarray(image)).digest()
 
-# %% ../../nbs/11_data.pack.ipynb #9e861ad9
+# %% ../../nbs/11_data.pack.ipynb #cfe3d21d
 def _read_batch(files, root, size):
-    read = list(decode_files(files, root, size))
-    good = [o for o in read if o.image is not None]
-    x = np.stack([o.image for o in good]) if good else np.zeros((0,size,size,3), np.uint8)
-    hashes = dict(zip([o.file for o in good], _image_sums(x)))
-    hist = channel_hist(x) if files[0].startswith("train/") else 0
-    return _Batch(x, hashes, {o.file: o.why for o in read if o.why}, hist)
+    images,hashes,bad = [],{},{}
+    for o in decode_files(files, root, size):
+        if o.image is None: bad[o.file] = o.why
+        else:
+            images.append(o.image)
+            hashes[o.file] = _sum(o.image)
+    x = np.array(images, np.uint8).reshape(-1, size, size, 3)
+    return _Batch(x, hashes, bad, channel_hist(x) if files[0].startswith("train/") else 0)
 
 # %% ../../nbs/11_data.pack.ipynb #5ef7b592
 def _write_images(path, scan, job):
@@ -155,21 +151,21 @@ def _write_items(path, items):
     out.writerows([o.split, o.label, origin_of(o.file), o.file] for o in items)
     write_text(path, buf.getvalue())
 
-# %% ../../nbs/11_data.pack.ipynb #46bf7917
+# %% ../../nbs/11_data.pack.ipynb #ab05afb4
 _pack_name = re.compile(r"images(-\d+)?\.npy|items(-\d+)?\.csv|manifest\.json")
 
 def _next_making(dest):
     "What to put behind the names of a pack's files; `DataError` where the place holds anything but a pack"
-    names = {o.name for o in dest.iterdir()} if dest.is_dir() else set()
-    if not dest.is_dir() or not all(map(_pack_name.fullmatch, names)): require_empty(dest)
+    names = {o.name for o in dest.glob("*")}
+    if not names or not all(map(_pack_name.fullmatch, names)): require_empty(dest)
     ways = chain([""], (f"-{i}" for i in count(1)))
     return next(o for o in ways if not {f"images{o}.npy", f"items{o}.csv"} & names)
 
-# %% ../../nbs/11_data.pack.ipynb #68a51ee0
+# %% ../../nbs/11_data.pack.ipynb #e90bd6bb
 def _write_pack(folder, making, job):
     "Write a pack's files into an empty folder"
     before = fingerprint(job.root)
-    scan = require_layout(scan_folder(job.root))
+    scan = require_layout(job.root)
     images,names = (_pack_file(folder, name, making) for name in ("images.npy", "items.csv"))
     with naming_full_disk(job.dest, len(scan.items)*job.size*job.size*3):
         hashes,bad,hist = _write_images(images, scan, job)
@@ -183,7 +179,7 @@ def _write_pack(folder, making, job):
     items, pixels = sha256(names), sha256(b"".join(hashes.values()))
     digest = json_sum([scan.classes, job.size, items, pixels])[:32]
     manifest = Manifest(job.size, scan.classes, counts, mean.tolist(), np.where(std>0, std, 1.).tolist(), items, pixels,
-        digest, _stamp(images), before, bad, scan.ignored, shared, making)
+        digest, size_and_time(images), before, bad, scan.ignored, shared, making)
     write_json(folder/"manifest.json", asdict(manifest))
 
 # %% ../../nbs/11_data.pack.ipynb #7dd5ad12
@@ -193,27 +189,26 @@ def _require_same(pack):
     if now.digest==pack.manifest.digest: return now
     raise DataError(f"{pack.path} was packed again with other images. Open it again.")
 
-# %% ../../nbs/11_data.pack.ipynb #dee78a4c
-def _map_images(pack):
-    f = _pack_file(pack.path, "images.npy", _require_same(pack).making)
-    try: x = np.load(f, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
-        _require_same(pack) # where it is gone since the folder was packed again
-        raise _damaged(f, e) from None
-    _require_same(pack) # after the pixels: they are this manifest's or an older one's
-    if x.dtype!=np.uint8 or len(x)!=len(pack.targs): raise _damaged(f, f"it holds {x.dtype} {x.shape}")
+# %% ../../nbs/11_data.pack.ipynb #141c5219
+def _content(pack, name, read):
+    "What `read` makes of a file that is this manifest's or an older one's"
+    f = _pack_file(pack.path, name, _require_same(pack).making)
+    try: return read(f, pack)
+    except (OSError, ValueError, EOFError) as e: raise _damaged(f, e) from None
+    finally: _require_same(pack) # it may be gone since the folder was packed again
+
+# %% ../../nbs/11_data.pack.ipynb #f503fe7f
+def _map_images(file, pack):
+    x = np.load(file, mmap_mode="r", allow_pickle=False)
+    if x.dtype!=np.uint8 or len(x)!=len(pack.targs): raise ValueError(f"it holds {x.dtype} {x.shape}")
     return x
 
-# %% ../../nbs/11_data.pack.ipynb #eef53b50
-def _read_names(pack):
-    "Content of `items.csv`, checked"
-    f = _pack_file(pack.path, "items.csv", _require_same(pack).making)
-    try: data = f.read_bytes()
-    except OSError as e: raise _damaged(f, e.strerror) from None
-    if sha256(data)!=pack.manifest.items: raise _damaged(f, "its checksum differs")
+def _read_names(file, pack):
+    data = file.read_bytes()
+    if sha256(data)!=pack.manifest.items: raise ValueError("its checksum differs")
     return data.decode()
 
-# %% ../../nbs/11_data.pack.ipynb #2b6ab749
+# %% ../../nbs/11_data.pack.ipynb #1453b454
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
     def __init__(self,
@@ -232,12 +227,13 @@ class Pack:
     @cached_property
     def images(self)->np.ndarray: # Memory-mapped uint8 `(N,h,w,3)`
         "All pixels"
-        return _map_images(self)
+        return _content(self, "images.npy", _map_images)
 
     @cached_property
     def files(self)->np.ndarray: # str `(N,)`
         "Each row's path in the image folder"
-        return np.array([o["file"] for o in csv.DictReader(io.StringIO(_read_names(self), newline=""))])
+        lines = io.StringIO(_content(self, "items.csv", _read_names), newline="")
+        return np.array([o["file"] for o in csv.DictReader(lines)])
 
     @cached_property
     def origins(self)->np.ndarray: # `cifar`, `imagenet` or "" `(N,)`
@@ -257,12 +253,11 @@ class Pack:
         lazy = ("images", "files", "origins")
         return {k: v for k,v in self.__dict__.items() if k not in lazy}|dict(resident={})
 
-# %% ../../nbs/11_data.pack.ipynb #15f877bc
+# %% ../../nbs/11_data.pack.ipynb #1c8a9b4d
 @patch
 def verify(self:Pack):
     "Read every pixel against its checksum; `DataError` when the pack is damaged"
-    sums = (o for i in range(0, len(self.images), 1000) for o in _image_sums(self.images[i:i+1000]))
-    if sha256(b"".join(sums))==self.manifest.pixels: return
+    if sha256(b"".join(map(_sum, np.asarray(self.images))))==self.manifest.pixels: return
     raise _damaged(_pack_file(self.path, "images.npy", self.manifest.making), "its checksum differs")
 
 # %% ../../nbs/11_data.pack.ipynb #0e8a89bf
@@ -276,7 +271,7 @@ def shared_words(self:Pack)->str: # A sentence, "" where no image is in two spli
     return (f"{sum(map(len, groups)):,} images lie in more than one split, the same pixel for pixel, "
         f"for example {' = '.join(self.files[groups[0]])}.")
 
-# %% ../../nbs/11_data.pack.ipynb #3ba0d765
+# %% ../../nbs/11_data.pack.ipynb #98edf88c
 def open_pack(
     path:Path # The pack's folder
 )->Pack: # All rows in use
@@ -285,8 +280,8 @@ def open_pack(
     if not (path/"manifest.json").exists():
         raise DataError(f"There is no pack in {path}. `cinic data pack` makes one from an image folder.")
     pack = Pack(path, _read_manifest(path))
-    _read_names(pack)
-    if _stamp(_pack_file(path, "images.npy", pack.manifest.making))!=pack.manifest.stamp: pack.verify()
+    _content(pack, "items.csv", _read_names)
+    if size_and_time(_pack_file(path, "images.npy", pack.manifest.making))!=pack.manifest.stamp: pack.verify()
     return pack
 
 # %% ../../nbs/11_data.pack.ipynb #00a0b1d4
@@ -333,13 +328,7 @@ def using(self:Pack,
     out.digest = full if len(used)==len(self.targs) else sha256(full.encode()+used.tobytes())[:32]
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #1529787c
-def _first_by_hash(pack, rows, k):
-    "The `k` of some rows whose names have the smallest hashes"
-    hashes = [derive_seed("limit", f) for f in pack.files[rows].tolist()]
-    return rows[np.argsort(hashes, kind="stable")[:k]]
-
-# %% ../../nbs/11_data.pack.ipynb #0e0ebfa2
+# %% ../../nbs/11_data.pack.ipynb #85cd4e2f
 @patch
 def limit(self:Pack,
     n:int # Images a split, shared evenly by the classes; 0 for all
@@ -350,11 +339,10 @@ def limit(self:Pack,
     if k<1:
         raise DataError(f"A limit of {n} is less than one image for each of {least} classes. "
             f"Take {least} or more, or 0 for all.")
-    rows = {}
-    for s,r in self.rows.items():
-        drawn = [_first_by_hash(self, r[self.targs[r]==c], k) for c in range(len(self.classes))]
-        rows[s] = np.sort(np.concatenate(drawn))
-    out = self.using(rows)
+    frame = self.frame()
+    order = frame["file"].map(partial(derive_seed, "limit")).sort_values(kind="stable").index
+    drawn = frame.loc[order].groupby(["split", "label"]).head(k)
+    out = self.using({s: np.sort(drawn["row"][drawn["split"]==s].to_numpy()) for s in self.rows})
     out.limited = min(n, self.limited) if self.limited else n
     return out
 

@@ -32,12 +32,12 @@ def stratified_split(
     edges = np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int)
     return r.permutation(np.repeat(SPLITS, np.diff(edges)))
 
-# %% ../../nbs/10b_data.sources.ipynb #380fa253
+# %% ../../nbs/10b_data.sources.ipynb #5788dc30
 def _is_demo(root):
     if not root.is_dir(): return False
     scan = scan_folder(root)
-    digits = [o for o in scan.items if re.fullmatch(r".*/digit-\d{4}\.png", o.file)]
-    return not scan.problems and len(digits)==len(scan.items)==1797
+    digits = all(re.fullmatch(r".*/digit-\d{4}\.png", o.file) for o in scan.items)
+    return digits and not scan.problems and len(scan.items)==1797
 
 # %% ../../nbs/10b_data.sources.ipynb #80ef37d0
 def _write_digits(root, on_event):
@@ -84,13 +84,12 @@ def _size(path):
 def _md5(path):
     with open(path, "rb") as f: return hashlib.file_digest(f, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
-# %% ../../nbs/10b_data.sources.ipynb #697a1127
+# %% ../../nbs/10b_data.sources.ipynb #f80ff516
 class _Refused(Exception): "An address that will not give the file, however often it is asked"
 
 def _append(response, part, start, size, on_event):
     "Write what arrives behind the first `start` bytes"
-    with open(part, "r+b" if start else "wb") as f:
-        f.seek(start)
+    with open(part, "ab" if start else "wb") as f:
         for data in response.raw.stream(1<<20, decode_content=False):
             f.write(data)
             emit(on_event, "progress", what="download", done=f.tell(), total=size)
@@ -118,47 +117,47 @@ def _request(url, part, size, on_event):
         if length and start+length!=size: raise _Refused(f"it offers {start+length:,} bytes, expected {size:,}")
         _append(r, part, start, size, on_event)
 
-# %% ../../nbs/10b_data.sources.ipynb #688c95ad
-def _complete(url, part, size, on_event, pause):
+# %% ../../nbs/10b_data.sources.ipynb #85c1fcc8
+def _complete(url, part, size, on_event):
     "Ask one address again as long as more arrives"
     from urllib3.exceptions import HTTPError
     most, fails, cause = _size(part), 0, ""
     while _size(part)!=size:
         if fails==3: raise _Refused(cause or f"it ended after {_size(part):,} of {size:,} bytes")
         if _size(part)>size: part.unlink()
-        time.sleep(pause*fails)
+        time.sleep(fails)
         try: _request(url, part, size, on_event)
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and disk_is_full(e): raise
             cause = f"{type(e).__name__}: {e}"[:200]
         fails, most = 0 if _size(part)>most else fails+1, max(most, _size(part))
 
-# %% ../../nbs/10b_data.sources.ipynb #f386744a
-def _fetch(url, part, archive, on_event, pause):
+# %% ../../nbs/10b_data.sources.ipynb #34ecb4c5
+def _fetch(url, part, archive, on_event):
     "Get the archive from one address; `_Refused` says why not"
     resumed = part.exists()
-    _complete(url, part, archive.size, on_event, pause)
+    _complete(url, part, archive.size, on_event)
     found = _md5(part)
     if found==archive.md5: return
     part.unlink()
     if not resumed: raise _Refused(f"its MD5 is {found}, expected {archive.md5}")
-    _fetch(url, part, archive, on_event, pause) # what was there before may have been the fault
+    _fetch(url, part, archive, on_event) # what was there before may have been the fault
 
-# %% ../../nbs/10b_data.sources.ipynb #163fa3d7
+# %% ../../nbs/10b_data.sources.ipynb #248b0a5b
 def download_archive(
     path:Path, # File to make; grows as `path` with `.part` behind its name
     archive:Archive, # What to get
-    on_event:Callable=None, # Hears of progress
-    pause:float=1. # Seconds before a try is repeated, doubled for the next
+    on_event:Callable=None # Hears of progress
 )->Path: # `path`
     "Download one file whole; `DataError` says what each address answered, and the cure"
     part, causes = path.with_name(path.name+".part"), []
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path, archive.size):
         for url in archive.urls:
-            try: _fetch(url, part, archive, on_event, pause)
+            try:
+                _fetch(url, part, archive, on_event)
+                return part.replace(path)
             except _Refused as e: causes.append(f"{url}: {e}")
-            else: return part.replace(path)
     raise DataError(f"{path.name} can't be downloaded. Run this again later, or get the file yourself and put it at "
         f"{path}:{bullet_lines(causes)}")
 
@@ -193,12 +192,12 @@ def _unpack_checked(file, tmp, archive, on_event):
     if problems: raise DataError(f"{file} does not hold an image folder:{bullet_lines(problems)}")
     write_json(tmp/".archive.json", dict(name=file.name, md5=archive.md5))
 
-# %% ../../nbs/10b_data.sources.ipynb #976c9516
+# %% ../../nbs/10b_data.sources.ipynb #4943077e
 def _make_cinic(dest, archive, on_event):
     require_empty(dest)
     file = dest.with_name(dest.name+".tar.gz")
     own = file.exists() # put there by hand: checked, used and left
-    if own and (_size(file),_md5(file))!=(archive.size,archive.md5):
+    if own and _md5(file)!=archive.md5:
         raise DataError(f"{file} is not the archive expected, of {archive.size:,} bytes with MD5 {archive.md5}. "
             "Delete it and run this again.")
     if not own: download_archive(file, archive, on_event)
@@ -218,7 +217,7 @@ def get_cinic(
         if not _is_unpacked(dest, archive): _make_cinic(dest, archive, on_event)
     return dest
 
-# %% ../../nbs/10b_data.sources.ipynb #65680736
+# %% ../../nbs/10b_data.sources.ipynb #0fc376f6
 def _check_split(src, dest, parts):
     require_folder(src, "Expected a folder with one folder a class.")
     if len(parts)!=3 or not all(p>0 for p in parts):
@@ -229,7 +228,7 @@ def _check_split(src, dest, parts):
 def _scan_flat(src):
     "List a folder with one folder a class"
     folders = class_folders(src)
-    scan = FolderScan(src, sorted(set(map(class_of, folders))), ignored=outside_files(src, [""]))
+    scan = FolderScan(src, sorted(set(map(class_of, folders))), [], [], outside_files(src, [""]))
     if set(SPLITS)<=set(scan.classes): raise DataError(f"{src} has train, valid and test already. Use it as it is.")
     for c in folders: scan_class(scan, "", c)
     return scan
@@ -260,7 +259,7 @@ def _copy(src, root, todo, on_event):
             bad.append(f"{f}: {why_bad(e)}")
     if bad: raise DataError(f"{len(bad)} files in {src} can't be copied. Remove or replace them:{bullet_lines(bad)}")
 
-# %% ../../nbs/10b_data.sources.ipynb #07d1d5e6
+# %% ../../nbs/10b_data.sources.ipynb #48a97134
 def split_folder(
     src:Path, # Folder with one folder a class
     dest:Path, # Folder to make
@@ -274,8 +273,8 @@ def split_folder(
     scan = _scan_flat(src)
     todo = _draw(scan, parts, seed)
     note_left_out(on_event, scan.ignored)
+    need = sum(_size(src/f) for f,_ in todo)
     with folder_lock(dest, on_event):
         require_empty(dest)
-        need = sum(_size(src/f) for f,_ in todo)
         with atomic_folder(dest) as tmp, naming_full_disk(dest, need): _copy(src, tmp, todo, on_event)
     return dest

@@ -6,27 +6,27 @@
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure', 'Report', 'make_sections', 'make_report', 'Column', 'Cell',
            'shown_columns', 'shown_rows', 'as_frame', 'page_html', 'report_markdown', 'write_page']
 
-# %% ../../nbs/35k_report.render.ipynb #4cf1fe8b
+# %% ../../nbs/35k_report.render.ipynb #16ac9aa4
 import base64, io, matplotlib, hashlib, re, pandas as pd
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import noop
-from .facts import Figure, ReportData, Section, Table, load_report
+from .facts import Figure, ReportData, Section, Statement, Table, load_report
 from .words import say, TEMPLATES, columns_of, environment, paragraphs
-from ..results.plots.style import STYLE, number_words
+from ..results.plots.style import STYLE, new_axes, number_words
 from ..files import sha256, write_bytes, write_text
 from .words import KINDS, missing
 from .sections.ablation import ablation, is_ablation, soon
-from .sections.details import Byline, Scale, environment_table, size_table, training_tables
-from cinic_fastai.report.sections.overview import (Checks, Choice, Unfinished, key_numbers, missing_tables,
-    predictor_figure)
+from .sections.details import byline, environment_table, scale, size_table, training_tables
+from cinic_fastai.report.sections.overview import (checks, choice, key_numbers, missing_tables, predictor_figure,
+    unfinished)
 from .sections.runs import own_group, report_groups
 from .sections.search import search_section
-from .sections.votes import Ensembling, vote_section
+from .sections.votes import ensembling, vote_section
 
 # %% ../../nbs/35k_report.render.ipynb #41177646
 DPI = 200 # Twice the page's pixels, so that a figure is sharp on a phone and on paper
@@ -78,13 +78,14 @@ class Drawn:
         suffix, kind = ("svg", "image/svg+xml") if "svg" in self.files else ("png", "image/png")
         return f"data:{kind};base64,{base64.b64encode(self.files[suffix]).decode()}"
 
-# %% ../../nbs/35k_report.render.ipynb #c94ce781
+# %% ../../nbs/35k_report.render.ipynb #02d5eaf3
 def draw_figure(
     figure:Figure # Perhaps with nothing to draw
 )->Drawn: # With files
     "Draw one figure of the page"
     if not len(figure.data): return Drawn(figure, {})
-    made = figure.plot(figure.data)
+    axes = dict(ax=new_axes(*figure.size)[0]) if figure.size else {}
+    made = figure.plot(figure.data, **axes)
     fig = made.figure if isinstance(made, Axes) else made
     numbered = tuple(number_words(fig))
     lay_out(fig)
@@ -92,22 +93,22 @@ def draw_figure(
     if figure.kind=="chart": files["svg"] = svg(fig, say(figure, "title"))
     return Drawn(figure, files, tuple(fig.get_size_inches()), numbered)
 
-# %% ../../nbs/35k_report.render.ipynb #f362d397
+# %% ../../nbs/35k_report.render.ipynb #89aa692c
 @dataclass(frozen=True)
 class Report:
     "Everything that a page says and shows"
     title:str
     command:str # Repeats the study
-    byline:Byline
+    byline:Statement
     keys:list # Statements: numbers that say most
-    choice:Choice # What to take
+    choice:Statement # What to take
     briefs:list[Section] # Whose statements are said in short
     figures:list[Figure] # Beside the answer
-    unfinished:Unfinished
+    unfinished:Statement
     missing:list[Table] # What isn't there
     sections:list[Section] # Experiments
-    checks:Checks
-    scale:Scale # The study's size
+    checks:Statement
+    scale:Statement # The study's size
     details:list[Table] # Size, every training
     environment:Table
 
@@ -128,15 +129,15 @@ def make_sections(
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
-# %% ../../nbs/35k_report.render.ipynb #5f4683ab
+# %% ../../nbs/35k_report.render.ipynb #4a4f2c53
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
     "Everything that the page says and shows of a study"
     r, sections = f.record, make_sections(f)
-    briefs = sections+[Section(Ensembling(f))]*(not r.ensembles)
-    answer = Byline(f), key_numbers(f), Choice(f), briefs, predictor_figure(f), Unfinished(f), missing_tables(f)
-    details = Checks(f), Scale(f), [size_table(f), *training_tables(f)], environment_table(f)
+    briefs = sections+[Section(ensembling(f))]*(not r.ensembles)
+    answer = byline(f), key_numbers(f), choice(f), briefs, predictor_figure(f), unfinished(f), missing_tables(f)
+    details = checks(f), scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 
 # %% ../../nbs/35k_report.render.ipynb #9e008efa
@@ -164,7 +165,7 @@ def shown_columns(
     def is_empty(c): return c.kind=="published" and all(missing(v) for v in table.rows[c.fields[0]])
     return [c for c in columns if not is_empty(c)]
 
-# %% ../../nbs/35k_report.render.ipynb #6717945c
+# %% ../../nbs/35k_report.render.ipynb #df25a96f
 def _first_number(values):
     "What a cell sorts by"
     v = values[0][0] if isinstance(values[0], (list, tuple)) and values[0] else values[0]
@@ -173,7 +174,7 @@ def _first_number(values):
 def _value(row, field):
     "A value of a row; `size:label` is another part of the statement `size`"
     name, _, part = field.partition(":") if field not in row else (field, "", "")
-    return say(row[name], part) if is_dataclass(row[name]) else row[name]
+    return say(row[name], part) if isinstance(row[name], Statement) else row[name]
 
 def _cell(row, column):
     values = [_value(row, k) for k in column.fields]

@@ -6,12 +6,11 @@
 __all__ = ['soft_vote', 'hard_vote', 'tied', 'apply_temperature', 'fit_temperature', 'greedy_weights', 'likely_weights',
            'FittedEnsemble', 'predict_ensemble', 'fit_ensemble', 'leave_one_out', 'Stored', 'check_members']
 
-# %% ../../nbs/31_results.ensemble.ipynb #ade6ac8f
+# %% ../../nbs/31_results.ensemble.ipynb #833acd3e
 from dataclasses import dataclass, replace
 import numpy as np
 from ..core import StoreError, method_error, needs_valid
 from .metrics import accuracy, nll
-from ..store import prob_error
 
 # %% ../../nbs/31_results.ensemble.ipynb #533f42d9
 def soft_vote(
@@ -20,11 +19,10 @@ def soft_vote(
     "Mean of the members' probabilities"
     return np.mean(members, axis=0, dtype=np.float64)
 
-# %% ../../nbs/31_results.ensemble.ipynb #0050d4fe
+# %% ../../nbs/31_results.ensemble.ipynb #390b59a1
 def _leaders(votes, n_classes):
     "Which classes have the highest number of votes, booleans `(n,c)`; votes are `(m,n)`"
-    ballot = np.eye(n_classes, dtype=np.int32)
-    counts = sum(ballot[v] for v in votes)
+    counts = np.eye(n_classes, dtype=np.int32)[votes].sum(0)
     return counts==counts.max(1, keepdims=True)
 
 # %% ../../nbs/31_results.ensemble.ipynb #1aaf76d9
@@ -100,7 +98,7 @@ def likely_weights(
     w = np.where(w>1e-4, w, 0)
     return min([w/w.sum(), even, *np.eye(m)], key=loss)
 
-# %% ../../nbs/31_results.ensemble.ipynb #0ccbdfd2
+# %% ../../nbs/31_results.ensemble.ipynb #2b3d2aa1
 @dataclass(frozen=True)
 class FittedEnsemble:
     "What an ensemble chose on valid images"
@@ -113,11 +111,11 @@ class FittedEnsemble:
         "Members' probabilities at their own temperatures"
         return [apply_temperature(m, t) if t!=1 else m for m,t in zip(members, self.member_temperatures)]
 
-def _pooled(weights, members):
-    "Weighted mean of the members' probabilities, float64"
-    return sum(w*np.asarray(m, dtype=np.float64) for w,m in zip(weights, members) if w)
+    def pool(self, members):
+        "Weighted mean of the members' probabilities at their own temperatures, float64"
+        return sum(w*m.astype(np.float64) for w,m in zip(self.weights, self.scale(members)))
 
-# %% ../../nbs/31_results.ensemble.ipynb #a4d18471
+# %% ../../nbs/31_results.ensemble.ipynb #71b62c56
 def predict_ensemble(
     fitted:FittedEnsemble, # From `fit_ensemble`
     members:list[np.ndarray], # Probabilities `(n,c)` of each member, in the same order
@@ -127,7 +125,7 @@ def predict_ensemble(
     if len(members)!=len(fitted.weights):
         raise StoreError(f"The ensemble was fitted on {len(fitted.weights)} members, {len(members)} were given.")
     if fitted.method=="hard": return hard_vote([m for m,w in zip(members, fitted.weights) if w])
-    probs = _pooled(fitted.weights, fitted.scale(members))
+    probs = fitted.pool(members)
     return apply_temperature(probs, fitted.temperature) if temperature and fitted.temperature!=1 else probs
 
 # %% ../../nbs/31_results.ensemble.ipynb #2d5eb8d1
@@ -157,12 +155,7 @@ def fit_ensemble(
     if not temperature: return fitted
     return replace(fitted, temperature=fit_temperature(predict_ensemble(fitted, members), targs))
 
-# %% ../../nbs/31_results.ensemble.ipynb #78fa103c
-def _with_gap(rest, i):
-    "An ensemble fitted without member `i`, which gets a place of weight 0"
-    def insert(values, new): return (*values[:i], new, *values[i:])
-    return replace(rest, weights=insert(rest.weights, 0.), member_temperatures=insert(rest.member_temperatures, 1.))
-
+# %% ../../nbs/31_results.ensemble.ipynb #38aea4c4
 def leave_one_out(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members, two or more
@@ -170,8 +163,12 @@ def leave_one_out(
     **options # `temperature`, `member_temperature`
 )->list[FittedEnsemble]: # The `i`-th is without the `i`-th member, which keeps its place with weight 0
     "Fit an ensemble without each of its members in turn"
-    rests = ([m for k,m in enumerate(members) if k!=i] for i in range(len(members)))
-    return [_with_gap(fit_ensemble(method, rest, targs, **options), i) for i,rest in enumerate(rests)]
+    fits = []
+    for i in range(len(members)):
+        rest = fit_ensemble(method, [*members[:i], *members[i+1:]], targs, **options)
+        weights, ts = np.insert(rest.weights, i, 0.), np.insert(rest.member_temperatures, i, 1.)
+        fits.append(replace(rest, weights=tuple(weights.tolist()), member_temperatures=tuple(ts.tolist())))
+    return fits
 
 # %% ../../nbs/31_results.ensemble.ipynb #652a15e1
 @dataclass(frozen=True, eq=False)
@@ -183,13 +180,7 @@ class Stored:
     classes:np.ndarray # Class names `(c,)`
     origins:np.ndarray|None = None # Where each image came from `(n,)`, where that is known
 
-# %% ../../nbs/31_results.ensemble.ipynb #90d5d63f
-def _own_error(m):
-    "What is wrong with a member by itself"
-    shape = len(m.rows), len(m.classes)
-    if m.probs.shape!=shape: return f"probabilities of shape {m.probs.shape}, where images and classes make {shape}"
-    return prob_error(m.probs, m.targs)
-
+# %% ../../nbs/31_results.ensemble.ipynb #df275976
 def _pair_error(m, first):
     "What of a member isn't as in the first one"
     n = len(m.rows)
@@ -199,16 +190,12 @@ def _pair_error(m, first):
     if classes!=known: return f"has classes {classes[:80]}, not {known[:80]}"
     return "has other right classes for the same images" if (m.targs!=first.targs).any() else ""
 
-# %% ../../nbs/31_results.ensemble.ipynb #376be463
+# %% ../../nbs/31_results.ensemble.ipynb #83d9c821
 def check_members(
     members:list[Stored], # Of each member
-    names:list[str]|None=None # What to call them in messages, numbers by default
-)->list[np.ndarray]: # Their probabilities, ready for `fit_ensemble`
-    "Members' probabilities, if all are about the same images and classes; `StoreError` names the first that isn't"
-    names = names or [str(i+1) for i in range(len(members))]
+    names:list[str] # What to call them in messages
+):
+    "Refuse members that aren't about the same images and classes; `StoreError` names the first that doesn't fit"
     for name,m in zip(names, members):
-        if e := _own_error(m):
-            raise StoreError(f"Member '{name}': {e}. Delete its run's folder and run the study again.")
         if e := _pair_error(m, members[0]):
             raise StoreError(f"Member '{name}' doesn't fit '{names[0]}': it {e}. All must come from one study.")
-    return [m.probs for m in members]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainedOn', 'Member', 'read_member', 'Predictor', 'load_predictor', 'predict_files']
 
-# %% ../../nbs/36_results.predict.ipynb #96af79af
+# %% ../../nbs/36_results.predict.ipynb #af28cb95
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ import numpy as np, torch
 from fastcore.basics import noop
 from torch import Tensor, nn
 from ..core import DataError, StoreError
-from ..data.augment import views
 from ..data.loaders import NormalizeBytes, as_image, pick_device, resize_matrix
 from ..files import read_json
 from ..config import RunConfig
 from ..store import WEIGHTS_FILE
 from ..train.checkpoint import load_tensors
-from ..train.device import autocast, prepare_device
+from ..train.device import prepare_device
+from ..train.fit import mean_preds
 from ..train.models import make_model
 from .ensemble import FittedEnsemble, predict_ensemble
 from .predictions import choose_predictor, predictions
@@ -35,7 +35,7 @@ class TrainedOn:
     mean:list # Of each channel, in [0, 1]
     std:list # Of each channel
 
-# %% ../../nbs/36_results.predict.ipynb #0101866b
+# %% ../../nbs/36_results.predict.ipynb #8f2d6dd7
 class Member(nn.Module):
     "A trained network with everything around it"
     def __init__(self,
@@ -57,9 +57,7 @@ class Member(nn.Module):
         xb:Tensor # Images, 0-255 `(bs,3,size,size)`
     )->Tensor: # Probabilities `(bs,c)` float32
         "Average over the views of training"
-        x = self.to_floats.normalize(xb)
-        with autocast(self.precision, x.device):
-            preds = sum(weight*self.net(view).float() for weight,view in views(x, self.cfg.tta))
+        preds = mean_preds(self.net, self.to_floats.normalize(xb), self.cfg.tta, self.precision)
         return preds if self.cfg.softmax else preds.softmax(1)
 
 # %% ../../nbs/36_results.predict.ipynb #dac4e949
@@ -83,7 +81,7 @@ def _vote_probs(fitted, members):
     shares = np.mean([votes[m.argmax(1)] for m in members], axis=0)+1e-6*votes[found]
     return shares/shares.sum(1, keepdims=True)
 
-# %% ../../nbs/36_results.predict.ipynb #2ea373bf
+# %% ../../nbs/36_results.predict.ipynb #6e8d6de9
 @dataclass
 class Predictor:
     "A run or an ensemble, ready for images"
@@ -92,17 +90,13 @@ class Predictor:
     size:int # Side of the images
     members:dict # Each `Member` by name
     fitted:FittedEnsemble # What the ensemble chose; of a single run, weight 1
-
-    @property
-    def device(self)->torch.device: # Where its networks are
-        "The device it works on"
-        return next(next(iter(self.members.values())).parameters()).device
+    device:torch.device = torch.device("cpu") # Where its networks are
 
     def to(self, device)->"Predictor": # The same, its networks moved
         "Take its networks to a device, as for `pick_device`"
-        device = pick_device(device)
-        prepare_device(device)
-        for m in self.members.values(): m.to(device)
+        self.device = pick_device(device)
+        prepare_device(self.device)
+        for m in self.members.values(): m.to(self.device)
         return self
 
     def pixels(self,
@@ -149,19 +143,19 @@ def load_predictor(
     images = members[names[0]].images
     return Predictor(p.name, images.classes, images.size, members, fitted).to(device)
 
-# %% ../../nbs/36_results.predict.ipynb #84a3c560
+# %% ../../nbs/36_results.predict.ipynb #e68e25a6
 def _predict_batch(predictor, files):
     "A row a file, with its class and probabilities or with its error"
-    pixels, rows = {}, []
-    for f in files:
-        rows.append(row := dict(file=str(f)))
-        try: pixels[len(rows)-1] = predictor.pixels([f])
-        except DataError as e: row["error"] = str(e).removeprefix(f"{f}: ")
-    probs = predictor.probs(torch.cat([*pixels.values()])) if pixels else []
-    for i,p in zip(pixels, probs.tolist() if pixels else []):
+    rows,pixels = [dict(file=str(f)) for f in files],[]
+    for row in rows:
+        try: pixels.append(predictor.pixels([row["file"]]))
+        except DataError as e: row["error"] = str(e).removeprefix(f"{row['file']}: ")
+    good = [row for row in rows if "error" not in row]
+    probs = predictor.probs(torch.cat(pixels)).tolist() if good else []
+    for row,p in zip(good, probs):
         by_class = dict(zip(predictor.classes, p))
         best = max(by_class, key=by_class.get)
-        rows[i] |= {"class": best, "probability": by_class[best], "probabilities": by_class}
+        row.update({"class": best, "probability": by_class[best], "probabilities": by_class})
     return rows
 
 # %% ../../nbs/36_results.predict.ipynb #ec37a5e2

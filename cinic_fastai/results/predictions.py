@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #49ca69ac
+# %% ../../nbs/32_results.predictions.ipynb #9973540e
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from weakref import WeakKeyDictionary
 import numpy as np
-from ..core import ConfigError, StoreError, nearest
+from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
-from ..core import needs_valid
 from .metrics import accuracy, as_preds, nll
 from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
 
-# %% ../../nbs/32_results.predictions.ipynb #ad689263
+# %% ../../nbs/32_results.predictions.ipynb #aa055cb5
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
 
 @dataclass(frozen=True, eq=False)
@@ -34,8 +34,7 @@ class Prediction:
     valid:tuple[Stored,...] = () # Valid probabilities, none where nothing may be chosen by them
     no_valid:str = "" # Why there are none
     fitted:FittedEnsemble = _ALONE # What was chosen on valid images
-    probs:np.ndarray|None = None # Of the test images `(n,c)`; None of a hard vote
-    preds:np.ndarray|None = None # Classes of the test images `(n,)`; None while it isn't done
+    answers:np.ndarray|None = None # Probabilities of the test images `(n,c)`, of a hard vote classes `(n,)`
 
     def fit_with(self, fit):
         "What `fit_ensemble` or `leave_one_out` chooses on valid images; without those there is nothing to choose"
@@ -47,9 +46,13 @@ class Prediction:
         return predict_ensemble(self.fitted, [m.probs for m in stored], temperature)
 
     @property
-    def done(self)->bool: return self.preds is not None
+    def done(self)->bool: return self.answers is not None
     @property
     def is_vote(self)->bool: return self.kind!="run"
+    @property
+    def probs(self)->np.ndarray|None: return None if self.kind=="hard" else self.answers
+    @cached_property
+    def preds(self)->np.ndarray: return as_preds(self.answers)
     @property
     def targs(self)->np.ndarray: return self.test[0].targs
     @property
@@ -74,19 +77,19 @@ def _compared_runs(study, everyone):
     rest = [r for r in record.runs if r not in compared.values()]
     return compared|{r.name if names[r.name]==1 else r.key: r for r in rest}
 
-# %% ../../nbs/32_results.predictions.ipynb #7e69e653
+# %% ../../nbs/32_results.predictions.ipynb #cf225a5d
 def _stored(study, run_id, split): return Stored(**study.store.probs(run_id, split))
 
-def _stored_valid(study, run_id):
-    "A run's valid probabilities, if anything may be chosen by them"
+def _with_valid(p, study, run_id):
+    "A run's prediction with its valid probabilities, or the reason why nothing may be chosen by them"
     if study.store.config(run_id).train_on!="train":
-        raise StoreError("was trained on valid images, so nothing can be chosen by them")
+        return replace(p, no_valid="was trained on valid images, so nothing can be chosen by them")
     try: valid = _stored(study, run_id, "valid")
-    except StoreError as e: raise StoreError(f"has no valid probabilities: {e}") from None
-    if not len(valid.targs): raise StoreError("has seen no valid images, so nothing can be chosen by them")
-    return valid
+    except StoreError as e: return replace(p, no_valid=f"has no valid probabilities: {e}")
+    if len(valid.targs): return replace(p, valid=(valid,))
+    return replace(p, no_valid="has seen no valid images, so nothing can be chosen by them")
 
-# %% ../../nbs/32_results.predictions.ipynb #e1dd822c
+# %% ../../nbs/32_results.predictions.ipynb #0c25aeea
 def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
@@ -94,9 +97,7 @@ def _of_run(study, name, run):
     if status!="done": return p
     try: test = _stored(study, run.run_id, "test")
     except StoreError as e: return replace(p, status="failed", reason=str(e))
-    p = replace(p, test=(test,), probs=test.probs, preds=as_preds(test.probs))
-    try: return replace(p, valid=(_stored_valid(study, run.run_id),))
-    except StoreError as e: return replace(p, no_valid=str(e))
+    return _with_valid(replace(p, test=(test,), answers=test.probs), study, run.run_id)
 
 # %% ../../nbs/32_results.predictions.ipynb #3bceb4d5
 def _valid_members(p, members):
@@ -107,7 +108,7 @@ def _valid_members(p, members):
     check_members(valid, p.members)
     return valid
 
-# %% ../../nbs/32_results.predictions.ipynb #afc3a3c5
+# %% ../../nbs/32_results.predictions.ipynb #59a110d3
 def _voted(p, members):
     "Fit an ensemble on valid images and take its vote on the test images"
     test = tuple(m.test[0] for m in members)
@@ -118,27 +119,26 @@ def _voted(p, members):
         p = replace(p, no_valid=str(e))
     p = replace(p, test=test)
     p = replace(p, fitted=p.fit_with(fit_ensemble))
-    voted = p.vote(test)
-    return replace(p, preds=as_preds(voted), probs=None if p.kind=="hard" else voted)
+    return replace(p, answers=p.vote(test))
 
-# %% ../../nbs/32_results.predictions.ipynb #5ce48720
-def _obstacle(members):
-    "Status and reason of a vote that can't be formed, the reason empty where it can"
-    missing = [m for m in members if not m.done]
-    names = ", ".join(m.name for m in missing)
-    if not missing: return "skipped", one_training({m.name: m.run_ids[0] for m in members})
-    return ("left", f"waits for {names}") if all(m.status=="left" for m in missing) else ("skipped", f"without {names}")
+# %% ../../nbs/32_results.predictions.ipynb #4b653b2e
+def _standing(members):
+    "Status of a vote, and why it can't be formed"
+    missing = {m.name: m.status for m in members if not m.done}
+    names = ", ".join(missing)
+    if set(missing.values())=={"left"}: return "left", f"waits for {names}"
+    if missing: return "skipped", f"without {names}"
+    twice = one_training({m.name: m.run_ids[0] for m in members})
+    return "skipped" if twice else "done", twice
 
-# %% ../../nbs/32_results.predictions.ipynb #e67338ae
+# %% ../../nbs/32_results.predictions.ipynb #88e1d1c4
 def _of_vote(ensemble, runs):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
     members = [runs.get(n, Prediction(n, "run", "skipped")) for n in ensemble.members]
     ids = tuple(m.run_ids[0] for m in members if m.done)
-    p = Prediction(ensemble.name, ensemble.method, "done", "", tuple(ensemble.members), ids, options)
-    status, reason = _obstacle(members)
-    if reason: return replace(p, status=status, reason=reason)
-    try: return _voted(p, members)
+    p = Prediction(ensemble.name, ensemble.method, *_standing(members), tuple(ensemble.members), ids, options)
+    try: return p if p.reason else _voted(p, members)
     except StoreError as e: return replace(p, status="failed", reason=str(e))
 
 # %% ../../nbs/32_results.predictions.ipynb #17df5c3a

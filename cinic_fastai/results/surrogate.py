@@ -33,12 +33,12 @@ def surrogate(
         model.fit(space.transform(xs), ys)
     return create_result(xs, ys, space, models=[model])
 
-# %% ../../nbs/34_results.surrogate.ipynb #637b68d8
+# %% ../../nbs/34_results.surrogate.ipynb #7379bdb2
 def _quantiles(dim, us):
     "Values of a dimension, in skopt's coordinates, at shares `us` of the way through it as it is searched"
-    kind, ends = dim_kind(dim)
-    if kind=="choices": return [ends[min(int(u*len(ends)), len(ends)-1)] for u in us]
-    lo, hi = ends
+    kind, held = dim_kind(dim)
+    if kind=="choices": return [held[i] for i in _quantiles({"int": [0, len(held)-1]}, us)]
+    lo, hi = held
     if kind in ("int", "log2"): return [min(lo+int(u*(hi-lo+1)), hi) for u in us]
     return [lo*(hi/lo)**u if kind=="log" else lo+u*(hi-lo) for u in us]
 
@@ -47,46 +47,41 @@ def _predict(result, xs):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
 
-# %% ../../nbs/34_results.surrogate.ipynb #150c4f45
-def _dependence(result, i, values, others):
-    "Expected accuracy with dimension `i` at each of its values, averaged over other points"
-    dims = result.space.dimensions
-    ends = np.cumsum([0, *(d.transformed_size for d in dims)])
-    xs = np.repeat(others[None], len(values), axis=0)
-    xs[:,:,ends[i]:ends[i+1]] = np.reshape(dims[i].transform(values), (len(values), 1, -1))
-    return _predict(result, xs.reshape(-1, xs.shape[-1])).reshape(len(values), -1).mean(1)
+# %% ../../nbs/34_results.surrogate.ipynb #e224f9fd
+def _dependence(result, i, values):
+    "Expected accuracy with dimension `i` at each of its values, averaged over 250 points"
+    others = result.space.rvs(250, random_state=0)
+    points = [[*o[:i], x, *o[i+1:]] for x in values for o in others]
+    return _predict(result, result.space.transform(points)).reshape(len(values), -1).mean(1)
 
 def _shown(dim, x):
     "A coordinate as the value a reader expects: a batch size as such, a choice as text"
     kind, _ = dim_kind(dim)
     return str(x) if kind=="choices" else 2**x if kind=="log2" else x
 
-# %% ../../nbs/34_results.surrogate.ipynb #8d295af7
+# %% ../../nbs/34_results.surrogate.ipynb #611c46e5
 def dependence_table(
     result, # From `surrogate`, or None
     spec:dict, # A dimension by name
-    search:str="", # Its name
-    n:int=33, # Values of a dimension, at most
-    samples:int=250 # Points that the other dimensions are averaged over
+    search:str="" # Its name
 )->pd.DataFrame: # `search`, `dimension`, `scale` (as in a plan), `value`, `valid_acc`
     "Partial dependence: what the surrogate makes of each dimension by itself"
-    rows, others = [], None if result is None else result.space.transform(result.space.rvs(samples, random_state=0))
+    rows = []
     for i,(name,dim) in enumerate(spec.items() if result else ()):
-        values = list(dict.fromkeys(levels(dim, n)))
-        accs = _dependence(result, i, values, others)
+        values = list(dict.fromkeys(levels(dim, 33)))
+        accs = _dependence(result, i, values)
         rows += [(search, name, dim_kind(dim)[0], _shown(dim, x), acc) for x,acc in zip(values, accs)]
-    columns = ["search", "dimension", "scale", "value", "valid_acc"]
+    columns = "search dimension scale value valid_acc".split()
     return pd.DataFrame(rows, columns=columns, dtype=object).astype({"valid_acc": float}) # a batch size stays whole
 
-# %% ../../nbs/34_results.surrogate.ipynb #89cca6b4
+# %% ../../nbs/34_results.surrogate.ipynb #3887d0df
 _FLAT = 1e-4 # Standard deviation of accuracy below which a surrogate says nothing
 
 def sobol_table(
     func, # Takes points in skopt's coordinates (a list of lists), gives a number for each
-    spec:dict, # A dimension by name
-    n:int=1024 # Samples, a power of two; the function is asked n (dimensions + 2) times
+    spec:dict # A dimension by name
 )->pd.DataFrame: # `dimension`, `first`, `total`, in [0, 1]
-    "Sobol's indices of a function over a space"
+    "Sobol's indices of a function over a space, from 1,024 (dimensions + 2) of its values"
     from scipy.stats import sobol_indices, uniform
     dists = [uniform()]*max(2, len(spec)) # scipy wants two dimensions; one that nothing depends on does no harm
     spreads = []
@@ -96,7 +91,7 @@ def sobol_table(
         spreads.append(y.std())
         return y[None]
     with np.errstate(all="ignore"):
-        indices = sobol_indices(func=asked, n=n, dists=dists, rng=np.random.default_rng(0))
+        indices = sobol_indices(func=asked, n=1024, dists=dists, rng=np.random.default_rng(0))
     shares = np.stack([np.ravel(o)[:len(spec)] for o in (indices.first_order, indices.total_order)])
     shares = np.zeros_like(shares) if max(spreads)<_FLAT else np.clip(shares, 0, 1)
     return pd.DataFrame(dict(dimension=list(spec), first=shares[0], total=shares[1]))

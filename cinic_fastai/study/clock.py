@@ -51,7 +51,7 @@ def training_share(
     "How far a training is, by one of its events"
     return (epoch+done/total)/epochs
 
-# %% ../../nbs/42c_study.clock.ipynb #8de0ccc1
+# %% ../../nbs/42c_study.clock.ipynb #8bcaa94d
 @dataclass
 class Clock:
     "How much work a study holds, how much is done, and what it took"
@@ -66,16 +66,13 @@ class Clock:
     def pace(self)->float: # Above 1 where the estimate was too low
         "Seconds that an estimated second takes"
         return self.took/self.done if self.done>1 else 1.
-    def left(self,
+    def progress(self,
         current:float=0. # Estimated seconds done of the trainings under way
-    )->float: # Seconds
-        "Time to go"
-        return max(0., (self.total-self.done-current)*self.pace/self.jobs)
-    def share(self,
-        current:float=0. # As for `left`
-    )->float: # In [0, 1]
-        "Part of the work that is done"
-        return min(1., (self.done+current)/self.total) if self.total else 1.
+    )->dict: # `left`, the seconds to go, and `share`, the part that is done, in [0, 1]
+        "How far the work is"
+        done = self.done+current
+        left = max(0., (self.total-done)*self.pace/self.jobs)
+        return dict(left=left, share=min(1., done/self.total) if self.total else 1.)
     def begin(self,
         name:str, # Of a training
         expected:float # Seconds, from `estimate`
@@ -162,7 +159,7 @@ class NetworkTimer:
             self.close()
             return e
 
-# %% ../../nbs/42c_study.clock.ipynb #044d8757
+# %% ../../nbs/42c_study.clock.ipynb #8404592e
 def network_of(
     cfg:RunConfig # One run
 )->tuple: # The same for runs that crash or survive alike
@@ -171,23 +168,22 @@ def network_of(
 
 def _end_of(cfg, how):
     "Which networks end their process, one batch or all, and what is said of them"
-    key = network_of(cfg)
-    cure = OTHER_NETWORK
+    key,cure = network_of(cfg),OTHER_NETWORK
     if how=="SIGKILL":
         key = (*key, cfg.bs)
         cure = "Most likely it wants more memory than there is: take a smaller bs or size."
-    tried = f"while a few batches of {cfg.bs} were tried"
-    return key,f"The network {cfg.model} ended its process ({how or 'no cause is known'}) {tried}. {cure}"
+    end = f"ended its process ({how or 'no cause is known'}) while a few batches of {cfg.bs} were tried"
+    return key,f"The network {cfg.model} {end}. {cure}"
 
-# %% ../../nbs/42c_study.clock.ipynb #991ffb3c
+# %% ../../nbs/42c_study.clock.ipynb #768a50ca
 def measure_networks(
     timer:NetworkTimer, # Times them
-    cfgs:Iterable[RunConfig], # From `timing_key`
+    cfgs:Iterable[RunConfig], # Whose networks
     **kw # As for `time_steps`: `n_out`, `size`, `device`
-)->dict: # Run -> seconds an image in training and in validation
-    "Time several networks"
+)->dict: # From `timing_key` to seconds an image in training and in validation
+    "Time several networks, each once"
     times = {}
-    for cfg in cfgs:
+    for cfg in set(map(timing_key, cfgs)):
         try: times[cfg] = timer(cfg, **kw)
         except FatalError: raise
         except Exception: pass

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #c893dbe8
+# %% ../../nbs/43b_study.runner.ipynb #93748c88
 import time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from fastcore.basics import noop, patch
-from cinic_fastai.core import (CinicError, DataError, FatalError, NetworkError, PlanError, StoreError, WeightsError,
-    WriteError)
+from ..core import CinicError, DataError, FatalError, NetworkError, StoreError, WeightsError, WriteError
 from ..core import stop_on_signals, interruptible
 from ..data.pack import Pack
 from ..files import lock, read_json
@@ -22,19 +22,19 @@ from cinic_fastai.record import (Trial, best_first, best_trial, control_name, jo
     read_journal)
 from ..record import BestPoint, Repeat, RunEntry, SearchEntry, StudyRecord
 from ..config import RESULT_VERSION, RunConfig, non_defaults, one_training, run_id, with_weights
+from ..space import SearchBudget
 from ..store import RunStore
 from .begin import new_record, open_record, refuse_other_sources, search_sources
 from .clock import DECISIVE
-from ..plan import Plan, PlanRun, PlanSearch, plan_search
-from .expand import final_config, run_config, trial_config
-from .expand import middle_bs, plan_problems
+from ..plan import Plan, PlanRun, PlanSearch
+from .expand import check_fits, middle_bs, run_config, trial_config, typical_config
 from .samples import write_samples
 from .search import search as search_space
 from .track import Tracker, check_track
 from .trainer import Job, StudyOptions, Trainer, cause_of, thread_map, trace_of
 from .workers import open_workers
 
-# %% ../../nbs/43b_study.runner.ipynb #8ad9c0c3
+# %% ../../nbs/43b_study.runner.ipynb #feb1cc67
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -74,11 +74,11 @@ class StudyRunner:
             for k,v in values.items(): setattr(entry, k, v)
             self.record.write(self.out)
 
-    def journal(self, name): return read_journal(journal_path(self.out, name))
+    def trials(self, name): return read_journal(journal_path(self.out, name)).trials
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
-# %% ../../nbs/43b_study.runner.ipynb #44df4ccd
+# %% ../../nbs/43b_study.runner.ipynb #ceabcd22
 @patch
 def record_failure(self:StudyRunner,
     entry, # Of the record
@@ -92,19 +92,28 @@ def record_failure(self:StudyRunner,
     self.trainer.tell("end", entry.name, status=status, reason=cause)
 
 @patch
+@contextmanager
+def recording(self:StudyRunner,
+    entry # Of the record
+):
+    "Record what goes wrong in a block; what ends all work is raised"
+    try: yield
+    except FatalError: raise
+    except Exception as e: self.record_failure(entry, e)
+
+@patch
 def train(self:StudyRunner,
     run:PlanRun, # From the plan
-    cfg:RunConfig # What that means
+    point:dict|None=None # Its search's best point, where it has a source
 ):
     "Carry one run out, unless it is there"
     entry = self.entry(run)
-    cfg = self.declared(cfg)
-    rid = self.rid(cfg)
-    if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
-    try: self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
-    except FatalError: raise
-    except Exception as e: self.record_failure(entry, e)
-    else: self.mark(entry, run_id=rid, status="done", reason="")
+    with self.recording(entry):
+        cfg = self.declared(run_config(self.plan, run, point))
+        rid = self.rid(cfg)
+        if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
+        self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
+        self.mark(entry, run_id=rid, status="done", reason="")
 
 # %% ../../nbs/43b_study.runner.ipynb #4bd34af0
 @patch
@@ -131,18 +140,18 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     if "stopped" in done: return values|dict(status="stopped")
     return values|dict(accs=self.store.history(rid).valid_acc.tolist())
 
-# %% ../../nbs/43b_study.runner.ipynb #ec136c5c
+# %% ../../nbs/43b_study.runner.ipynb #e3ee2ad3
 @patch
 def _trials(self:StudyRunner, s, name):
     "All trials of a search or its control, made or continued"
-    kept = ("random", "guided", "seed", "strategy", "batch", "start", "rungs", "factor")
-    header = {k: getattr(s, k) for k in kept}|search_sources(s, self.weights)
-    header |= dict(search=s.name, data=self.record.data.digest, result_version=RESULT_VERSION)
+    data = self.record.data
+    budget = {k: getattr(s, k) for k in SearchBudget.__dataclass_fields__}
+    header = dict(search=s.name, data=data.digest, base=non_defaults(trial_config(s, {})))
     return search_space(s.space, partial(self._try_point, s, name), journal_path(self.out, name),
-        chance=self.record.data.majority_acc("valid"), on_event=self.trainer.on_event,
-        map_fn=thread_map if self.trainer.workers else map, base=non_defaults(trial_config(s, {})), **header)
+        data.majority_acc("valid"), self.trainer.on_event, thread_map if self.trainer.workers else map,
+        **budget, **header, **search_sources(s, self.weights), result_version=RESULT_VERSION)
 
-# %% ../../nbs/43b_study.runner.ipynb #ba1f212e
+# %% ../../nbs/43b_study.runner.ipynb #c053d38e
 def _best_point(trials):
     best = best_trial(trials)
     return BestPoint(number=best.number, point=best.point, valid_acc=best.valid_acc, run_id=best.run_id)
@@ -154,12 +163,9 @@ def search(self:StudyRunner,
     "Carry one search out and record its best point"
     entry = self.search_entry(s.name)
     self.mark(entry, status="running", reason="")
-    try: best = _best_point(self._trials(s, s.name))
-    except FatalError: raise
-    except CinicError as e: return self.record_failure(entry, e)
-    self.mark(entry, status="done", best=best)
+    with self.recording(entry): self.mark(entry, best=_best_point(self._trials(s, s.name)), status="done")
 
-# %% ../../nbs/43b_study.runner.ipynb #285a321e
+# %% ../../nbs/43b_study.runner.ipynb #194d997f
 @patch
 def random_baseline(self:StudyRunner,
     s:PlanSearch # From the plan
@@ -167,15 +173,14 @@ def random_baseline(self:StudyRunner,
     "Carry a search's control out: random points of the same space, as many, and the same at the start"
     name = control_name(s.name)
     control = self.search_entry(s.name).control
-    found = dict(best=None, reason="")
-    try: found["best"] = _best_point(self._trials(replace(s, strategy="random", control=False), name))
+    same = replace(s, strategy="random", control=False)
+    try: self.mark(control, best=_best_point(self._trials(same, name)), reason="")
     except FatalError: raise
     except CinicError as e:
-        found["reason"] = str(e)
         self.trainer.log(f"{name}: {e}")
-    self.mark(control, **found)
+        self.mark(control, best=None, reason=str(e))
 
-# %% ../../nbs/43b_study.runner.ipynb #7a1ac47c
+# %% ../../nbs/43b_study.runner.ipynb #f0e9cfa6
 def repeat_points(
     trials:list[Trial], # Of a search
     control:list[Trial] # Of its control, [] without one
@@ -184,20 +189,22 @@ def repeat_points(
     different = {}
     for o in best_first(trials): different.setdefault(o.run_id, o)
     found = list(zip(("winner", "runner-up"), different.values()))
-    rival = [("control", o) for o in best_first(control)[:1] if o.run_id not in [p.run_id for _,p in found[:1]]]
-    return found+rival
+    return found+[("control", o) for o in best_first(control)[:1] if o.run_id!=next(iter(different), None)]
 
 @patch
 def reseed_best(self:StudyRunner,
     s:PlanSearch # From the plan
 ):
     "Train a search's best points again with other seeds"
-    trials,control = (self.journal(name).trials for name in (s.name, control_name(s.name)))
-    points = repeat_points(trials, control)
+    points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
-    todo = [(Repeat(of=of, number=t.number, seed=seed), t) for seed in range(first, first+s.repeats) for of,t in points]
-    self.trainer.run_parallel([partial(self._reseed, s, repeat, trial.point) for repeat,trial in todo])
-    self.mark(self.search_entry(s.name), repeated=[repeat for repeat,_ in todo])
+    steps = []
+    repeated = []
+    for seed,(of,trial) in product(range(first, first+s.repeats), points):
+        repeated.append(Repeat(of=of, number=trial.number, seed=seed))
+        steps.append(partial(self._reseed, s, repeated[-1], trial.point))
+    self.trainer.run_parallel(steps)
+    self.mark(self.search_entry(s.name), repeated=repeated)
 
 @patch
 def _reseed(self:StudyRunner, s, repeat, point):
@@ -210,18 +217,15 @@ def _reseed(self:StudyRunner, s, repeat, point):
         self.trainer.log(f"{name}: {trace_of(e)}")
         repeat.reason = cause_of(e)
 
-# %% ../../nbs/43b_study.runner.ipynb #a34b717f
+# %% ../../nbs/43b_study.runner.ipynb #917f0012
 @patch
 def final(self:StudyRunner,
     run:PlanRun # Whose parameters come from a search
 ):
     "Carry a final run out with the best point of its search"
-    entry = self.entry(run)
     s = self.search_entry(run.source.removeprefix("search:"))
-    if not s.best: return self.mark(entry, status="skipped", reason=f"search {s.name} gave no point: {s.reason}")
-    try: cfg = final_config(self.plan, run, s.best.point)
-    except CinicError as e: return self.record_failure(entry, e)
-    self.train(run, cfg)
+    if s.best: return self.train(run, s.best.point)
+    self.mark(self.entry(run), status="skipped", reason=f"search {s.name} gave no point: {s.reason}")
 
 @patch
 def ensembles(self:StudyRunner):
@@ -232,7 +236,7 @@ def ensembles(self:StudyRunner):
         reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
-# %% ../../nbs/43b_study.runner.ipynb #c8e87403
+# %% ../../nbs/43b_study.runner.ipynb #ced4faec
 @patch
 def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides, only length and network are right
     "What is left to train"
@@ -240,28 +244,29 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
     left = [cfg for cfg in cfgs if not self.trainer.is_sound(self.rid(self.declared(cfg)))]
     for s in self.plan.searches: left += [trial_config(s, middle_bs(s))]*self._trainings_left(s)
     finals = [r for r in self.plan.runs if r.source and self.entry(r).status!="done"]
-    return left+[final_config(self.plan, r, middle_bs(plan_search(self.plan, r.source))) for r in finals]
+    return left+[typical_config(self.plan, r) for r in finals]
 
 @patch
 def _trainings_left(self:StudyRunner, s):
     "Trials, trials of the control, and repeats of a search that are missing"
-    def left(name): return s.n_trials-sum(not ran_out_of_memory(o) for o in self.journal(name).trials)
+    def left(name): return s.n_trials-sum(not ran_out_of_memory(o) for o in self.trials(name))
     repeated = self.search_entry(s.name).repeated # all at once, fewer than planned where points came up twice
     repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)
 
-# %% ../../nbs/43b_study.runner.ipynb #8941e5ef
+# %% ../../nbs/43b_study.runner.ipynb #8589ca03
 @patch
 def run(self:StudyRunner):
     "All steps in order"
     plan = self.plan
-    side_by_side = self.trainer.run_parallel
     refuse_other_sources(plan, self.record, self.out, self.store, self.weights)
     self.trainer.start_clock(self.pending_configs())
-    steps = [partial(self.train, r, run_config(plan, r)) for r in plan.runs if not r.source]
-    for s in plan.searches: steps += [partial(self.search, s), *[partial(self.random_baseline, s)]*s.control]
-    side_by_side(steps)
-    side_by_side([partial(self.final, r) for r in plan.runs if r.source])
+    steps = [partial(self.train, r) for r in plan.runs if not r.source]
+    for s in plan.searches:
+        steps.append(partial(self.search, s))
+        if s.control: steps.append(partial(self.random_baseline, s))
+    self.trainer.run_parallel(steps)
+    self.trainer.run_parallel([partial(self.final, r) for r in plan.runs if r.source])
     for s in plan.searches:
         if s.repeats: self.reseed_best(s)
     done = [r for r in self.record.runs if r.status=="done"]
@@ -272,21 +277,21 @@ def run(self:StudyRunner):
     self.ensembles()
     if done: self.record.env = read_json(self.store.folder(done[-1].run_id)/"env.json")
 
-# %% ../../nbs/43b_study.runner.ipynb #41e4fb5f
+# %% ../../nbs/43b_study.runner.ipynb #1cb4d4e3
 @patch
 @contextmanager
 def _recorded(self:StudyRunner):
     "Count the seconds of a block into the record, however it ends"
-    began = time.monotonic()
-    before = self.record.seconds
+    began = time.monotonic()-self.record.seconds
+    def count(): self.mark(self.record, seconds=time.monotonic()-began)
     try: yield
     except BaseException:
-        with suppress(WriteError): self.mark(self.record, seconds=before+time.monotonic()-began)
+        with suppress(WriteError): count()
         raise
     finally: self.trainer.close()
-    self.mark(self.record, seconds=before+time.monotonic()-began)
+    count()
 
-# %% ../../nbs/43b_study.runner.ipynb #15cf2a3a
+# %% ../../nbs/43b_study.runner.ipynb #cf52e1f1
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -299,7 +304,7 @@ def run_study(
     "Do what is missing of a study and write its page"
     out = Path(out)
     o = options
-    if problems := plan_problems(plan, pack.counts(), pack.size): raise PlanError("; ".join(problems)+".")
+    check_fits(plan, pack.counts(), pack.size)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
     helpers = open_workers(o.backend, o.jobs, o.address) if o.elsewhere else nullcontext()

@@ -48,7 +48,11 @@ def _kept_examples(path, made_from):
     except (FileNotFoundError, StoreError): return None
     return old["augmented"] if old.get("made_from")==made_from else None
 
-# %% ../../nbs/42a_study.samples.ipynb #ebdefa26
+# %% ../../nbs/42a_study.samples.ipynb #0e3eaa42
+def _surest(rows, probs, k):
+    "The `k` rows of the highest probability, of equals the first"
+    return rows[np.argsort(-probs, kind="stable")][:k]
+
 def surest_mistakes(
     probs:np.ndarray, # `(n,c)`
     targs:np.ndarray, # `(n,)`
@@ -56,7 +60,7 @@ def surest_mistakes(
 )->np.ndarray: # Row numbers into `probs`, the surest first
     "The wrong predictions with the highest probability"
     wrong = np.flatnonzero(probs.argmax(1)!=targs)
-    return wrong[np.argsort(-probs[wrong].max(1), kind="stable")][:k]
+    return _surest(wrong, probs[wrong].max(1), k)
 
 def confused_pairs(
     probs:np.ndarray, # `(n,c)`
@@ -65,12 +69,12 @@ def confused_pairs(
     each:int=8 # Images of each
 )->list[tuple[int,int,np.ndarray]]: # (right class, taken for, row numbers into `probs`), most frequent pair first
     "What is taken for what most often, with the surest images of each pair"
-    preds = probs.argmax(1)
-    n = probs.shape[1]
-    def rows(i, j):
-        of = np.flatnonzero((targs==i)&(preds==j))
-        return of[np.argsort(-probs[of,j], kind="stable")][:each]
-    return [(i, j, rows(i, j)) for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs)]
+    preds,n = probs.argmax(1),probs.shape[1]
+    found = []
+    for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs):
+        rows = np.flatnonzero((targs==i)&(preds==j))
+        found.append((i, j, _surest(rows, probs[rows,j], each)))
+    return found
 
 # %% ../../nbs/42a_study.samples.ipynb #2f13d5e7
 def _mistake_samples(pack, probs, targs, rows):
@@ -90,7 +94,7 @@ def _shown_predictor(out):
     sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
-# %% ../../nbs/42a_study.samples.ipynb #206376a2
+# %% ../../nbs/42a_study.samples.ipynb #9bf5c4ab
 SHOWN_POLICIES = ("simple", "gentle", "advanced", "combined", "combined-gentle")
 
 def write_samples(
@@ -99,9 +103,9 @@ def write_samples(
 ):
     "Write `samples.npz`"
     f = out/"samples.npz"
-    train = pack.rows["train"]
-    test = pack.rows["test"]
-    rows = np.array([train[pack.targs[train]==i][0] for i in range(min(10, len(pack.classes)))])
+    train,test = pack.rows["train"],pack.rows["test"]
+    firsts = np.unique(pack.targs[train], return_index=True)[1]
+    rows = train[firsts[:10]]
     made_from = f"{pack.digest}, version {RESULT_VERSION}"
     augmented = _kept_examples(f, made_from)
     if augmented is None: augmented = augmented_examples(pack, rows, SHOWN_POLICIES)

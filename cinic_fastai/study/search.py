@@ -42,16 +42,14 @@ def gp_optimizer(
         acq_optimizer="auto", random_state=rng, acq_func_kwargs=dict(xi=.01, kappa=1.96),
         acq_optimizer_kwargs=dict(n_points=10000, n_restarts_optimizer=5, n_jobs=1))
 
-# %% ../../nbs/41_study.search.ipynb #84e33049
+# %% ../../nbs/41_study.search.ipynb #75dfe8cc
 def _gp_points(header, start):
     "Bayesian optimisation with a Gaussian process"
     opt = gp_optimizer(header.space, header.random+len(start), header.seed)
     if start: opt.tell(*_columns((yield start)))
-    if header.batch==1:
-        for _ in range(header.random+header.guided): opt.tell(*(yield [opt.ask()])[0])
-        return
-    for n in map(len, chunked(range(header.random+header.guided), header.batch)):
-        opt.tell(*_columns((yield opt.ask(n, "cl_min"))))
+    for trials in chunked(range(header.random+header.guided), header.batch):
+        xs = [opt.ask()] if header.batch==1 else opt.ask(len(trials), "cl_min")
+        opt.tell(*_columns((yield xs)))
 
 def _columns(told): return map(list, zip(*told))
 
@@ -67,13 +65,13 @@ def _grid_points(header):
     counts = grid_counts(header.space, header.random+header.guided)
     return map(list, product(*(levels(dim, counts[k]) for k,dim in header.space.items())))
 
-# %% ../../nbs/41_study.search.ipynb #16e298a9
+# %% ../../nbs/41_study.search.ipynb #6d82581c
 def proposals(
     header:JournalHeader # Space, strategy, numbers of trials, seed, points to start with
 )->Generator[list, list, None]: # Batches of coordinates; takes a list of `(coordinates, value)` by `send`
     "A strategy at work"
-    errors = space_errors(header.space)+start_errors(header.space, header.start)
-    if errors: raise PlanError("; ".join(errors)+".")
+    if errors := space_errors(header.space)+start_errors(header.space, header.start):
+        raise PlanError("; ".join(errors)+".")
     start = [coordinates(header.space, o) for o in header.start]
     if header.strategy=="gp": return _gp_points(header, start)
     points = dict(grid=_grid_points, random=_random_points)[header.strategy]
@@ -105,35 +103,28 @@ def expected_acc(
     gain = float(np.median([o.valid_acc-max(o.accs[:n]) for o in done]))
     return min(trial.valid_acc+gain, max(o.valid_acc for o in done))
 
-# %% ../../nbs/41_study.search.ipynb #a5a5542b
+# %% ../../nbs/41_study.search.ipynb #957322c2
 def _plain(values):
     text = json.dumps(values, default=lambda o: o.tolist()) # NumPy's scalars and arrays
     return json.loads(text, parse_constant=lambda name: None)
 
 def _evaluate(objective, number, point, **kw):
-    "What an objective says of a point, whatever it does"
+    "A trial at a point, whatever the objective does"
+    result = dict(status="done", cause="", valid_acc=None)
     began = time.monotonic()
-    try: result = dict(objective(number, dict(point), **kw))
+    try: result |= objective(number, dict(point), **kw)
     except CinicError: raise
-    except Exception as e: result = dict(status="failed", cause=f"{type(e).__name__}: {e}")
-    return dict(status="done", cause="", seconds=time.monotonic()-began, valid_acc=None)|result
-
-def _as_trial(number, point, result):
-    "A result as the journal has it"
-    values = _plain(result|dict(number=number, point=point))
+    except Exception as e: result |= dict(status="failed", cause=f"{type(e).__name__}: {e}")
+    values = _plain(dict(seconds=time.monotonic()-began)|result|dict(number=number, point=point))
     if values["status"]!="failed" and type(values["valid_acc"]) not in (int, float):
         values |= dict(status="failed", cause=f"valid_acc is {result['valid_acc']}")
     return Trial.model_validate(values).model_copy(update=values) # with fields that are null, too
 
-# %% ../../nbs/41_study.search.ipynb #415c19d7
+# %% ../../nbs/41_study.search.ipynb #ebdced25
 def _told(trial, before, chance):
     "The accuracy that the strategy is told of a trial"
     if trial.status=="failed": return chance
     return expected_acc(trial, before) if trial.status=="stopped" else trial.valid_acc
-
-def _value(trial, chance):
-    "What a strategy minimises"
-    return 1-(_told(trial, [], chance) if trial.told is None else trial.told)
 
 # %% ../../nbs/41_study.search.ipynb #4e964f31
 _asking = threading.Lock()
@@ -153,77 +144,80 @@ def _is_close(spec, a, b):
     space = normalize_dimensions(make_space(spec))
     return np.allclose(space.transform([a]), space.transform([b]), rtol=0, atol=1e-6)
 
-# %% ../../nbs/41_study.search.ipynb #9475c8b9
+# %% ../../nbs/41_study.search.ipynb #b33ef5ba
 @dataclass
 class _Search:
     "A search under way"
     journal:Journal
     header:JournalHeader
+    total:int
     objective:Callable
     chance:float
     on_event:Callable
     map_fn:Callable
-    def evaluate(self, numbers, points, before):
-        "Trials at points, as they end"
+    moved:bool = False
+    def evaluate(self, first, points, before):
+        "Trials at points, as they end; `first` is the first one's number"
+        numbers = range(first, first+len(points))
         kw = {}
         if self.header.rungs: kw["min_accs"] = trial_min_accs(before, self.header.rungs, self.header.factor)
-        results = self.map_fn(partial(_evaluate, self.objective, **kw), numbers, points)
-        for i,point,result in zip(numbers, points, results):
-            trial = _as_trial(i, point, result)
-            yield trial.model_copy(update=dict(told=_told(trial, self.journal.trials[:i], self.chance)))
+        for trial in self.map_fn(partial(_evaluate, self.objective, **kw), numbers, points):
+            told = _told(trial, self.journal.trials[:trial.number], self.chance)
+            yield trial.model_copy(update=dict(told=told))
+    def tell(self, trial): self.on_event("trial", trial=trial, done=len(self.journal.trials), total=self.total)
 
-# %% ../../nbs/41_study.search.ipynb #87e0be9a
+# %% ../../nbs/41_study.search.ipynb #0e3af651
 @patch
-def retry(self:_Search, trial, total):
+def retry(self:_Search, trial):
     "Try a trial again that ran out of memory"
-    again, = self.evaluate([trial.number], [trial.point], self.journal.trials[:trial.number])
+    again, = self.evaluate(trial.number, [trial.point], self.journal.trials[:trial.number])
     again = again.model_copy(update=dict(ask_seconds=trial.ask_seconds, again=True))
     self.journal.replace(again)
-    self.on_event("trial", trial=again, done=len(self.journal.trials), total=total)
+    self.tell(again)
 
-# %% ../../nbs/41_study.search.ipynb #0ae35f01
+# %% ../../nbs/41_study.search.ipynb #bdde7353
 @patch
-def replay(self:_Search, number, xs, moved):
+def replay(self:_Search, number, xs):
     "See whether a batch's trials of the journal lie where they are proposed today; say so once"
     spec = self.header.space
     for x,trial in zip(xs, self.journal.trials[number:]):
-        if moved or _is_close(spec, x, _coordinates(spec, trial, self.journal.path)): continue
-        moved = True
-        what = f"Trial {number} was proposed by other versions or another machine"
-        today = f"today it would be {to_point(spec, x)}"
-        self.on_event("note", text=f"{what}: {today}. The journal's points are kept.")
-    return moved
+        if self.moved or _is_close(spec, x, coordinates(spec, trial.point)): continue
+        self.moved = True
+        what = f"Trial {number} was proposed by other versions or another machine: today it would be"
+        self.on_event("note", text=f"{what} {to_point(spec, x)}. The journal's points are kept.")
 
 @patch
 def told(self:_Search, trial):
     "A trial as a strategy hears of it: coordinates and a value to be minimised"
-    return _coordinates(self.header.space, trial, self.journal.path),_value(trial, self.chance)
+    acc = _told(trial, [], self.chance) if trial.told is None else trial.told
+    return coordinates(self.header.space, trial.point),1-acc
 
-# %% ../../nbs/41_study.search.ipynb #4a050266
+# %% ../../nbs/41_study.search.ipynb #2203bf3c
 @patch
-def run(self:_Search, points, total):
+def run(self:_Search, points):
     "Go on to the last trial"
     trials = self.journal.trials
-    spec = self.header.space
     told = None
-    moved = any(o.again for o in trials)
-    number = 0 # what is known now might have led elsewhere
-    while number<total:
+    self.moved = any(o.again for o in trials) # what is known now might have led elsewhere
+    number = 0
+    while number<self.total:
         xs,seconds = _ask(points, told)
-        moved = self.replay(number, xs, moved)
-        new = range(len(trials), number+len(xs))
-        for trial in self.evaluate(new, [to_point(spec, xs[i-number]) for i in new], trials[:number]):
+        self.replay(number, xs)
+        new = [to_point(self.header.space, x) for x in xs[len(trials)-number:]]
+        for trial in self.evaluate(len(trials), new, trials[:number]):
             self.journal.add(trial.model_copy(update=dict(ask_seconds=seconds)))
-            self.on_event("trial", trial=trials[-1], done=len(trials), total=total)
+            self.tell(trials[-1])
         told = [self.told(o) for o in trials[number:number+len(xs)]]
         number += len(xs)
 
-# %% ../../nbs/41_study.search.ipynb #2b1ff6e1
-def _coordinates(spec, trial, path):
-    try: return trial_point(spec, trial.point, trial.number)
-    except StoreError as e:
-        cure = "Delete that line and all after it; finished trials are found in the run store again."
-        raise StoreError(f"{path} is damaged in line {trial.number+2}: {e}. {cure}") from None
+# %% ../../nbs/41_study.search.ipynb #1ec1fd8c
+def _check_points(journal):
+    "Refuse a journal with a trial outside of its space"
+    for trial in journal.trials:
+        try: trial_point(journal.header.space, trial.point, trial.number)
+        except StoreError as e:
+            cure = "Delete that line and all after it; finished trials are found in the run store again."
+            raise StoreError(f"{journal.path} is damaged in line {trial.number+2}: {e}. {cure}") from None
 
 def search(
     space:dict|list, # A dimension by name, or skopt's dimensions with names
@@ -239,10 +233,10 @@ def search(
     with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
     header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
     points = proposals(header)
-    total = budget.n_points(header.space)
-    todo = _Search(read_journal(journal), header, objective, chance, on_event, map_fn)
-    todo.journal.begin(header)
-    for trial in todo.journal.trials: _coordinates(header.space, trial, todo.journal.path)
-    for trial in filter(ran_out_of_memory, list(todo.journal.trials)): todo.retry(trial, total)
-    if len(todo.journal.trials)<total: todo.run(points, total)
-    return todo.journal.trials
+    found,total = read_journal(journal),budget.n_points(header.space)
+    found.begin(header)
+    _check_points(found)
+    todo = _Search(found, header, total, objective, chance, on_event, map_fn)
+    for trial in filter(ran_out_of_memory, list(found.trials)): todo.retry(trial)
+    if len(found.trials)<total: todo.run(points)
+    return found.trials

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['check_track', 'track_folder', 'Tracker']
 
-# %% ../../nbs/39_study.track.ipynb #52811120
+# %% ../../nbs/39_study.track.ipynb #3efd798b
 import re, secrets, threading
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -60,7 +60,7 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
-# %% ../../nbs/39_study.track.ipynb #a9a32c65
+# %% ../../nbs/39_study.track.ipynb #6c2db74a
 def _known(row): return {k: row[k] for k in HISTORY if k in row and row[k]==row[k]}
 
 class Tracker:
@@ -73,35 +73,32 @@ class Tracker:
     ):
         store_attr("folder,project,on_event")
         self.open = _open[track]
-        self.training = self.log = self.end = None
-        self.off = False
-        self.guard = threading.RLock()
+        self.training,self.log,self.open_training = None,None,ExitStack()
+        self.off,self.guard = False,threading.RLock()
     def __call__(self,
         name:str, # Of the training
         cfg:RunConfig, # What is trained
         rows:list[dict] # One dict an epoch; keys besides `HISTORY`'s are left out
     ):
         "Write the epochs that are not there yet"
-        with self._going_on():
-            if not self.off: self._write(name, cfg, rows)
+        self._attempt(self._write, name, cfg, rows)
     def close(self):
         "End the training that is open"
-        with self._going_on():
-            end = self.end
-            self.training = self.log = self.end = None
-            if end: end()
-    @contextmanager
-    def _going_on(self):
+        self._attempt(self._end)
+    def _attempt(self, do, *args):
         "One thread at a time; an error switches the tracker off and ends nothing else"
         with self.guard:
-            try: yield
+            if self.off: return
+            try: do(*args)
             except Exception as e:
                 self.off = True
-                self.training = self.log = self.end = None
                 why = f"{type(e).__name__}: {' '.join(str(e).split())[:200]}"
                 self.on_event("note", text=f"Tracking has ended ({why}). The study goes on.")
+    def _end(self):
+        self.training = None
+        self.open_training.close()
 
-# %% ../../nbs/39_study.track.ipynb #18f60591
+# %% ../../nbs/39_study.track.ipynb #4ca7bec8
 @patch
 def _write(self:Tracker, name, cfg, rows):
     folder = track_folder(self.folder, name)
@@ -110,10 +107,10 @@ def _write(self:Tracker, name, cfg, rows):
     new = [_known(r) for r in rows if r["epoch"]>=state["epochs"]]
     if not new: return
     if name!=self.training:
-        self.close()
-        if self.off: return
+        self._end()
         folder.mkdir(parents=True, exist_ok=True)
-        self.log,self.end = self.open(folder, self.project, name, state["id"], asdict(cfg))
+        self.log,end = self.open(folder, self.project, name, state["id"], asdict(cfg))
+        self.open_training.callback(end)
         self.training = name
     for row in new: self.log(row)
     write_json(f, {**state, "epochs": int(new[-1]["epoch"])+1})

@@ -7,8 +7,9 @@ __all__ = ['CRASHES', 'BACKENDS', 'OTHER_NETWORK', 'Task', 'make_task', 'RunErro
            'LostWorker', 'how_it_ended', 'Workers', 'SlotExecutor', 'one_process', 'check_backend', 'open_workers',
            'retry_lost_worker']
 
-# %% ../../nbs/42b_study.workers.ipynb #c3931e8e
+# %% ../../nbs/42b_study.workers.ipynb #94aecd1d
 import os, re, threading, time, traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from heapq import heappop, heappush
 from importlib import import_module
 from itertools import count
 from pathlib import Path
+from signal import SIGTERM
 from types import SimpleNamespace
 import psutil
 from fastcore.basics import noop, store_attr
@@ -43,7 +45,7 @@ class Task:
     policies:dict = field(default_factory=dict) # The user's policy, where the run has one
     slot:int = 0 # Which of the places it has, from 0
 
-# %% ../../nbs/42b_study.workers.ipynb #278c1e5b
+# %% ../../nbs/42b_study.workers.ipynb #0b52da47
 def make_task(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -56,9 +58,8 @@ def make_task(
     "A training for any process that sees the same two folders"
     if fit.get("weights"): fit["weights"] = str(Path(fit["weights"]).absolute())
     own = {k: v for k,v in policy_registry.items() if k==cfg.policy}
-    places = dict(pack=str(pack.path), store=str(store.path.absolute()), stop_file=str(stop_file))
-    seen = dict(limit=pack.limited, digest=pack.digest)
-    return Task(cfg, **places, **seen, threads=threads, device=device, fit=fit, policies=own)
+    return Task(cfg, str(pack.path), pack.limited, pack.digest, str(store.path.absolute()), str(stop_file),
+        threads, device, fit, own)
 
 # %% ../../nbs/42b_study.workers.ipynb #8285ebfe
 class RunError(Exception):
@@ -70,7 +71,7 @@ class RunError(Exception):
         super().__init__(msg)
         self.trace = trace
 
-# %% ../../nbs/42b_study.workers.ipynb #7c17eeb5
+# %% ../../nbs/42b_study.workers.ipynb #51f6b07c
 @dataclass(frozen=True)
 class Outcome:
     "What came of a training in another process"
@@ -78,18 +79,17 @@ class Outcome:
     done:dict|None = None # As from `fit_run`; None where an error ended it
     error:str = "" # Its class
     message:str = "" # Its words
-    signum:int = 2 # The signal behind an interrupt
     trace:str = "" # Its traceback
 
     def unwrap(self)->dict: # As from `fit_run`
         "The result, or the error as an exception"
         if self.done is not None: return self.done
         kind = getattr(core, self.error, None)
-        if kind is Interrupted: raise Interrupted(self.message, self.signum)
+        if kind is Interrupted: raise Interrupted(self.message, SIGTERM) # the only one that a worker hears of
         if isinstance(kind, type) and issubclass(kind, CinicError): raise kind(self.message)
         raise RunError(f"{self.error}: {self.message}", self.trace)
 
-# %% ../../nbs/42b_study.workers.ipynb #ef0a28d0
+# %% ../../nbs/42b_study.workers.ipynb #c15f2085
 @cache
 def _open_pack(path, limit, digest):
     "Open a pack once a process, and see that it is the driver's"
@@ -104,7 +104,7 @@ def _watch(stop_file):
     def stop():
         nonlocal looked,asked
         if not asked and time.monotonic()-looked>.3: looked,asked = time.monotonic(),stop_file.exists()
-        return 15 if asked else 0
+        return SIGTERM if asked else 0
     return stop
 
 def _gpu_of(slot, device):
@@ -112,7 +112,7 @@ def _gpu_of(slot, device):
     n = torch.cuda.device_count()
     return f"cuda:{slot%n}" if device in ("auto", "cuda") and n>1 else device
 
-# %% ../../nbs/42b_study.workers.ipynb #1f148b81
+# %% ../../nbs/42b_study.workers.ipynb #19796c2f
 def run_task(
     task:Task # From `make_task`
 )->Outcome: # Result or error
@@ -131,7 +131,7 @@ def run_task(
         device = _gpu_of(task.slot, task.device)
         done = fit_run(task.cfg, pack, store, on_event=on_event, stop=stop, device=device, **task.fit)
     except Exception as e:
-        return Outcome(notes, None, type(e).__name__, str(e), getattr(e, "code", 130)-128, traceback.format_exc())
+        return Outcome(notes, None, type(e).__name__, str(e), traceback.format_exc())
     return Outcome(notes, done)
 
 # %% ../../nbs/42b_study.workers.ipynb #71df6094
@@ -204,10 +204,10 @@ def _lost(e, task):
     what = f"Policy '{task.cfg.policy}' can't be sent to another process ({why})"
     return RunError(f"{what}. Make it of plain functions, or take --jobs 1.")
 
-# %% ../../nbs/42b_study.workers.ipynb #bd98c100
+# %% ../../nbs/42b_study.workers.ipynb #0fe038da
 class SlotExecutor:
     "A process for each place, started when first needed and again when lost"
-    def __init__(self): self.pools = {}
+    def __init__(self): self.pools = defaultdict(one_process) # By place
 
     def submit(self,
         fn:Callable, # A function that another process can import
@@ -215,12 +215,10 @@ class SlotExecutor:
     ): # A future
         "Have a place's process call a function"
         from joblib.externals.loky.process_executor import BrokenProcessPool
-        try: return self._pool(task.slot).submit(fn, task)
+        try: return self.pools[task.slot].submit(fn, task)
         except BrokenProcessPool:
             self.pools.pop(task.slot).shutdown(wait=False, kill_workers=True)
-            return self._pool(task.slot).submit(fn, task)
-
-    def _pool(self, slot): return self.pools.get(slot) or self.pools.setdefault(slot, one_process())
+            return self.pools[task.slot].submit(fn, task)
 
     def shutdown(self,
         wait:bool=True # For what is under way; else the processes are killed
@@ -254,17 +252,17 @@ def one_process(
     from joblib.externals.loky import ProcessPoolExecutor
     return ProcessPoolExecutor(max_workers=1, initializer=_leave_with, initargs=(os.getpid(),), **kw)
 
-# %% ../../nbs/42b_study.workers.ipynb #2a4f1aa2
+# %% ../../nbs/42b_study.workers.ipynb #7f476265
 BACKENDS = ("loky", "dask", "ray")
 
 @contextmanager
 def _loky(jobs, address):
     executor = SlotExecutor()
-    finished = False
-    try:
-        yield executor,jobs or 1
-        finished = True
-    finally: executor.shutdown(wait=finished)
+    try: yield executor,jobs or 1
+    except BaseException:
+        executor.shutdown(wait=False)
+        raise
+    executor.shutdown()
 
 @contextmanager
 def _dask(jobs, address):

@@ -7,8 +7,8 @@ __all__ = ['CUBLAS', 'native_bf16', 'resolve_precision', 'autocast', 'exact_floa
            'prepare_device', 'seed_everything', 'ask_cublas', 'deterministic_kernels', 'compile_', 'processor_name',
            'environment']
 
-# %% ../../nbs/20b_train.device.ipynb #f13a5a9e
-import contextlib, ctypes, os, platform, random, shutil
+# %% ../../nbs/20b_train.device.ipynb #548b70af
+import contextlib, ctypes, os, platform, random, re, shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -37,7 +37,7 @@ def resolve_precision(
     if native is None: native = native_bf16(device)
     return "bf16" if suits and native else "float32"
 
-# %% ../../nbs/20b_train.device.ipynb #4e730648
+# %% ../../nbs/20b_train.device.ipynb #4e8796df
 def autocast(
     precision:str, # `float32` or `bf16`
     device:torch.device # Where the network is
@@ -112,27 +112,27 @@ def deterministic_kernels()->Iterator[None]:
         torch.use_deterministic_algorithms(before, warn_only=warn)
         torch.backends.cudnn.benchmark = benchmark
 
-# %% ../../nbs/20b_train.device.ipynb #617b1c6c
+# %% ../../nbs/20b_train.device.ipynb #54275275
 def compile_(
     model:torch.nn.Module, # Changed in place, names of its weights stay
     device:torch.device # Where it trains
 )->torch.nn.Module: # The same
     "`torch.compile` a network; `ConfigError` where there is no compiler"
+    on_cuda = device.type=="cuda"
     names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "c++", "cl"]
     if device.type=="cpu" and not any(map(shutil.which, names)):
         raise ConfigError(f"compile = true needs a C++ compiler, and there is no {', '.join(names)} on the PATH. "
             "Install one, or take compile = false.")
-    if device.type=="cuda": model.to(memory_format=torch.contiguous_format)
-    model.compile(mode="reduce-overhead" if device.type=="cuda" else "default")
+    if on_cuda: model.to(memory_format=torch.contiguous_format)
+    model.compile(mode="reduce-overhead" if on_cuda else "default")
     return model
 
-# %% ../../nbs/20b_train.device.ipynb #06b6274a
+# %% ../../nbs/20b_train.device.ipynb #9f0e8bb2
 def processor_name()->str: # As its maker calls it, as far as the system tells
     "The machine's processor"
     info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [l.split(":", 1)[1].strip() for l in lines if l.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    found = re.search("model name.*: (.*)", info.read_text(encoding="utf-8")) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 def environment(
     cfg:RunConfig, # One run

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #ce854bed
-import dataclasses, warnings
+# %% ../../nbs/21_train.learner.ipynb #de01c576
+import copy, dataclasses, warnings
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastai.callback.core import Callback
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
+from fastcore.basics import store_attr
 from fastcore.foundation import L
 from torch import Tensor
 from ..core import ConfigError
@@ -26,10 +27,10 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..config import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    LookaheadCallback, TrainState, train_batches)
+    LookaheadCallback, TrainState)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
-from .networks import SpeedNet, inner_net, needs_batches, net_name, set_layout
+from .networks import SpeedNet, inner_net, net_name, set_layout
 from .optim import opt_func, split_params
 
 # %% ../../nbs/21_train.learner.ipynb #7b4dff52
@@ -46,66 +47,69 @@ def make_dls(
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
         size=cfg.size, device=device)
 
-# %% ../../nbs/21_train.learner.ipynb #3f5beecf
+# %% ../../nbs/21_train.learner.ipynb #d5c0e381
 def _batch_error(dls, size):
     "What of other loaders' batches our networks can't take, '' when all is well"
-    b = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
-    x,y = b[0],b[-1]
-    if len(b)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
+    batch = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
+    shape,y = tuple(batch[0].shape),batch[-1]
+    if len(batch)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
         return "The loaders' targets are no classes with names (`vocab`). " \
             "Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
-    shape,side = tuple(x.shape),size or x.shape[-1]
-    if shape[1:]==(3, side, side): return ""
     side = size or min(shape[2:], default=32)
+    if shape[1:]==(3, side, side): return ""
     return f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). " \
         f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...)."
 
-# %% ../../nbs/21_train.learner.ipynb #5326ed63
+# %% ../../nbs/21_train.learner.ipynb #f5347bc1
 def check_loaders(
-    dls:DataLoaders, # Ours, or any
+    dls:DataLoaders, # Of fastai or PyTorch
     cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`
     own:bool=False # For a network of one's own, which takes what it takes?
 ):
     "Refuse augmentation that other loaders than ours would leave out, and batches that our networks can't take"
-    if getattr(dls.train, "pack", None) is not None: return
     single = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
     if single is not None:
         raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's "
             "`batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
-    if not own and (why := _batch_error(dls, cfg.size)): raise ConfigError(why)
+    why = "" if own else _batch_error(dls, cfg.size)
+    if why: raise ConfigError(why)
 
-# %% ../../nbs/21_train.learner.ipynb #5dc55469
+# %% ../../nbs/21_train.learner.ipynb #4169c2d7
+def _pack(dls): return getattr(dls.train, "pack", None)
+
 def first_images(
     dls:DataLoaders, # Ours, or any
     n:int # How many, at most
 )->Tensor: # float32 `(n,3,h,w)`, normalised, on the CPU
     "Training images, before augmentation where the loaders are ours; else as they come"
-    pack = getattr(dls.train, "pack", None)
+    pack = _pack(dls)
     if pack is None:
         batches = islice(dls.train, -(-n//dls.train.bs))
         return torch.cat([b[0].as_subclass(Tensor).cpu().float() for b in batches])[:n]
-    x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]])).permute(0,3,1,2).float()/255
-    mean,std = (torch.from_numpy(o)[:,None,None] for o in (pack.mean, pack.std))
-    return (x-mean)/std
+    x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]]))/255
+    return ((x-torch.from_numpy(pack.mean))/torch.from_numpy(pack.std)).permute(0,3,1,2)
 
-# %% ../../nbs/21_train.learner.ipynb #37192891
+# %% ../../nbs/21_train.learner.ipynb #8938083b
 def _network(dls, cfg, weights):
     "The configured network, for the loaders' classes and size"
-    pack = getattr(dls.train, "pack", None)
+    pack = _pack(dls)
     size = cfg.size or (dls.one_batch()[0].shape[-1] if pack is None else pack.size)
     model = make_model(cfg, len(dls.vocab), size, weights)
     if cfg.whiten and isinstance(model, SpeedNet): model.init_whitening_(first_images(dls, 5000))
     return model
 
 def _refuse_single(model, dls):
-    "Refuse batches of one image for a network that can't train on them"
+    "Refuse batches of one image for a network that can't train on them, which a copy tries"
     if getattr(dls.train, "bs", None)!=1: return
-    xb = dls.one_batch()[0].as_subclass(Tensor)
-    if needs_batches(model, xb.to(next(model.parameters()).device)):
-        raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: "
-            "its batch normalisation gets one value a channel. Take a larger bs or size.")
+    xb = dls.one_batch()[0].as_subclass(Tensor).to(next(model.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]): copy.deepcopy(model).train()(xb)
+    except ValueError as e:
+        if "more than 1 value per channel" in str(e):
+            raise ConfigError(f"{net_name(inner_net(model))} can't train on batches of one image of this size: "
+                "its batch normalisation gets one value a channel. Take a larger bs or size.") from None
 
-# %% ../../nbs/21_train.learner.ipynb #3f9d9500
+# %% ../../nbs/21_train.learner.ipynb #4828cd2e
 class RunLearner(Learner):
     "fastai's `Learner`, which knows the `RunConfig` it was made from"
     def fit_config(self,
@@ -113,35 +117,35 @@ class RunLearner(Learner):
         cbs=None # fastai callbacks; an exception that one keeps in `error` is raised at the end
     ):
         "Train as the configuration says: its epochs, schedule, frozen phase, averaging and choice of weights"
-        cfg,ahead = self.cfg,getattr(self, "lookahead", None) or LookaheadCallback()
+        cfg = self.cfg
         if self.own_net and cfg.frozen_epochs:
             raise ConfigError(f"frozen_epochs = {cfg.frozen_epochs} needs a network whose head is known. "
                 "Take frozen_epochs = 0 for a network of your own.")
         if state is None:
             seed_everything(cfg.seed)
-            state,ahead.step,ahead.average = TrainState(),0,None
+            state = TrainState()
         cbs = [FollowConfig(cfg, state), *L(cbs)]
-        ahead.total = cfg.epochs*train_batches(self.dls)
-        try: self.fit(cfg.epochs-state.epoch, cbs=cbs)
-        finally: ahead.total = 0
+        self.fit(cfg.epochs-state.epoch, cbs=cbs)
         errors = [cb.error for cb in cbs if getattr(cb, "error", None)]
         if errors: raise errors[0]
         if state.epoch==cfg.epochs and state.best: self.model.load_state_dict(state.best)
 
-# %% ../../nbs/21_train.learner.ipynb #403a3e0d
+# %% ../../nbs/21_train.learner.ipynb #9065cdd2
 class FitLeavesOut(Callback):
     "Warn of settings that `fit_config` heeds and a `Learner`'s other methods don't"
+    froze = False
     def __init__(self,
         cfg:RunConfig # `schedule` and `frozen_epochs`
     ):
-        self.cfg,self.froze = cfg,False
+        store_attr()
 
     def before_train(self):
-        if self.epoch or any(isinstance(cb, FollowConfig) for cb in self.learn.cbs): return
+        def has(kind): return any(isinstance(cb, kind) for cb in self.learn.cbs)
+        if self.epoch or has(FollowConfig): return
         self.froze = self.froze or getattr(self.opt, "frozen_idx", 0)>0
-        scheduled = any(isinstance(cb, ParamScheduler) for cb in self.learn.cbs)
         left = []
-        if self.cfg.schedule!="constant" and not scheduled: left.append(f"schedule = '{self.cfg.schedule}'")
+        if self.cfg.schedule!="constant" and not has(ParamScheduler):
+            left.append(f"schedule = '{self.cfg.schedule}'")
         if self.cfg.frozen_epochs and not self.froze: left.append(f"frozen_epochs = {self.cfg.frozen_epochs}")
         if left: warnings.warn(f"{' and '.join(left)}: `fit_config` heeds that, `fit` does not. "
             "Take `fit_config`, or `fit_one_cycle`, `freeze` and `unfreeze`, or `fine_tune`.")
@@ -157,7 +161,7 @@ def _callbacks(cfg, device, own):
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 
-# %% ../../nbs/21_train.learner.ipynb #7f0cb976
+# %% ../../nbs/21_train.learner.ipynb #ef48d04f
 def make_learner(
     data:Pack|DataLoaders, # A pack, or `DataLoaders` from `make_dls` or of fastai, of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
@@ -168,9 +172,9 @@ def make_learner(
     **settings # Fields of `RunConfig` that differ from `cfg`
 )->RunLearner: # An ordinary fastai `Learner` that has `fit_config`, too
     "A `Learner` as a `RunConfig` describes it; `ConfigError` lists wrong settings"
-    cfg = make_config({**dataclasses.asdict(cfg or RunConfig()), **settings})
-    dls,own = make_dls(data, cfg, device) if isinstance(data, Pack) else data,net is not None
-    check_loaders(dls, cfg, own)
+    cfg,own = make_config(dataclasses.asdict(cfg or RunConfig())|settings),net is not None
+    dls = make_dls(data, cfg, device) if isinstance(data, Pack) else data
+    if _pack(dls) is None: check_loaders(dls, cfg, own)
     model = net if own else _network(dls, cfg, weights)
     if own and not cfg.channels_last: set_layout(model, False)
     _refuse_single(model, dls)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['curves_table', 'over_seeds', 'plot_curves', 'line_key', 'plot_gap', 'plot_ablation']
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #b5515e47
+# %% ../../../nbs/33a_results.plots.curves.ipynb #17ab9e66
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from cinic_fastai.results.plots.style import (clean_axes, draw_interval, given_axes, in_style, key_line, label_ends,
-    new_axes, palette, pretty)
+from .style import (clean_axes, draw_intervals, given_axes, in_style, key_line, label_ends,
+    legend_above, new_axes, palette, pretty)
 from ..tables.runs import history_table
 from ...studyfolder import StudyFolder
 
@@ -83,17 +83,16 @@ def line_key(
     key = [key_line("valid"), key_line("train", **_TRAIN)]
     ax.legend(handles=key, frameon=False, loc="best", handlelength=2.2)
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #231d34ce
+# %% ../../../nbs/33a_results.plots.curves.ipynb #a1ee4994
 def _dumbbell(ax, y, valid, train, colour):
     "A dot and a ring, joined, with their difference in points"
-    ax.plot([valid, train], [y, y], color=colour, linewidth=1.6, alpha=.6, zorder=1)
+    ax.plot([train, valid], [y, y], "o-", color=colour, linewidth=1, markersize=6, markerfacecolor="white")
     ax.plot(valid, y, "o", color=colour, markersize=6)
-    ax.plot(train, y, "o", color=colour, markersize=6, markerfacecolor="white")
     points = f"{100*(train-valid):+.1f}".replace("-", "−")
-    beside = dict(xytext=(7,0), textcoords="offset points", va="center")
-    ax.annotate(points, (max(valid, train), y), fontsize=8, color="#444444", **beside)
+    beside = dict(textcoords="offset points", va="center", fontsize=8, color="#444444")
+    ax.annotate(points, (max(valid, train), y), (7, 0), **beside)
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #7e92715c
+# %% ../../../nbs/33a_results.plots.curves.ipynb #442ae8fd
 @in_style
 def plot_gap(
     df:pd.DataFrame, # From `gap_table`
@@ -103,7 +102,7 @@ def plot_gap(
     "Accuracy at the last epoch: valid (dot) and train (ring), their difference beside them"
     ax = given_axes(ax, 5.6, 1+.26*len(df))
     colours = colours or palette(df.name)
-    y, ticks = 0, {}
+    y, ticks, dot = 0, {}, dict(linestyle="", marker="o")
     for group,part in df.groupby("group", sort=False):
         ax.text(0, y-.05, group, transform=ax.get_yaxis_transform(), fontweight="bold", fontsize=8.5, va="center")
         for d in part.itertuples():
@@ -112,29 +111,27 @@ def plot_gap(
             _dumbbell(ax, y, d.valid_acc, d.train_acc, colours[d.name])
         y += 1.3
     clean_axes(ax, "x", percent=True)
-    ax.set_yticks([*ticks], [*ticks.values()])
+    ax.set_yticks([*ticks], ticks.values())
     ax.set(xlabel="accuracy at the last epoch")
     ax.margins(x=.12)
     ax.invert_yaxis()
-    dot = dict(linestyle="", marker="o")
-    key = [key_line("valid", **dot), key_line("train", markerfacecolor="white", **dot)]
-    ax.figure.legend(handles=key, frameon=False, loc="outside upper right", ncols=2, handletextpad=.2)
+    legend_above(ax.figure, [key_line("valid", **dot), key_line("train", markerfacecolor="white", **dot)])
     return ax
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #e72e4c71
-def _plot_ingredients(ax, df, order, title):
+# %% ../../../nbs/33a_results.plots.curves.ipynb #de4019f9
+def _plot_ingredients(ax, df, title):
     "Differences by ingredient, coloured where they are sure"
+    y = range(len(df))
+    is_sure = df.low*df.high>0
+    colours = np.select([~is_sure, df.difference>0], ["#888888", "#0072B2"], "#D55E00")
     ax.axvline(0, color="#BBBBBB", linewidth=1)
-    for d in df.itertuples():
-        y = order.index(d.Index)
-        colour = "#0072B2" if d.difference>0 else "#D55E00"
-        if not d.low*d.high>0: colour = "#888888"
-        draw_interval(ax, y, 100*d.low, 100*d.high, colour)
-        ax.plot(100*d.difference, y, "o", color=colour, markersize=5.5)
+    draw_intervals(ax, y, df.low, df.high, colours)
+    ax.scatter(df.difference, y, s=30, color=colours, zorder=3)
     clean_axes(ax, "x")
-    ax.set(title=title, xlabel="points that it brings", ylim=(-.6, len(order)-.4))
+    ax.set_yticks(y, df.index)
+    ax.set(title=title, xlabel="points that it brings", ylim=(-.6, len(df)-.4))
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #5dc8d69a
+# %% ../../../nbs/33a_results.plots.curves.ipynb #8c19d13f
 @in_style
 def plot_ablation(
     df:pd.DataFrame, # From `ablation_of`
@@ -142,12 +139,11 @@ def plot_ablation(
 )->Figure: # Two panels
     "What each ingredient brings: what its absence costs the recipe, and what it adds to the plain training"
     df = df[df.difference.notna()&(df.ingredient!="")].set_index("ingredient")
-    effects = df[["difference", "low", "high"]]
+    effects = 100*df[["difference", "low", "high"]]
     costs, adds = -effects[df.against=="recipe"], effects[df.against=="plain"]
-    order = [*dict.fromkeys([*costs.difference.sort_values(kind="stable").index, *df.index])]
+    order = costs.sort_values("difference", kind="stable").index.append(df.index).unique()
     axs = new_axes(7, 1.05+.27*len(order), cols=2, sharey=True) if axs is None else axs
-    _plot_ingredients(axs[0], costs, order, "to the recipe")
-    _plot_ingredients(axs[1], adds, order, "alone")
-    axs[0].set_yticks(range(len(order)), order)
+    _plot_ingredients(axs[0], costs.reindex(order), "to the recipe")
+    _plot_ingredients(axs[1], adds.reindex(order), "alone")
     axs[1].set_visible(len(adds)>0)
     return axs[0].figure

@@ -31,10 +31,12 @@ def mosaic(
     padded = np.pad(images, [(0,0), (0,0), (0,below), (0,gap), (0,0)], constant_values=255)
     return np.vstack([np.hstack(row) for row in padded])
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #da7f1bc5
-def _fill_row(images, cols):
-    "Pictures `(n,h,w,3)`, cut or filled up with white to `cols` pictures"
-    return np.pad(images[:cols], [(0,max(0, cols-len(images))), (0,0), (0,0), (0,0)], constant_values=255)
+# %% ../../../nbs/33b_results.plots.photos.ipynb #9ff00292
+def _rows_of(images, cols):
+    "Pictures `(n,h,w,3)` in rows of `cols`, the last one filled up with white"
+    missing = -len(images)%cols
+    filled = np.pad(images, [(0,missing), (0,0), (0,0), (0,0)], constant_values=255)
+    return filled.reshape(-1, cols, *images.shape[1:])
 
 def _name_rows(ax, h, names):
     "Write names left of the rows of a `mosaic` of pictures of height `h`, with nothing else around it"
@@ -43,56 +45,55 @@ def _name_rows(ax, h, names):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #db74007e
+# %% ../../../nbs/33b_results.plots.photos.ipynb #a0448683
 @in_style
 def plot_photos(
     samples:dict, # From `samples_table`
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Original photos in the first row, one policy in each further row"
-    images, labels = np.vstack([samples["original"][None], samples["augmented"]]), samples["labels"]
-    ax, (_,c,h,w,_) = given_axes(ax, 5.6, 3.9), images.shape
+    images = np.vstack([samples["original"][None], samples["augmented"]])
+    c, h, w = images.shape[1:4]
+    ax = given_axes(ax, 5.6, 3.9)
     ax.imshow(mosaic(images), interpolation="none")
     _name_rows(ax, h, ["original", *samples["policies"]])
+    labels = [short(o) for o in samples["labels"]]
     is_crowded = c*max(map(len, labels))>85
     look = dict(size=7, rotation=40, ha="left", rotation_mode="anchor") if is_crowded else dict(size=6.3)
     ax.tick_params(labeltop=True, labelbottom=False)
-    ax.set_xticks((np.arange(c)+.5)*(w+3)-2, [short(o, 12) for o in labels], **look)
+    ax.set_xticks((np.arange(c)+.5)*(w+3)-2, labels, **look)
     return ax
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #d6f2014f
+# %% ../../../nbs/33b_results.plots.photos.ipynb #b77d5220
 @in_style
 def plot_mistakes(
     samples:dict, # From `samples_table`
-    ax:Axes=None, # Drawn on, a new figure's when None
-    cols:int=6 # Pictures in a row
+    ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
-    "Photos that were classed wrongly: what was said, how surely, and what is right"
-    images, (n,h,w,_) = samples["mistakes"], samples["mistakes"].shape
-    rows = np.stack([_fill_row(images[i:], cols) for i in range(0, n, cols)])
+    "Photos that were classed wrongly, six a row: what was said, how surely, and what is right"
+    rows = _rows_of(samples["mistakes"], 6)
+    h, w = rows.shape[2:4]
     ax = given_axes(ax, 5.6, 1.5*len(rows))
     ax.imshow(mosaic(rows, w//4, h//2), interpolation="none")
-    captions = zip(samples["mistake_pred"], samples["mistake_prob"], samples["mistake_true"])
-    for i,(pred,p,true) in enumerate(captions):
-        text = f"{short(pred, 12)} {100*p:.0f} %\nis: {short(true, 12)}"
-        row, col = divmod(i, cols)
-        ax.text(col*(w+w//4)+w/2, row*(h+h//2)+h+1, text, ha="center", va="top", fontsize=7)
+    captions = zip(np.ndindex(rows.shape[:2]), *(samples[f"mistake_{k}"] for k in ("pred", "prob", "true")))
+    for (i,j),pred,p,true in captions:
+        text = f"{short(pred)} {100*p:.0f} %\nis: {short(true)}"
+        ax.text(j*(w+w//4)+w/2, i*(h+h//2)+h+1, text, ha="center", va="top", fontsize=7)
     ax.set_axis_off()
     return ax
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #19545e44
+# %% ../../../nbs/33b_results.plots.photos.ipynb #c786dc87
 @in_style
 def plot_pairs(
     samples:dict, # From `samples_table`
-    ax:Axes=None, # Drawn on, a new figure's when None
-    cols:int=8 # Pictures in a row
+    ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Photos of the pairs of classes that are confused most often, a pair a row"
     names = np.array([f"{a}\nfor {b}" for a,b in zip(samples["pair_true"], samples["pair_pred"])])
-    pairs = [*dict.fromkeys(names.tolist())]
+    pairs = [*dict.fromkeys(names)]
     ax = given_axes(ax, 5.6, .7*len(pairs))
-    rows = np.stack([_fill_row(samples["pairs"][names==o], cols) for o in pairs])
+    rows = np.concatenate([_rows_of(samples["pairs"][names==o], 8) for o in pairs])
     ax.imshow(mosaic(rows), interpolation="none")
-    _name_rows(ax, samples["pairs"].shape[1], pairs)
+    _name_rows(ax, rows.shape[2], pairs)
     ax.set_xticks([])
     return ax

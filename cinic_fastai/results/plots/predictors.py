@@ -6,17 +6,17 @@
 __all__ = ['VOTE_MARKERS', 'MANY_CLASSES', 'plot_predictors', 'plot_classes', 'plot_reliability', 'plot_class_origin',
            'plot_confusion', 'plot_disagreement']
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #04f20da4
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #2e870358
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from .style import (clean_axes, draw_interval, given_axes, in_style, key_line,
+from .style import (clean_axes, draw_intervals, given_axes, in_style, key_line,
     legend_above, palette, percent_axis, pretty, short, small_multiples, wrap)
 from ..tables.predictors import ALL, TOTAL
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #15d3e235
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #e540507a
 VOTE_MARKERS = {"soft": "D", "hard": "s", "greedy": "^", "weighted": "v"} # Runs have an "o"
 _PUBLISHED = dict(marker="|", color="#333333", markersize=11, markeredgewidth=1.4, linestyle="")
 
@@ -24,32 +24,34 @@ _PUBLISHED = dict(marker="|", color="#333333", markersize=11, markeredgewidth=1.
 def plot_predictors(
     df:pd.DataFrame, # From `predictors_table`
     ax:Axes=None, # Drawn on, a new figure's when None
-    colours:dict=None, # Colour by predictor, `palette`'s when None
-    published:bool=True # Mark the published numbers?
+    colours:dict=None # Colour by predictor, `palette`'s when None
 )->Axes: # Drawn on
-    "Test accuracy with its interval, best first"
+    "Test accuracy with its interval, best first, and the published one where there is one"
     df = df[df.test_acc.notna()]
     ax = given_axes(ax, 5.6, .9+.3*len(df))
     colours = colours or palette(df.predictor)
-    for i,d in enumerate(df.itertuples()):
-        draw_interval(ax, i, d.low, d.high, colours[d.predictor])
-        ax.plot(d.test_acc, i, VOTE_MARKERS.get(d.predictor, "o"), color=colours[d.predictor], markersize=6)
-        above = dict(xytext=(0,6), textcoords="offset points", ha="center")
-        ax.annotate(f"{100*d.test_acc:.1f} %", (d.test_acc, i), fontsize=8, **above)
-        if published: ax.plot(d.published, i, **_PUBLISHED)
+    y = range(len(df))
+    draw_intervals(ax, y, df.low, df.high, df.predictor.map(colours))
+    for i,name,acc in zip(y, df.predictor, df.test_acc):
+        ax.plot(acc, i, VOTE_MARKERS.get(name, "o"), color=colours[name], markersize=6)
+        ax.annotate(f"{100*acc:.1f} %", (acc, i), (0, 6), textcoords="offset points", ha="center", fontsize=8)
+    ax.plot(df.published, y, **_PUBLISHED)
     clean_axes(ax, "x", percent=True)
     ax.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10]))
-    ax.set_yticks(range(len(df)), [*map(pretty, df.predictor)])
+    ax.set_yticks(y, map(pretty, df.predictor))
     ax.set(xlabel="test accuracy", ylim=(len(df)-.5, -.7))
-    if published and df.published.notna().any():
-        here = key_line("here, with its interval", marker="o", linewidth=2.2)
-        legend_above(ax.figure, [here, key_line("published", **_PUBLISHED)])
+    key = [key_line("here, with its interval", marker="o", linewidth=2.2), key_line("published", **_PUBLISHED)]
+    if df.published.notna().any(): legend_above(ax.figure, key)
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #3bc47038
-def _class_names(classes): return ["total" if c==TOTAL else short(c, 18) for c in classes]
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #2a416634
+def _class_name(c): return "total" if c==TOTAL else short(c, 18)
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #ac27a2b8
+def _wide(df, rows, columns, values):
+    "Values by row and column, both in the order they come in"
+    return df.pivot(index=rows, columns=columns, values=values).loc[df[rows].unique(), df[columns].unique()]
+
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #81bdc87f
 @in_style
 def plot_classes(
     df:pd.DataFrame, # From `class_table`
@@ -57,23 +59,20 @@ def plot_classes(
     colours:dict=None # Colour by predictor, `palette`'s when None
 )->Axes: # Drawn on
     "Test accuracy of each predictor by class, and in total"
-    names = df.predictor.unique()
-    classes = df["class"].unique()
-    ax = given_axes(ax, 5.6, 1.2+.34*len(classes))
-    colours = colours or palette(names)
-    wide = df.pivot(index="class", columns="predictor", values="accuracy").loc[classes]
-    y = np.arange(len(classes))+.5*(classes==TOTAL)
-    ax.plot([wide.min(axis=1), wide.max(axis=1)], [y, y], color="#D0D0D0", linewidth=2.5, zorder=1)
-    for i,name in enumerate(names):
-        shift = (i-(len(names)-1)/2)*min(.13, .6/len(names))
+    wide = _wide(df, "class", "predictor", "accuracy")
+    ax = given_axes(ax, 5.6, 1.2+.34*len(wide))
+    colours = colours or palette(wide)
+    y = np.arange(len(wide))+.5*(wide.index==TOTAL)
+    ax.hlines(y, wide.min(axis=1), wide.max(axis=1), color="#D0D0D0", linewidth=2.5, capstyle="round", zorder=1)
+    shifts = np.linspace(-.5, .5, wide.shape[1])*min(.6, .13*wide.shape[1])
+    for name,shift in zip(wide, shifts):
         mark = dict(marker=VOTE_MARKERS.get(name, "o"), markersize=5.5, markeredgecolor="white", markeredgewidth=.6)
         ax.plot(wide[name], y+shift, linestyle="", color=colours[name], label=pretty(name), **mark)
     clean_axes(ax, "x", percent=True)
-    ax.set_yticks(y, _class_names(classes))
+    ax.set_yticks(y, map(_class_name, wide.index))
     ax.set(xlabel="test accuracy")
     ax.invert_yaxis()
-    layout = dict(frameon=False, ncols=3, handletextpad=.2, columnspacing=1.4)
-    if len(names): ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", **layout)
+    legend_above(ax.figure, ax.lines, 3)
     return ax
 
 # %% ../../../nbs/33d_results.plots.predictors.ipynb #5b22dad9
@@ -89,8 +88,8 @@ def _plot_stage(ax, df, colour, is_used):
     dots = dict(s=8+130*(df["count"]/df["count"].sum()), facecolor=colour if is_used else "white")
     ax.scatter(df.confidence, df.accuracy, edgecolor=colour, linewidth=.9, zorder=3, **dots)
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #fe2d1e91
-def _plot_calibration(ax, df, colour):
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #bbf0d13f
+def _plot_calibration(ax, df, name, colour):
     "Accuracy by confidence of one predictor"
     ax.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1.2, zorder=1)
     stages = {stage: d for stage,d in df.groupby("stage", sort=False)}
@@ -99,9 +98,10 @@ def _plot_calibration(ax, df, colour):
     ax.text(.98, .04, f"ECE {text}", transform=ax.transAxes, ha="right", fontsize=8.5, color="#444444")
     clean_axes(ax, percent=True)
     percent_axis(ax.xaxis)
-    ax.set(xlim=(0, 1.03), ylim=(-.02, 1.05), xticks=[0, .5, 1], yticks=[0, .5, 1])
+    ticks = [0, .5, 1]
+    ax.set(title=pretty(name), xlim=(0, 1.03), ylim=(-.02, 1.05), xticks=ticks, yticks=ticks)
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #27c7bad2
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #42bfe65f
 @in_style
 def plot_reliability(
     df:pd.DataFrame, # From `calibration_table`
@@ -111,48 +111,45 @@ def plot_reliability(
     names = df.predictor.unique()
     full = df[df["count"]>0]
     colours = colours or palette(names)
-    def draw(ax, name):
-        _plot_calibration(ax, full[full.predictor==name], colours[name])
-        ax.set_title(pretty(name))
+    def draw(ax, name): _plot_calibration(ax, full[full.predictor==name], name, colours[name])
     dots = dict(marker="o", linewidth=1.2)
     key = [key_line("as used", **dots), key_line("right as often as sure", color="#BBBBBB", linewidth=1.2)]
     before = key_line("before the temperature", markerfacecolor="white", linestyle="--", **dots)
     if "after" in set(df.stage): key.insert(0, before)
-    axes = dict(x="confidence", y="accuracy", extra=.45, sharex=True, sharey=True)
-    fig = small_multiples(draw, names, 5.2 if len(names)>1 else 3.4, 2.1, key, **axes)
-    for ax in fig.axes[-2:]: ax.tick_params(labelbottom=True) # even above a panel that is left over
-    return fig
+    width = 5.2 if len(names)>1 else 3.4
+    return small_multiples(draw, names, width, 2.1, key, "confidence", "accuracy", sharex=True, sharey=True)
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #51f91621
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #543b0e4a
 MANY_CLASSES = 20 # A confusion map of more has no numbers, no edges, and names some of them only
+_TURNED = dict(rotation=40, ha="left", rotation_mode="anchor")
 
-def _heat(ax, wide, texts, colour, ends, step=1, **columns):
-    "A map of `wide` with `texts` in its cells, from nearly white to `colour`; every `step`-th row and column is named"
-    lo, hi = ends[0], max(ends[1], ends[0]+1e-9)
+def _shade(ax, wide, colour, **ends):
+    "Cells between nearly white and `colour`; gives the share of the colour in each"
     shades = LinearSegmentedColormap.from_list(colour, ["#F7F7F5", colour])
     has_edges = min(wide.shape)<=MANY_CLASSES # those of many cells would cover them
     look = dict(edgecolor="white", linewidth=1.4) if has_edges else dict(rasterized=True)
-    rows, cols = map(np.arange, wide.shape)
-    ax.pcolormesh(cols, rows, wide, cmap=shades, vmin=lo, vmax=hi, shading="nearest", **look)
+    mesh = ax.pcolormesh(wide, cmap=shades, shading="nearest", **ends, **look)
     ax.invert_yaxis()
-    is_dark = (wide.to_numpy()-lo)/(hi-lo)>.62
+    return mesh.norm(wide.to_numpy())
+
+def _write(ax, wide, texts, shares, step=1, **columns):
+    "Write `texts` into the cells, white on dark ones, and the name of every `step`-th row and column"
     size = 6.8 if max(wide.shape)>8 else 8.5
     for (i,j),text in np.ndenumerate(texts):
-        colour = "white" if is_dark[i,j] else "#333333"
+        colour = "white" if shares[i,j]>.62 else "#333333"
         if text: ax.text(j, i, text, ha="center", va="center", fontsize=size, color=colour)
     ax.tick_params(length=0, labeltop=True, labelbottom=False)
     ax.spines[:].set_visible(False)
-    ax.set_yticks(rows[::step], wide.index[::step])
-    ax.set_xticks(cols[::step], wide.columns[::step], **columns)
+    rows, cols = (np.arange(0, n, step) for n in wide.shape)
+    ax.set_yticks(rows, wide.index[rows])
+    ax.set_xticks(cols, wide.columns[cols], **columns)
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #8a997fa9
-_TURNED = dict(rotation=40, ha="left", rotation_mode="anchor")
-
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #48fb6c92
 def _percents(wide, form="%.0f"):
     "Shares as whole percents, nothing for NaN"
     return np.where(np.isnan(wide), "", np.char.mod(form, 100*wide))
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #c1c2161e
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #26fa9150
 _ORIGIN_NAMES = {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
 
 @in_style
@@ -161,59 +158,54 @@ def plot_class_origin(
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Accuracy in percent by class and origin, and the gap between the origins"
-    classes = [*df["class"].unique()]
-    origins = df.origin.unique()
-    ax = given_axes(ax, 1.4+.62*(len(origins)+1), .8+.27*len(classes))
+    wide = _wide(df, "class", "origin", "accuracy")
+    ax = given_axes(ax, 2+.62*wide.shape[1], .8+.27*len(wide))
     if df.empty: return ax
-    wide = df.pivot(index="class", columns="origin", values="accuracy").loc[classes, origins]
-    texts = _percents(wide)
-    if {"cifar", "imagenet"}<=set(origins):
+    texts, is_total = _percents(wide), wide.index==TOTAL
+    if {"cifar", "imagenet"}<=set(wide):
         gaps = np.char.replace(_percents(wide.cifar-wide.imagenet, "%+.0f"), "-", "−")
         texts = np.column_stack([texts, gaps])
         wide["gap"] = np.nan
     names = [wrap(_ORIGIN_NAMES.get(o, o), 8) for o in wide]
-    wide = wide.set_axis(_class_names(classes)).set_axis(names, axis=1)
-    _heat(ax, wide, texts, "#1B6E8A", (wide.min(axis=None), wide.max(axis=None)))
-    if TOTAL in classes: ax.axhline(classes.index(TOTAL)-.5, color="white", linewidth=4)
+    wide = wide.rename(_class_name).set_axis(names, axis=1)
+    _write(ax, wide, texts, _shade(ax, wide, "#1B6E8A"))
+    for y in np.flatnonzero(is_total): ax.axhline(y-.5, color="white", linewidth=4)
     ax.set_ylabel("accuracy in %")
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #d043a686
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #5dbfb383
 @in_style
 def plot_confusion(
     df:pd.DataFrame, # One predictor's rows of `confusion_table`
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Right class by row, predicted class by column; of more than `MANY_CLASSES` classes some are named"
-    classes = df["class"].unique()
-    n, step = len(classes), -(-len(classes)//MANY_CLASSES)
+    wide = _wide(df, "class", "taken_for", "share")
+    wide = wide[wide.index].rename(short).rename(columns=short)
+    n, step = len(wide), -(-len(wide)//MANY_CLASSES)
     ax = given_axes(ax, 1.2+.42*min(n, MANY_CLASSES), .9+.32*min(n, MANY_CLASSES))
     if df.empty: return ax
-    labels = [short(c, 12) for c in classes]
-    wide = df.pivot(index="class", columns="taken_for", values="share").loc[classes, classes]
-    wide = wide.set_axis(labels).set_axis(labels, axis=1)
     texts = _percents(wide.where((wide>=.005)&(step==1)))
-    off = wide.mask(np.eye(n, dtype=bool))
-    _heat(ax, off, texts, "#B5482A", (0, off.max(axis=None) if n>1 else 1), step, **_TURNED)
+    shares = _shade(ax, wide.mask(np.eye(n, dtype=bool)), "#B5482A", vmin=0)
+    _write(ax, wide, texts, shares, step, **_TURNED)
     ax.set_ylabel("right class" if step==1 else f"right class (one of {step} is named)")
     ax.set_title("predicted class", loc="center", fontsize=9, fontweight="normal")
     return ax
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #806b93f9
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #56bdf461
 @in_style
 def plot_disagreement(
     df:pd.DataFrame, # From `disagreement_table`
     ax:Axes=None # Drawn on, a new figure's when None
 )->Axes: # Drawn on
     "Pairs of members that differ much are dark"
-    names = df.a.unique()
-    n = len(names)
+    wide = _wide(df, "a", "b", "share")
+    n, many = len(wide), len(wide)>6
     ax = given_axes(ax, 2+.6*n, .8+.4*n)
     if n<2: return ax
-    labels = [wrap(pretty(o), 14) for o in names]
-    wide = df.pivot(index="a", columns="b", values="share").loc[names, names].set_axis(labels)
-    wide = wide.set_axis([*map(pretty, names)] if n>6 else labels, axis=1)
-    wide = wide.where(np.tri(n, k=-1, dtype=bool)).iloc[1:,:-1]
-    columns = _TURNED if n>6 else {}
-    _heat(ax, wide, _percents(wide), "#5E4FA2", (0, 1.5*wide.max(axis=None)), **columns)
+    wide = wide[wide.index].where(np.tri(n, k=-1, dtype=bool)).iloc[1:,:-1]
+    wide.index = [wrap(pretty(o), 14) for o in wide.index]
+    wide.columns = [wrap(pretty(o), 99 if many else 14) for o in wide]
+    shares = _shade(ax, wide, "#5E4FA2", vmin=0, vmax=1.5*wide.max(axis=None))
+    _write(ax, wide, _percents(wide), shares, **(_TURNED if many else {}))
     return ax

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['MARKS', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance']
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #306552da
+# %% ../../../nbs/33c_results.plots.search.ipynb #73a3cd7a
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 from .style import (DIMENSIONS, GREY, clean_axes, given_axes, in_style, key_line,
-    palette, percent_axis, pretty, short, small_multiples)
+    legend_above, new_axes, palette, percent_axis, pretty, short, small_multiples)
 from ...config import best_epoch
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #97ac01a7
@@ -40,15 +40,14 @@ def _name_and_colour(df, colours):
     name = df.search.iloc[0]
     return name, (colours or palette([name]))[name]
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #3803034b
+# %% ../../../nbs/33c_results.plots.search.ipynb #df83027f
 def _plot_marks(ax, x, trials, colour):
     "Trials at their valid accuracy; failed ones, which have none, along the bottom"
-    trials = trials.assign(x=x, mark=_mark_of(trials))
-    for mark,look in MARKS.items():
-        df, look = trials[trials.mark==mark], dict(color=colour, linestyle="")|look
-        if df.empty: continue
-        if mark=="failed": ax.plot(df.x, [.03]*len(df), transform=ax.get_xaxis_transform(), **look)
-        else: ax.plot(df.x, df.valid_acc, **look)
+    marks = pd.Categorical(_mark_of(trials), [*MARKS])
+    for mark,d in trials.assign(x=x).groupby(marks, observed=True):
+        look = dict(color=colour, linestyle="")|MARKS[mark]
+        if mark=="failed": ax.plot(d.x, [.03]*len(d), transform=ax.get_xaxis_transform(), **look)
+        else: ax.plot(d.x, d.valid_acc, **look)
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #01ea6d81
 @in_style
@@ -84,109 +83,89 @@ def plot_searches(
     if published: key.append(key_line("published best", linestyle=":"))
     return small_multiples(draw, names, 4.8, 1.75, key, "trial", "valid accuracy", sharex=True, sharey=True)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #e99900b5
-_REPEAT_NAMES = {"winner": "winner", "runner-up": "runner-\nup", "control": "control's\nwinner"}
-_CONTROL_COLOUR = "#8A8A8A"
+# %% ../../../nbs/33c_results.plots.search.ipynb #df807495
+_CONTROL = dict(color="#8A8A8A", linestyle="--", linewidth=1.4)
 
-def _plot_best(ax, which, d, colour):
-    "The best accuracy so far, of a search or of its control"
-    x, best = [*d.number+1], [*d.best_so_far]
-    look = dict(color=colour, zorder=3, label=which)
-    if which=="control": look = dict(color=_CONTROL_COLOUR, linestyle="--", linewidth=1.4, label="random control")
-    ax.step([*x, x[-1]+.3], [*best, best[-1]], where="post", **look)
+def _plot_best(ax, df, looks):
+    "The best accuracy so far, of a search and of its control; a step a trial"
+    for which,d in df.groupby("which", sort=False):
+        best = [*d.best_so_far, d.best_so_far.iloc[-1]]
+        ax.step(np.arange(len(best))+.5, best, where="post", **looks[which])
+    clean_axes(ax, percent=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    ax.set(xlabel="trial", ylabel="best valid accuracy so far")
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #d5059dee
-def _plot_repeat(ax, x, width, accs, colour):
-    "A dot a training, with a bar for their mean ± standard deviation beside them"
-    ax.plot([x]*len(accs), accs, "o", color=colour, markersize=4.5, alpha=.55, markeredgewidth=0)
-    mean, sd = accs.mean(), accs.std() if len(accs)>1 else 0.
-    middle, half = x+.24*width, .09*width
-    ax.plot([middle]*2, [mean-sd, mean+sd], color=colour, linewidth=1.6)
-    ax.plot([middle-half, middle+half], [mean]*2, color=colour, linewidth=1.6)
+# %% ../../../nbs/33c_results.plots.search.ipynb #24544bd7
+_REPEAT_NAMES = {"runner-up": "runner-\nup", "control": "control's\nwinner"}
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #4469eb28
-def _plot_repeats(ax, df, repeats, n, colour):
-    "A column for each point that was trained again, right of `n` trials"
-    width = max(n, 4)/4.8
-    accs = {o: repeats.valid_acc[repeats.of==o] for o in _REPEAT_NAMES if (repeats.of==o).any()}
-    places = n+width*(np.arange(len(accs))+.9)
-    best = df.dropna(subset="best_so_far").groupby("which").best_so_far.last()
-    ax.axvline(n+.3*width, color="#BBBBBB", linewidth=.7)
-    for of,x in zip(accs, places):
-        which, c = ("control", _CONTROL_COLOUR) if of=="control" else ("search", colour)
-        dotted = dict(color=c, linewidth=.7, linestyle=(0, (1,2)))
-        if which in best and of!="runner-up": ax.plot([n, x], [best[which]]*2, **dotted)
-        _plot_repeat(ax, x, width, accs[of], c)
-    names = {x: _REPEAT_NAMES[o] for o,x in zip(accs, places)}
-    _name_columns(ax, names, n, n+width*(len(accs)+.45))
-    ax.text(n+.4*width, 1.01, f"{repeats.seed.nunique()} new seeds", transform=ax.get_xaxis_transform(),
-        fontsize=8, color=GREY, va="bottom")
+def _plot_repeats(ax, df, repeats, looks):
+    "A column for each point that was trained again: its accuracies, and their mean ± standard deviation beside them"
+    names = repeats.of.unique()
+    for x,of in enumerate(names):
+        accs = repeats.valid_acc[repeats.of==of]
+        colour = looks.get(of, looks["search"])["color"]
+        ax.plot([x]*len(accs), accs, "o", color=colour, markersize=4.5, alpha=.55, markeredgewidth=0)
+        ax.errorbar(x+.3, accs.mean(), accs.std(), fmt="_", color=colour, markersize=9, markeredgewidth=1.6)
+    for which,best in df.groupby("which").best_so_far.last().items():
+        ax.axhline(best, color=looks[which]["color"], linewidth=.8, linestyle=":")
+    clean_axes(ax)
+    ax.set_xticks(range(len(names)), [_REPEAT_NAMES.get(o, o) for o in names], fontsize=8)
+    ax.set(xlabel=f"{repeats.seed.nunique()} new seeds", xlim=(-.5, len(names)-.2))
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #02038085
-def _name_columns(ax, names, n, end):
-    "Names by their place, right of the numbers of `n` trials"
-    numbers = [int(t) for t in ax.get_xticks()]
-    ax.set_xticks([*numbers, *names], [*map(str, numbers), *names.values()])
-    for label in ax.get_xticklabels()[len(numbers):]: label.set(fontsize=8, linespacing=.95, va="top")
-    ax.set_xlim(.6, end)
-    ax.set_xlabel("trial", x=(n/2-.1)/(end-.6))
-
-# %% ../../../nbs/33c_results.plots.search.ipynb #c49b9a08
+# %% ../../../nbs/33c_results.plots.search.ipynb #6d071912
 def _at_least(ax, span):
     "Widen the axis of accuracies to `span`, around its middle"
     lo, hi = ax.get_ylim()
-    if hi-lo<span: ax.set_ylim((lo+hi-span)/2, (lo+hi+span)/2)
+    room = max(0, span-(hi-lo))/2
+    ax.set_ylim(lo-room, hi+room)
     ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     if hi-lo<.05: percent_axis(ax.yaxis, 1)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #c5a0700e
+# %% ../../../nbs/33c_results.plots.search.ipynb #99b08123
 @in_style
 def plot_convergence(
     df:pd.DataFrame, # One search's rows of `convergence_table`
-    repeats:pd.DataFrame=None, # Its rows of `repeats_table`
-    ax:Axes=None, # Drawn on, a new figure's when None
+    repeats:pd.DataFrame, # Its rows of `repeats_table`
     colours:dict=None # Colour by search, `palette`'s when None
-)->Axes: # Drawn on
+)->Figure: # One panel, two where points were trained again
     "The best accuracy so far of a search and of its control, and what the best points are worth with other seeds"
-    ax = given_axes(ax)
     _, colour = _name_and_colour(df, colours)
-    for which,d in df.groupby("which", sort=False): _plot_best(ax, which, d, colour)
-    n = df.number.max()+1 if len(df) else 1
-    ticks = MaxNLocator(integer=True, nbins=6, min_n_ticks=1).tick_values(1, n)
-    clean_axes(ax, percent=True)
-    ax.margins(y=.1)
-    ax.set(xlabel="trial", ylabel="best valid accuracy so far")
-    ax.set_xticks(sorted({1, *ticks[(ticks>=1)&(ticks<=n)]}))
-    if repeats is not None:
-        repeats = repeats.dropna(subset="valid_acc")
-        if len(repeats): _plot_repeats(ax, df, repeats, n, colour)
-    _at_least(ax, .02)
-    if df.which.nunique()>1:
-        ax.figure.legend(*ax.get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=2)
-    return ax
+    looks = dict(search=dict(color=colour, zorder=3), control=_CONTROL)
+    repeats = repeats.dropna(subset="valid_acc")
+    axs = new_axes(cols=2, sharey=True, width_ratios=(4,3)) if len(repeats) else new_axes()
+    for ax in axs: ax.margins(y=.1)
+    _plot_best(axs[0], df, looks)
+    if len(repeats): _plot_repeats(axs[1], df, repeats, looks)
+    _at_least(axs[0], .02)
+    key = [key_line("search", color=colour), key_line("random control", **_CONTROL)]
+    if df.which.nunique()>1: legend_above(axs[0].figure, key)
+    return axs[0].figure
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #a8119744
+# %% ../../../nbs/33c_results.plots.search.ipynb #670df245
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 def _decades(lo, hi):
     "Ticks of a log axis and their labels: powers of ten, five at most; the ends where there are fewer than two"
-    first, last = int(np.ceil(np.log10(lo)-1e-9)), int(np.floor(np.log10(hi)+1e-9))
-    if last<=first: return [lo, hi], [f"{lo:.2g}", f"{hi:.2g}"]
-    powers = range(first, last+1, -(-(last-first+1)//5))
-    return [10.**p for p in powers], ["10"+str(p).translate(_SUPERSCRIPTS) for p in powers]
+    powers = [p for p in range(-30, 30) if lo*.999<=10.**p<=hi*1.001]
+    if len(powers)<2: return [lo, hi], [f"{lo:.2g}", f"{hi:.2g}"]
+    shown = powers[::-(-len(powers)//5)]
+    return [10.**p for p in shown], ["10"+str(p).translate(_SUPERSCRIPTS) for p in shown]
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #a61daf1b
+# %% ../../../nbs/33c_results.plots.search.ipynb #e4b36aa1
 def _scale_axis(ax, scale, values):
     "The axis a dimension is searched along"
     if scale in ("real", "int"): ax.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=scale=="int"))
     if scale=="choices":
-        ax.set_xticks(range(len(values)), [short(str(v), 12) for v in values])
+        ax.set_xticks(range(len(values)), [short(str(v)) for v in values])
         ax.set_xlim(-.5, len(values)-.5)
-    if scale in ("log", "log2"):
+    if scale=="log":
+        ax.set_xscale("log")
+        ax.set_xticks(*_decades(values[0], values[-1]))
+    if scale=="log2":
         powers = values[::-(-len(values)//6)]
-        ax.set_xscale("log", base=10 if scale=="log" else 2)
-        ax.set_xticks(*_decades(values[0], values[-1]) if scale=="log" else (powers, powers))
-        ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xscale("log", base=2)
+        ax.set_xticks(powers, powers)
+    ax.minorticks_off()
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #f2b59d8c
 _BEST = dict(marker="o", markersize=9, linestyle="", markerfacecolor="none", markeredgecolor="#222222",
@@ -199,12 +178,12 @@ def _ring_best(ax, xs, trials):
     best = done.iloc[best_epoch(done.valid_acc.to_numpy(), done.valid_loss.to_numpy())]
     ax.plot(best.x, best.valid_acc, **_BEST)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #41a24351
+# %% ../../../nbs/33c_results.plots.search.ipynb #c21a382b
 def _plot_dimension(ax, df, trials, colour):
     "Trials along one dimension, and what the surrogate expects there"
     name, scale = df.iloc[0][["dimension", "scale"]]
     values = at = [*df.value]
-    xs, look = trials.get(name, pd.Series(np.nan, trials.index)), {}
+    xs, look = trials[name], {}
     if scale=="choices":
         at, xs = range(len(values)), xs.astype(str).map({str(v): i for i,v in enumerate(values)})
         look = dict(marker="_", markersize=18, markeredgewidth=2.4, linestyle="")
@@ -231,23 +210,22 @@ def plot_dependence(
     key.append(key_line("surrogate", linewidth=2.4, alpha=.6))
     return small_multiples(draw, df.dimension.unique(), 4.6, 1.45, key, y="valid accuracy", sharey=True)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #43bf5573
+# %% ../../../nbs/33c_results.plots.search.ipynb #83a36d47
 def _plot_indices(ax, df, rows, colours):
     "Sobol's indices of one search, in a panel with room for so many rows"
     df = df.sort_values("total", kind="stable")
     name, colour = _name_and_colour(df, colours)
-    n, look = len(df), dict(color=colour, height=.66)
-    ax.barh(range(n), df.total, alpha=.35, **look)
-    ax.barh(range(n), df[["first", "total"]].min(axis=1), **look)
-    for y,v in enumerate(df.total): ax.text(v+.02, y, f"{v:.2f}", va="center", fontsize=8, color="#444444")
+    y = np.arange(len(df))
+    bars = ax.barh(y, df.total, height=.66, color=colour, alpha=.35)
+    ax.barh(y, df[["first", "total"]].min(axis=1), height=.66, color=colour)
+    ax.bar_label(bars, fmt="%.2f", padding=2, fontsize=8, color="#444444")
     clean_axes(ax, "x")
-    ax.set_yticks(range(n), [DIMENSIONS.get(o, o) for o in df.dimension])
-    ax.set(title=pretty(name), xticks=[0, .5, 1], xlim=(0, 1.25), ylim=(n-rows-.6, n-.4))
-    if not df.total.any():
-        middle = dict(transform=ax.transAxes, ha="center", va="center")
-        ax.text(.5, .5, "flat: all differences\ncount as noise", fontsize=8, color="#777777", **middle)
+    ax.set_yticks(y, [DIMENSIONS.get(o, o) for o in df.dimension])
+    ax.set(title=pretty(name), xticks=[0, .5, 1], xlim=(0, 1.25), ylim=(len(df)-rows-.6, len(df)-.4))
+    flat = "" if df.total.any() else "flat: all differences\ncount as noise"
+    ax.text(.62, y.mean(), flat, fontsize=8, color="#777777", ha="center", va="center")
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #3589a940
+# %% ../../../nbs/33c_results.plots.search.ipynb #b647c4f3
 @in_style
 def plot_importance(
     df:pd.DataFrame, # Of `surrogate_tables`
@@ -257,5 +235,4 @@ def plot_importance(
     rows = df.search.value_counts().max() if len(df) else 1
     def draw(ax, name): _plot_indices(ax, df[df.search==name], rows, colours)
     key = [Patch(facecolor=GREY, label="by itself"), Patch(facecolor=GREY, alpha=.35, label="with others")]
-    height, axes = .45+.21*rows, dict(x="share of the variance", extra=.75, sharex=True)
-    return small_multiples(draw, df.search.unique(), 4.8, height, key, **axes)
+    return small_multiples(draw, df.search.unique(), 4.8, .5+.21*rows, key, "share of the variance", sharex=True)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NAME_PARTS', 'VOTE_LABELS', 'DIMENSIONS', 'COLOURS', 'SPARE', 'MORE_FONTS', 'STYLE', 'in_style', 'GREY', 'pretty',
            'wrap', 'short', 'lighter', 'palette', 'installed_fonts', 'new_axes', 'given_axes', 'percent_axis',
-           'clean_axes', 'draw_interval', 'spread_labels', 'label_ends', 'unknown_words', 'number_words', 'key_line',
+           'clean_axes', 'draw_intervals', 'spread_labels', 'label_ends', 'unknown_words', 'number_words', 'key_line',
            'legend_above', 'small_multiples']
 
 # %% ../../../nbs/33_results.plots.style.ipynb #caa0546e
@@ -35,7 +35,7 @@ def pretty(
     parts = name.split("-")
     return " ".join(map(NAME_PARTS.get, parts)) if NAME_PARTS.keys()>=set(parts) else name
 
-# %% ../../../nbs/33_results.plots.style.ipynb #7c16c622
+# %% ../../../nbs/33_results.plots.style.ipynb #493884a3
 def wrap(
     name:str, # Of a class, run or search
     width:int # Letters a line
@@ -45,7 +45,7 @@ def wrap(
 
 def short(
     name:str, # Of a class
-    most:int # Letters there is room for
+    most:int=12 # Letters there is room for
 )->str: # As it is, or its beginning and three dots
     "Cut a name to a length, also where it is one long word"
     return name if len(name)<=most else name[:most-3].rstrip()+"..."
@@ -155,16 +155,16 @@ def clean_axes(
     ax.set_axisbelow(True)
     if percent: percent_axis(getattr(ax, f"{grid}axis"))
 
-# %% ../../../nbs/33_results.plots.style.ipynb #26764e11
-def draw_interval(
+# %% ../../../nbs/33_results.plots.style.ipynb #ae57db34
+def draw_intervals(
     ax:Axes, # Drawn on
-    y:float, # Its row
-    low:float, # Lower end, in units of the axis
-    high:float, # Upper end
-    colour:str # Of the mark
+    ys, # Their rows
+    lows, # Lower ends, in units of the axis
+    highs, # Upper ends
+    colours # Of the marks
 ):
-    "A confidence interval as a pale line"
-    ax.plot([low, high], [y, y], color=colour, linewidth=2.2, alpha=.45, solid_capstyle="round")
+    "Confidence intervals as pale lines"
+    ax.hlines(ys, lows, highs, colours, linewidth=2.2, alpha=.45, capstyle="round")
 
 # %% ../../../nbs/33_results.plots.style.ipynb #455ac074
 def _push_up(y, h):
@@ -190,23 +190,22 @@ def spread_labels(
     y[:1] = np.maximum(y[:1], h[:1]/2)
     return _push_up(y, h)[np.argsort(order)]
 
-# %% ../../../nbs/33_results.plots.style.ipynb #5e9057bb
+# %% ../../../nbs/33_results.plots.style.ipynb #517a6478
 def label_ends(
     ax:Axes, # With its final limits
     lines:list[Line2D] # Each with its label; one that ends in NaN gets none
 ):
     "Write each line's label right of the axes, at the height of its end"
-    lines = [line for line in lines if np.isfinite(line.get_xydata()[-1,1])]
-    ends = np.array([line.get_xydata()[-1] for line in lines]).reshape(-1, 2)
-    labels = [wrap(line.get_label(), 16) for line in lines]
-    lo, hi = ax.get_ylim()
+    ends = {line: line.get_xydata()[-1] for line in lines if np.isfinite(line.get_ydata()[-1])}
+    labels = [wrap(line.get_label(), 16) for line in ends]
     inches = ax.figure.get_size_inches()[1]/ax.get_gridspec().nrows*.8
     heights = [(.02+.135*(o.count("\n")+1))/inches for o in labels]
-    places = spread_labels((ends[:,1]-lo)/(hi-lo), heights)
-    for line,end,label,place in zip(lines, ends, labels, places):
+    lo, hi = ax.get_ylim()
+    wanted = [(y-lo)/(hi-lo) for _,y in ends.values()]
+    for (line,end),label,y in zip(ends.items(), labels, spread_labels(wanted, heights)):
         colour = line.get_color()
         thread = dict(arrowstyle="-", color=colour, linewidth=.6, alpha=.6, relpos=(0,.5), shrinkA=1, shrinkB=3)
-        ax.annotate(label, end, xytext=(1.04,place), textcoords="axes fraction", annotation_clip=False, va="center",
+        ax.annotate(label, end, (1.04, y), textcoords="axes fraction", annotation_clip=False, va="center",
             color=.72*np.array(to_rgb(colour)), fontsize=8.5, linespacing=.95, arrowprops=thread)
 
 # %% ../../../nbs/33_results.plots.style.ipynb #8d647e03
@@ -246,16 +245,17 @@ def key_line(
     "A line or mark of a legend, grey unless it has a colour of its own"
     return Line2D([], [], label=label, **dict(color=GREY)|look)
 
-# %% ../../../nbs/33_results.plots.style.ipynb #cbb6cf23
+# %% ../../../nbs/33_results.plots.style.ipynb #5c5d89d1
 def legend_above(
     fig:Figure, # Of one panel or several
-    key:list # Lines and patches with labels
+    key:list, # Lines and patches with labels
+    cols:int=4 # Entries a row
 ):
-    "A legend above all panels, four entries a row"
+    "A legend above all panels"
     layout = dict(handletextpad=.4, columnspacing=1, handlelength=1.6)
-    fig.legend(handles=key, loc="outside upper center", frameon=False, ncols=min(4, len(key)) or 1, **layout)
+    fig.legend(handles=key, loc="outside upper center", frameon=False, ncols=min(cols, len(key)) or 1, **layout)
 
-# %% ../../../nbs/33_results.plots.style.ipynb #44f60d89
+# %% ../../../nbs/33_results.plots.style.ipynb #6365ea81
 @in_style
 def small_multiples(
     draw:Callable, # Called with the axes and the name of each panel
@@ -265,7 +265,6 @@ def small_multiples(
     key:list, # For `legend_above`
     x:str="", # Stands below the last panel of each column
     y:str="", # Stands left of the first panel of each row
-    extra:float=.6, # Inches for the legend
     **kw # For `Figure.subplots`, for example `sharey=True`
 )->Figure: # A panel a name, one left empty without names
     "A figure with one panel for each name, in one column or two"
@@ -273,11 +272,15 @@ def small_multiples(
     cols = min(2, n)
     rows = -(-n//cols)
     if cols==1: height *= 1.5
-    axs = new_axes(width, height*rows+extra, rows, cols, **kw)
+    axs = new_axes(width, height*rows+.6, rows, cols, **kw)
     fig = axs[0].figure
     fig.get_layout_engine().set(wspace=.05, hspace=.05)
     for ax in axs[n:]: ax.remove()
     for ax,name in zip(axs, names): draw(ax, name)
-    for i,ax in enumerate(fig.axes): ax.set(xlabel=x if i+cols>=n else "", ylabel="" if i%cols else y)
+    for ax in fig.axes: ax.set(xlabel="", ylabel="")
+    for ax in fig.axes[::cols]: ax.set_ylabel(y)
+    for ax in fig.axes[-cols:]: # one may stand above an empty place
+        ax.set_xlabel(x)
+        ax.tick_params(labelbottom=True)
     legend_above(fig, key)
     return fig

@@ -7,17 +7,17 @@ __all__ = ['TOTAL', 'ALL', 'CIFAR_PARTS', 'finished_ensembles', 'predictors_tabl
            'confusion_table', 'best_member', 'ensembles_table', 'leave_one_out_table', 'disagreement_table',
            'calibration_table']
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #3a044398
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #ef6454e7
 from dataclasses import replace
 import numpy as np, pandas as pd
-from ...files import read_npz, write_npz
+from ...core import ORIGINS
+from ...files import read_npz
 from ..ensemble import leave_one_out
-from ..metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, class_accuracy,
-    confusion, disagreement, ece, interval, macro_f1, mcnemar, nll, oracle_accuracy, reliability)
+from ..metrics import (accuracy, as_preds, balanced_accuracy, bootstrap_difference, confusion,
+    disagreement, ece, interval, macro_f1, mcnemar, nll, oracle_accuracy, reliability)
 from ..predictions import Prediction, best_run, predictions, valid_score
-from .runs import tidy
-from .published import PUBLISHED_CLASS, PUBLISHED_TEST
-from .published import beside_published, report_predictor
+from .runs import joined, tidy
+from .published import PUBLISHED_CLASS, PUBLISHED_TEST, report_predictor
 from ...config import best_epoch
 from ...studyfolder import StudyFolder
 
@@ -30,82 +30,80 @@ def finished_ensembles(
     "The votes that could be formed"
     return [p for p in _done(study) if p.is_vote]
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #ce6e3166
-_predictor_columns = ["place", "predictor", "kind", "members", "status", "reason", "test_acc", "low", "high",
-    "balanced_acc", "macro_f1", "majority_acc", "images", "published"]
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7fe9ad94
+_predictor_columns = ("place predictor kind members status reason test_acc low high "
+    "balanced_acc macro_f1 majority_acc images published").split()
 
 def _test_row(p):
     "How good a predictor is on the test images"
     acc, n = accuracy(p.preds, p.targs), len(p.targs)
-    low, high = interval(acc, n)
     balanced, f1 = balanced_accuracy(p.preds, p.targs), macro_f1(p.preds, p.targs)
-    return dict(test_acc=acc, low=low, high=high, images=n, balanced_acc=balanced, macro_f1=f1)
+    ends = zip(("low", "high"), interval(acc, n))
+    return dict(ends, test_acc=acc, images=n, balanced_acc=balanced, macro_f1=f1)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #57aa3206
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #2e6aedbb
 def predictors_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
 )->pd.DataFrame: # A row a predictor, best first
     "Test accuracy of ensembles and their members"
-    known, level, rows = beside_published(study.data), study.data.majority_acc("test"), []
+    level, rows = study.data.majority_acc("test"), []
     for p in predictions(study, everyone):
         row = dict(predictor=p.name, kind=p.kind, members=", ".join(p.members), status=p.status, reason=p.reason)
-        if known: row |= dict(published=PUBLISHED_TEST.get(report_predictor(study, p)))
-        rows.append(row|(dict(_test_row(p), majority_acc=level) if p.done else {}))
-    df = tidy(rows, _predictor_columns).sort_values("test_acc", ascending=False, kind="stable", ignore_index=True)
-    df["place"] = pd.Series(range(1, len(df)+1), dtype="Int64").where(df.test_acc.notna())
-    return df
+        row |= dict(published=PUBLISHED_TEST.get(report_predictor(study, p)))
+        if p.done: row |= dict(_test_row(p), majority_acc=level)
+        rows.append(row)
+    df = tidy(rows, _predictor_columns)
+    df["place"] = df.test_acc.rank(method="first", ascending=False).astype("Int64")
+    return df.sort_values("place", kind="stable", ignore_index=True)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #d83e7df2
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #1f98b70e
 TOTAL = "" # The class of rows over all classes: a class has a name, whichever it is
-_class_columns = ["predictor", "class", "images", "accuracy", "published"]
 
-def _published_classes(study, p):
-    "Published accuracy of a predictor by class, where there is one"
-    known = report_predictor(study, p) if beside_published(study.data) else ""
-    by_class = {c: acc for (name,c),acc in PUBLISHED_CLASS.items() if name==known}
-    return by_class|{TOTAL: PUBLISHED_TEST.get(known)}
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #927a84f2
+_published = PUBLISHED_CLASS|{(name, TOTAL): acc for name,acc in PUBLISHED_TEST.items()}
+
+def _scores(answers, targs):
+    "How good answers are, probabilities or classes"
+    how_sure = dict(nll=nll(answers, targs), ece=ece(answers, targs))
+    return dict(images=len(targs), accuracy=accuracy(answers, targs))|how_sure
+
+def _class_scores(p, at=True):
+    "A predictor on the images of each class and on all, as far as they are among those `at`"
+    parts = {c: at&(p.targs==i) for i,c in enumerate(p.classes)}|{TOTAL: at&(p.targs>=0)}
+    return [{"predictor": p.name, "class": c, **_scores(p.answers[o], p.targs[o])} for c,o in parts.items()]
+
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #db7d6124
 def class_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
 )->pd.DataFrame: # A row a class and finished predictor
     "Test accuracy by class"
-    parts = []
+    rows = []
     for p in _done(study, everyone):
-        n, names = len(p.classes), [*p.classes, TOTAL]
-        images = [*np.bincount(p.targs, minlength=n), len(p.targs)]
-        accs = [*class_accuracy(p.preds, p.targs, n), accuracy(p.preds, p.targs)]
-        part = pd.DataFrame({"predictor": p.name, "class": names, "images": images, "accuracy": accs})
-        parts.append(part.assign(published=part["class"].map(_published_classes(study, p))))
-    return tidy(pd.concat(parts, ignore_index=True) if parts else [], _class_columns)
+        known = report_predictor(study, p)
+        rows += [dict(o, published=_published.get((known, o["class"]))) for o in _class_scores(p)]
+    return tidy(rows, "predictor class images accuracy published".split())
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #84ebba40
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7db531d7
 ALL = "(all)"
 CIFAR_PARTS = ("CIFAR-10 test", "CIFAR-10 train") # Of the origin `cifar`
-_origin_columns = ["predictor", "origin", "class", "images", "accuracy", "nll", "ece"]
+
 
 def _cifar_test_rows(study):
     "Rows of the pack that are CIFAR-10's test images, none where they are not known"
     f = study.out/"samples.npz"
-    return np.asarray(read_npz(f).get("cifar_test_rows", ())) if f.exists() else np.zeros(0)
+    return read_npz(f).get("cifar_test_rows", ()) if f.exists() else ()
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #7a2046ec
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #40ef542b
 def _origin_masks(origins, is_test):
     "Which images belong to which origin; without any origin there is only `(all)`"
-    masks = {o: origins==o for o in ("cifar", "imagenet")}
-    if any(m.any() for m in masks.values()): masks["other"] = origins==""
-    if is_test.any(): masks |= dict(zip(CIFAR_PARTS, (is_test, (origins=="cifar")&~is_test)))
-    return {o: m for o,m in masks.items() if m.any()}|{ALL: np.ones(len(origins), dtype=bool)}
+    masks = {o: origins==o for o in ORIGINS}
+    if (origins!="").any(): masks["other"] = origins==""
+    if is_test.any(): masks |= zip(CIFAR_PARTS, (is_test, masks["cifar"]&~is_test))
+    return {o: m for o,m in masks.items() if m.any()}|{ALL: True}
 
-def _scores(p, at):
-    "A predictor on some images"
-    targs = p.targs[at]
-    row = dict(images=len(targs), accuracy=accuracy(p.preds[at], targs))
-    return row if p.probs is None else row|dict(nll=nll(p.probs[at], targs), ece=ece(p.probs[at], targs))
-
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #ebad999a
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7b9541c6
 def class_origin_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
@@ -113,70 +111,68 @@ def class_origin_table(
     "Test accuracy, negative log-likelihood and calibration by class and origin"
     rows, cifar_test = [], _cifar_test_rows(study)
     for p in _done(study, everyone):
-        classes = {c: p.targs==i for i,c in enumerate(p.classes)}|{TOTAL: np.ones(len(p.targs), dtype=bool)}
-        for o,mask in _origin_masks(p.origins, np.isin(p.rows, cifar_test)).items():
-            rows += [{"predictor": p.name, "origin": o, "class": c, **_scores(p, mask&at)} for c,at in classes.items()]
-    return tidy(rows, _origin_columns)
+        for name,mask in _origin_masks(p.origins, np.isin(p.rows, cifar_test)).items():
+            rows += [dict(o, origin=name) for o in _class_scores(p, mask)]
+    return tidy(rows, "predictor origin class images accuracy nll ece".split())
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #fd57e35d
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #4dc72389
 def confusion_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a pair of classes and finished predictor; `share` is of the right class's images
     "Test images by right and predicted class"
-    rows = []
+    columns, parts = ["predictor", "class", "taken_for", "images", "share"], []
     for p in _done(study):
-        counts = confusion(p.preds, p.targs, len(p.classes))
-        shares = counts/np.maximum(counts.sum(1, keepdims=True), 1)
-        for a,images,share in zip(p.classes, counts, shares):
-            rows += [(p.name, a, *cell) for cell in zip(p.classes, images, share)]
-    return tidy(rows, ["predictor", "class", "taken_for", "images", "share"])
+        counts = pd.DataFrame(confusion(p.preds, p.targs, len(p.classes)), p.classes, p.classes)
+        shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
+        cells = pd.DataFrame(dict(images=counts.stack(), share=shares.stack())).rename_axis(columns[1:3])
+        parts.append(cells.reset_index().assign(predictor=p.name))
+    return joined(parts, columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #12a4a012
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #03875e49
+def _accuracies(stored): return [accuracy(m.probs, m.targs) for m in stored]
+def _losses(stored): return [nll(m.probs, m.targs) for m in stored]
+
 def best_member(
     p:Prediction # A finished ensemble
 )->int: # Its number among the members
     "The best member on valid images; of equals the more likely one. Without valid images the best on test images"
-    stored = p.valid or p.test
-    accs = [accuracy(m.probs, m.targs) for m in stored]
-    losses = [nll(m.probs, m.targs) if p.valid else 0 for m in stored]
-    return best_epoch(accs, losses)
+    if p.valid: return best_epoch(_accuracies(p.valid), _losses(p.valid))
+    return int(np.argmax(_accuracies(p.test)))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #138f2e05
-_ensemble_columns = "predictor method members weights member_temperatures temperature valid_acc valid_nll".split()
-_ensemble_columns += "best_valid_acc best_valid_nll test_acc test_nll ece nll_before ece_before best_member".split()
-_ensemble_columns += "best_acc difference low high only_ensemble only_member p disagreement oracle".split()
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #2e058b66
+_ensemble_columns = ("predictor method members weights member_temperatures temperature valid_acc valid_nll "
+    "best_valid_acc best_valid_nll test_acc test_nll ece nll_before ece_before best_member "
+    "best_acc difference low high only_ensemble only_member p disagreement oracle").split()
 
 def _joined(values): return ", ".join(f"{v:.2f}" for v in values)
 
 def _valid_scores(p):
     "What an ensemble and its best member reach on the images by which it was chosen"
     if not p.valid: return {}
-    acc, likelihood = valid_score(p)
-    best_acc = max(accuracy(m.probs, m.targs) for m in p.valid)
-    best_nll = min(nll(m.probs, m.targs) for m in p.valid)
-    scores = dict(valid_acc=acc, best_valid_acc=best_acc, best_valid_nll=best_nll)
-    return scores if p.probs is None else scores|dict(valid_nll=-likelihood)
+    voted, targs = p.vote(p.valid), p.valid[0].targs
+    scores = dict(valid_acc=accuracy(voted, targs), valid_nll=nll(voted, targs))
+    return scores|dict(best_valid_acc=max(_accuracies(p.valid)), best_valid_nll=min(_losses(p.valid)))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #4bb6a158
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #f51e1878
 def _test_scores(p):
     "Likelihood and calibration on the test images, and what they were before the ensemble's temperature"
-    members, targs = [m.probs for m in p.test], p.targs
-    n = len(members)
+    members, n = [m.probs for m in p.test], len(p.test)
     apart = disagreement(members).sum()/(n*n-n) if n>1 else np.nan
-    scores = dict(disagreement=apart, oracle=oracle_accuracy(members, targs))
-    if p.probs is None: return scores
-    before = p.vote(p.test, temperature=False)
-    scores |= dict(test_nll=nll(p.probs, targs), nll_before=nll(before, targs))
-    return scores|dict(ece=ece(p.probs, targs), ece_before=ece(before, targs))
+    now, before = (_scores(o, p.targs) for o in (p.answers, p.vote(p.test, temperature=False)))
+    scores = dict(test_acc=now["accuracy"], test_nll=now["nll"], ece=now["ece"], disagreement=apart)
+    return scores|dict(nll_before=before["nll"], ece_before=before["ece"], oracle=oracle_accuracy(members, p.targs))
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #c44c2276
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #41f67ca5
+def _against(p, preds):
+    "How much better an ensemble's classes for the test images are than others"
+    return bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
+
 def _beside_member(p):
     "An ensemble against its best member on the same test images"
     i = best_member(p)
     member = as_preds(p.test[i].probs)
-    row = dict(test_acc=accuracy(p.preds, p.targs), best_acc=accuracy(member, p.targs), best_member=p.members[i])
-    row |= zip(("only_ensemble", "only_member", "p"), mcnemar(p.preds, member, p.targs))
-    return row|bootstrap_difference(p.preds==p.targs, member==p.targs)._asdict()
+    row = dict(zip(("only_ensemble", "only_member", "p"), mcnemar(p.preds, member, p.targs)))
+    return row|dict(_against(p, member), best_acc=accuracy(member, p.targs), best_member=p.members[i])
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #b3342565
 def ensembles_table(
@@ -190,27 +186,24 @@ def ensembles_table(
         rows.append(row|_beside_member(p)|_valid_scores(p)|_test_scores(p))
     return tidy(rows, _ensemble_columns)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #2f74686a
-_without_columns = ["predictor", "without", "weights", "valid_acc", "test_acc", "difference", "low", "high"]
-
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #01054503
 def _without_row(p, fitted):
     "An ensemble beside itself without a member"
     rest = replace(p, fitted=fitted)
     preds = as_preds(rest.vote(p.test))
-    row = dict(weights=_joined(fitted.weights), test_acc=accuracy(preds, p.targs))
-    if p.valid: row |= dict(valid_acc=valid_score(rest)[0])
-    return row|bootstrap_difference(p.preds==p.targs, preds==p.targs)._asdict()
+    row = dict(weights=_joined(fitted.weights), test_acc=accuracy(preds, p.targs), **_against(p, preds))
+    return row|dict(valid_acc=valid_score(rest)[0]) if p.valid else row
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #acb06563
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #7b346840
 def leave_one_out_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row an ensemble and member, of ensembles with two members or more
     "What each member is worth to its ensemble"
     rows = []
-    for p in (p for p in finished_ensembles(study) if len(p.members)>1):
-        rests = zip(p.members, p.fit_with(leave_one_out))
+    for p in finished_ensembles(study):
+        rests = zip(p.members, p.fit_with(leave_one_out)) if len(p.members)>1 else ()
         rows += [dict(_without_row(p, f), predictor=p.name, without=n) for n,f in rests]
-    return tidy(rows, _without_columns)
+    return tidy(rows, "predictor without weights valid_acc test_acc difference low high".split())
 
 # %% ../../../nbs/32e_results.tables.predictors.ipynb #41365cba
 def disagreement_table(
@@ -221,7 +214,7 @@ def disagreement_table(
     runs = [p for p in _done(study) if not p.is_vote and p.name in wanted]
     return tidy([(a.name, b.name, (a.preds!=b.preds).mean()) for a in runs for b in runs], ["a", "b", "share"])
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #6c0c4b34
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #6d9b3f11
 def _stages(p):
     "Probabilities before and after an ensemble's temperature"
     if not p.options.get("temperature"): return dict(before=p.probs)
@@ -233,8 +226,7 @@ def calibration_table(
 )->pd.DataFrame: # A row a bin of each predictor and stage
     "Confidence and accuracy of the best single run and of the ensembles on the test images"
     best, parts = best_run(predictions(study)), []
-    for p in ([best] if best else [])+finished_ensembles(study):
-        if p.probs is None: continue
+    for p in _done(study):
+        if p.probs is None or not p.is_vote and p is not best: continue
         parts += [reliability(o, p.targs, bins).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
-    columns = ["predictor", "stage", "low", "confidence", "accuracy", "count"]
-    return tidy(pd.concat(parts, ignore_index=True) if parts else [], columns)
+    return joined(parts, "predictor stage low confidence accuracy count".split())

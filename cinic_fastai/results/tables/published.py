@@ -26,7 +26,7 @@ PUBLISHED_CLASS = {("custom_cnn-adam", "dog"): .35, ("resnet18-sgd", "dog"): .35
 FULL_STUDY = dict(images=270_000, split=90_000, epochs={"architectures": 50, "augmentation": 50, "final": 150},
     trial_epochs=15, random=4, guided=10, trainings=68)
 
-# %% ../../../nbs/32a_results.tables.published.ipynb #9d4f1b4b
+# %% ../../../nbs/32a_results.tables.published.ipynb #c098bf80
 _SEARCHED = dict(bs={"log2": [5,9]}, lr={"log": [1e-4,1e-2]}, wd={"log": [1e-5,1e-2]})
 _SGD = dict(mom=[0,.99])
 _ADAM = dict(beta1=[0,.99], beta2=[0,.99])
@@ -34,11 +34,12 @@ _CNN = dict(dropout=[0,.2])
 REPORT_SPACES = {
     "custom_cnn-sgd": _SEARCHED|_CNN|_SGD, "custom_cnn-adam": _SEARCHED|_CNN|_ADAM,
     "resnet18-sgd": _SEARCHED|_SGD, "resnet18-adam": _SEARCHED|_ADAM}
+_TRIAL = dict(policy="advanced", epochs=15)
 REPORT_SEARCHES = { # What a search's trials share beyond `RunConfig`'s defaults
-    "custom_cnn-sgd": dict(model="custom_cnn", policy="advanced", epochs=15),
-    "custom_cnn-adam": dict(model="custom_cnn", opt="adam", policy="advanced", epochs=15),
-    "resnet18-sgd": dict(policy="advanced", epochs=15),
-    "resnet18-adam": dict(opt="adam", policy="advanced", epochs=15)}
+    "custom_cnn-sgd": dict(_TRIAL, model="custom_cnn"),
+    "custom_cnn-adam": dict(_TRIAL, model="custom_cnn", opt="adam"),
+    "resnet18-sgd": _TRIAL,
+    "resnet18-adam": dict(_TRIAL, opt="adam")}
 
 # %% ../../../nbs/32a_results.tables.published.ipynb #c732fb73
 _PRETRAINED = dict(model="resnet18.tv_in1k", pretrained=True)
@@ -50,10 +51,9 @@ REPORT_RUNS = { # Runs that a number is published of
     **{name: (REPORT_SEARCHES[name]|dict(epochs=150), name) for name in REPORT_VOTERS},
     "resnet18-pretrained-adam": (REPORT_SEARCHES["resnet18-adam"]|_PRETRAINED|dict(epochs=150), "resnet18-adam")}
 
-# %% ../../../nbs/32a_results.tables.published.ipynb #71ae0898
+# %% ../../../nbs/32a_results.tables.published.ipynb #551e9fd8
 from ...core import CINIC_CLASSES
-from ...record import JournalHeader
-from ...record import DataInfo
+from ...record import DataInfo, JournalHeader
 from ..predictions import Prediction
 from ...config import RunConfig, non_defaults
 from ...space import outside
@@ -92,24 +92,26 @@ def report_run(
         if same and not outside(space, {k: getattr(cfg, k) for k in space}): return name
     return ""
 
-# %% ../../../nbs/32a_results.tables.published.ipynb #1eebb2d1
+# %% ../../../nbs/32a_results.tables.published.ipynb #b05520a3
+_AS_THE_REPORT = dict(start=[], rungs=[], batch=1, strategy="gp", random=FULL_STUDY["random"],
+    guided=FULL_STUDY["guided"])
+
 def report_search(
     header:JournalHeader|None # A journal's
 )->str: # Into `REPORT_SEARCHES`, "" where it isn't among them
-    "Which of the report's searches has the same fields, space and budget"
-    if header is None or header.start or header.rungs or header.batch!=1 or header.strategy!="gp": return ""
-    if (header.random, header.guided)!=(FULL_STUDY["random"], FULL_STUDY["guided"]): return ""
+    "Name of the published search that a journal repeats: same fields, space and budget"
+    if header is None or header.model_dump(include=_AS_THE_REPORT.keys())!=_AS_THE_REPORT: return ""
     base = {k: v for k,v in header.base.items() if k!="seed"}
     known = (n for n,fixed in REPORT_SEARCHES.items() if (base, header.space)==(fixed, REPORT_SPACES[n]))
     return next(known, "")
 
-# %% ../../../nbs/32a_results.tables.published.ipynb #f31e0405
+# %% ../../../nbs/32a_results.tables.published.ipynb #6f3d6625
 def report_predictor(
     study:StudyFolder, # Where it belongs to
     p:Prediction # From `predictions`
 )->str: # A run of `REPORT_RUNS`, or `soft` or `hard`; "" where it is none of the report's
     "Which of the report's predictors this is"
-    if not p.is_vote and not p.done: return ""
+    if not beside_published(study.data) or not p.is_vote and not p.done: return ""
     runs = [report_run(study.store.config(rid)) for rid in p.run_ids]
     if not p.is_vote: return runs[0]
     same = p.kind in PUBLISHED_TEST and not any(p.options.values()) and sorted(runs)==sorted(REPORT_VOTERS)

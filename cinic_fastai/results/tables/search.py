@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 'repeats_table', 'best_table']
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #14863fd9
+# %% ../../../nbs/32d_results.tables.search.ipynb #ecd8079e
 import pandas as pd
 from ...record import best_first, control_name
 from .runs import tidy
-from .published import PUBLISHED_BEST, PUBLISHED_POINTS
-from .published import beside_published, report_search
+from .published import PUBLISHED_BEST, PUBLISHED_POINTS, beside_published, report_search
 from ...config import config_fields
 from ...studyfolder import StudyFolder, planned_trials
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #904449d6
-POINT = ["bs", "lr", "wd", "dropout", "mom", "beta1", "beta2"]
+# %% ../../../nbs/32d_results.tables.search.ipynb #623281a3
+POINT = "bs lr wd dropout mom beta1 beta2".split()
 
 def other_dimensions(
     study:StudyFolder # A study's folder
@@ -25,21 +24,17 @@ def other_dimensions(
     dimensions = dict.fromkeys(k for h in headers if h for k in h.space)
     return [k for k in dimensions if k not in (*POINT, "model", "opt")]
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #a3db4944
-_trial_columns = ["search", "model", "opt", "number", "kind", "status", "cause", "run_id", "valid_acc", "valid_loss",
-    "best_so_far", "best_epoch", "epochs", "planned_epochs", "seconds", "ask_seconds", *POINT]
-_as_journalled = "number status cause run_id valid_loss best_epoch seconds ask_seconds".split()
-_defaults = {k: config_fields[k].default for k in ("model", "opt", "epochs")}
+# %% ../../../nbs/32d_results.tables.search.ipynb #8c9496aa
+_trial_columns = ("search model opt number kind status cause run_id valid_acc valid_loss best_so_far "
+    "best_epoch epochs planned_epochs seconds ask_seconds").split()+POINT
 
 def _trial_row(search, header, trial):
     "One trial"
-    fixed = {k: v for k,v in dict(model=search.model, opt=search.opt).items() if v}
-    shared = _defaults|header.base|fixed
-    model, opt, epochs = ({**shared, **trial.point}[k] for k in _defaults)
-    acc = None if trial.status=="failed" else trial.valid_acc
-    row = dict(search=search.name, kind=header.kind(trial.number), valid_acc=acc, model=model, opt=opt)
-    row |= dict(epochs=len(trial.accs or ()) or None, planned_epochs=epochs)
-    return trial.point|{k: getattr(trial, k) for k in _as_journalled}|row
+    point = dict(model=search.model, opt=search.opt)|trial.point
+    planned = (dict(epochs=config_fields["epochs"].default)|header.base|point)["epochs"]
+    row = vars(trial)|point|dict(search=search.name, kind=header.kind(trial.number))
+    if trial.status=="failed": row["valid_acc"] = None
+    return row|dict(epochs=len(trial.accs or ()) or None, planned_epochs=planned)
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #df0f1007
 def trials_table(
@@ -56,9 +51,7 @@ def trials_table(
     finished = df.valid_acc.where(df.status=="done")
     return df.assign(best_so_far=finished.groupby(df.search).cummax().groupby(df.search).ffill())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #b90cb5e4
-_convergence_columns = ["search", "which", "number", "best_so_far", "epochs_so_far"]
-
+# %% ../../../nbs/32d_results.tables.search.ipynb #2e5d6fe0
 def convergence_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a trial of a search or of its control
@@ -67,50 +60,47 @@ def convergence_table(
     both["epochs_so_far"] = both.epochs.fillna(0).groupby([both.search, both.which]).cumsum()
     order = [s.name for s in study.record.searches]
     both = both.sort_values("search", key=lambda s: s.map(order.index), kind="stable", ignore_index=True)
-    return tidy(both, _convergence_columns)
+    return tidy(both, "search which number best_so_far epochs_so_far".split())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #f4742426
-_repeat_columns = ["search", "of", "number", "seed", "run_id", "valid_acc", "reason"]
-
+# %% ../../../nbs/32d_results.tables.search.ipynb #cd49d40f
 def repeats_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a training with a new seed, `of` the `winner`, the `runner-up` or the `control`'s winner
     "The best points of searches, trained again"
     rows = [dict(r, search=s.name) for s in study.record.searches for r in s.repeated]
-    return tidy(rows, _repeat_columns)
+    return tidy(rows, "search of number seed run_id valid_acc reason".split())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #536baa5a
+# %% ../../../nbs/32d_results.tables.search.ipynb #5fb7b812
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
 _published = [f"published_{k}" for k in POINT]
 _counted = "search model opt status reason trials failed stopped planned number run_id".split()
 
 def _effort(trials):
     "What became of a search's trials, the epochs that stopping saved, and the surrogate's seconds a guided trial"
-    stopped, asked = trials[trials.status=="stopped"], trials.ask_seconds[trials.kind=="guided"]
-    effort = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
-    effort |= dict(saved_epochs=(stopped.planned_epochs-stopped.epochs).sum())
-    return effort|dict(ask_mean=asked.mean(), ask_max=asked.max())
+    stopped, asked = trials.query("status=='stopped'"), trials.query("kind=='guided'").ask_seconds
+    counts = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
+    saved = (stopped.planned_epochs-stopped.epochs).sum()
+    return counts|dict(saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #d5f2936b
+# %% ../../../nbs/32d_results.tables.search.ipynb #65ee5b6b
 def _spread(trials):
     "How the accuracies of trials that ran to their end spread"
-    done = trials[trials.status=="done"]
-    acc, best = done.valid_acc, done.groupby("kind").valid_acc.max()
-    spread = dict(valid_acc=acc.max(), valid_median=acc.median(), valid_min=acc.min())
-    return spread|{f"{kind}_best": best.get(kind) for kind in ("random", "guided")}
+    done = trials.query("status=='done'")
+    best = done.groupby("kind").valid_acc.max().add_suffix("_best")
+    return dict(best)|dict(zip(_scored, done.valid_acc.agg(["max", "median", "min"])))
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #9f71a2cc
+# %% ../../../nbs/32d_results.tables.search.ipynb #8094137a
 def _best_row(study, search, trials):
     "One search's best trial and spread, with what the report published of the same search"
     journal, status = study.journals[search.name], "left" if search.status=="running" else search.status
     known = report_search(journal.header) if beside_published(study.data) else ""
-    row = dict(search=search.name, model=search.model, opt=search.opt, status=status, reason=search.reason)
-    row |= dict(planned=planned_trials(study, search), published=PUBLISHED_BEST.get(known))
-    row |= _effort(trials)|{f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
-    winner = next(iter(best_first(journal.trials)), None)
-    if winner is None: return row
-    row |= dict(number=winner.number, run_id=winner.run_id, majority_acc=study.data.majority_acc("valid"))
-    return row|_spread(trials)|winner.point
+    row = vars(search)|dict(search=search.name, status=status, planned=planned_trials(study, search))
+    row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
+    row |= _effort(trials)|dict(published=PUBLISHED_BEST.get(known))
+    for winner in best_first(journal.trials)[:1]:
+        level = study.data.majority_acc("valid")
+        row |= vars(winner)|_spread(trials)|dict(winner.point, majority_acc=level, status=status)
+    return row
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #9ed1df48
 def best_table(

@@ -17,17 +17,16 @@ from cinic_fastai.results.tables.runs import (ablation_table, gap_table, history
 from .search import best_table, convergence_table, repeats_table, trials_table
 from ...studyfolder import StudyFolder, study_parts
 
-# %% ../../../nbs/32f_results.tables.study.ipynb #e1f6f3e3
+# %% ../../../nbs/32f_results.tables.study.ipynb #0d90a839
 def progress_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a group of runs, a search, its control, its repeats
     "How many trainings are done, skipped, failed and left"
-    columns, rows = ["part", "kind", "done", "skipped", "failed", "left"], []
-    for p in study_parts(study):
-        counts = {k: p.counts[k] for k in columns[2:]}
-        counts["done"] += p.counts["stopped"]
-        rows.append(dict(part=p.group, kind="group" if p.kind=="run" else p.kind, **counts))
-    return pd.DataFrame(rows, columns=columns).groupby(columns[:2], sort=False, as_index=False).sum()
+    rows = [dict(p.counts, part=p.group, kind=p.kind) for p in study_parts(study)]
+    df = pd.DataFrame(rows, columns="part kind done stopped skipped failed left".split())
+    df = df.replace(dict(kind=dict(run="group"))).groupby(["part", "kind"], sort=False).sum().astype(int)
+    df["done"] += df.pop("stopped")
+    return df.reset_index()
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #fef56a77
 def trained_ids(
