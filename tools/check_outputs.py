@@ -43,10 +43,11 @@ def kinds(
 def texts(
     cell:dict # Of a notebook
 )->str: # What it prints, then its results as plain text
-    "A cell's output as text, without warnings"
+    "A cell's output as text, without warnings and pictures"
     outputs = cell.get("outputs", [])
     printed = [_join(o["text"]) for o in outputs if o.get("name")=="stdout"]
-    return "\n".join(printed+[_join(o["data"].get("text/plain", "")) for o in outputs if "data" in o])
+    results = [o["data"] for o in outputs if "data" in o and not any(k.startswith("image/") for k in o["data"])]
+    return "\n".join(printed+[_join(o.get("text/plain", "")) for o in results])
 
 def blemishes(
     notebook:dict # With stored outputs

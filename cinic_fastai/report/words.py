@@ -120,7 +120,7 @@ def fmt_fixed(
     x:float, # Number
     digits:int=3 # Decimals
 )->str: # For example `0.250`
-    "A number with as many decimals as its neighbours"
+    "A number with a fixed number of decimals"
     return "–" if missing(x) else f"{x:.{digits}f}"
 
 def fmt_p(

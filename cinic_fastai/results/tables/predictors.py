@@ -78,7 +78,7 @@ def class_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
 )->pd.DataFrame: # A row a class and finished predictor
-    "Test accuracy by class"
+    "Test accuracy of each finished predictor by class"
     rows = []
     for p in _done(study, everyone):
         known = report_predictor(study, p)
