@@ -7,7 +7,7 @@ __all__ = ['example_study', 'as_the_report']
 
 # %% ../nbs/61_example.ipynb #673d5c80
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from string import Template
@@ -126,6 +126,14 @@ def _write_samples(out, pack):
 _GAIN = {"custom_cnn": .705, "resnet18": .685, "resnet18.tv_in1k": .79, "none": 0., "simple": -.045, "gentle": .035,
     "advanced": .08, "combined": -.02, "combined-gentle": .06, "sgd": 0., "adam": .02, "rmsprop": .01}
 
+def _luck(
+    cfg:RunConfig, # What would be trained
+    *parts # What the luck is for; the example's seed
+)->np.random.Generator: # The same for points that differ by less than their third digit shows
+    "Luck of one training"
+    rounded = {k: float(f"{v:.3g}") for k,v in asdict(cfg).items() if isinstance(v, float)}
+    return rng("example", run_id(replace(cfg, **rounded), ""), *parts)
+
 def _accuracy(
     cfg:RunConfig, # What would be trained
     seed:int # Of the example
@@ -133,7 +141,7 @@ def _accuracy(
     "Best near a learning rate of 0.0025 and batches of 512"
     known = sum(_GAIN[o] for o in (cfg.model, cfg.policy, cfg.opt))
     off = .15*(np.log10(cfg.lr)+2.6)**2+.04*abs(np.log2(cfg.bs)-9)
-    luck = rng("example", "luck", run_id(cfg, ""), seed).normal(0, .006)
+    luck = _luck(cfg, "luck", seed).normal(0, .006)
     return max(.1, (known-off)*cfg.epochs/(cfg.epochs+1)+luck)
 
 # %% ../nbs/61_example.ipynb #0df0741d
@@ -143,7 +151,7 @@ def _history(
     seed:int # Of the example
 )->pd.DataFrame: # As `history.csv`
     "Curves that rise and level off"
-    r = rng("example", "history", run_id(cfg, ""), seed)
+    r = _luck(cfg, "history", seed)
     epoch = np.arange(cfg.epochs)
     t = (epoch+1)/cfg.epochs
     rise = 1-np.exp(-3.5*t)
@@ -168,7 +176,7 @@ def _probs(
     targs,shape = pack.targs[rows],(len(rows), len(classes))
     hardness = rng("example", "classes").normal(0, .6, len(classes))
     shared = rng("example", "images", split).normal(0, 1, shape)
-    own = rng("example", "probs", run_id(cfg, ""), split, seed).normal(0, .8, shape)
+    own = _luck(cfg, "probs", split, seed).normal(0, .8, shape)
     origins = pack.origins[rows]
     pull = 3.4*acc-hardness[targs]+np.where(origins=="cifar", .35, -.1)
     exps = np.exp(1.5*(.7*shared+own+pull[:,None]*np.eye(len(classes))[targs]))

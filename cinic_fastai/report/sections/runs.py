@@ -247,7 +247,7 @@ def _architectures(f):
     runs = f.done("architectures")
     fair = [r.name for r in runs if not saw_valid(r)]
     gaps = f.tables.gap[f.tables.gap.group.eq("architectures") & f.tables.gap.name.isin(fair)]
-    gaps = gaps.sort_values("gap", ascending=False)
+    gaps = gaps.sort_values("gap", ascending=False, kind="stable")
     return about_group(f, "architectures", "architectures", softmax_ends=softmax_ends(runs), gaps=rows_of(gaps))
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #e1eb5395
