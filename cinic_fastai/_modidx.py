@@ -2379,7 +2379,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'cinic_fastai.train.taps.LiveConv2d.forward': ( 'train.taps.html#liveconv2d.forward',
                                                                                          'cinic_fastai/train/taps.py'),
                                          'cinic_fastai.train.taps._is_plain': ('train.taps.html#_is_plain', 'cinic_fastai/train/taps.py'),
-                                         'cinic_fastai.train.taps._live': ('train.taps.html#_live', 'cinic_fastai/train/taps.py'),
+                                         'cinic_fastai.train.taps._lit': ('train.taps.html#_lit', 'cinic_fastai/train/taps.py'),
                                          'cinic_fastai.train.taps.idle_weights': ( 'train.taps.html#idle_weights',
                                                                                    'cinic_fastai/train/taps.py'),
                                          'cinic_fastai.train.taps.live_taps': ('train.taps.html#live_taps', 'cinic_fastai/train/taps.py'),

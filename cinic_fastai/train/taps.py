@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['LIVE_TAPS', 'tap_matrix', 'LiveConv2d', 'live_taps', 'idle_weights']
 
-# %% ../../nbs/18a_train.taps.ipynb #ff37d7ce
-import torch
+# %% ../../nbs/18a_train.taps.ipynb #0771ddb7
+import copy, torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# %% ../../nbs/18a_train.taps.ipynb #ce8cf523
+# %% ../../nbs/18a_train.taps.ipynb #3d396d62
 def tap_matrix(
     weight:Tensor, # Of a 3x3 convolution, `(out,in,3,3)`
     side:int, # Of its images, 1 or 2 pixels
@@ -18,26 +18,26 @@ def tap_matrix(
 )->Tensor: # `(places*out,pixels*in)`
     "A convolution with a border of one pixel as a matrix, for images `(pixels*in)` with their channels last"
     if side not in (1,2): raise ValueError(f"side = {side}: expected 1 or 2 pixels")
-    taps = weight.permute(2,3,0,1)
+    taps = weight.permute(2,3,0,1).flatten(0,1).unbind()
     pixels = [(i,j) for i in range(side) for j in range(side)]
     places = [(k,l) for k in range(0, side, stride) for l in range(0, side, stride)]
-    rows = [torch.cat([taps[i-k+1,j-l+1] for i,j in pixels], dim=1) for k,l in places]
+    rows = [torch.cat([taps[3*(i-k+1)+j-l+1] for i,j in pixels], dim=1) for k,l in places]
     return torch.cat(rows)
 
 # %% ../../nbs/18a_train.taps.ipynb #7d95a4e5
 LIVE_TAPS = {"cpu": ((1,1), (1,2), (2,1), (2,2))} # Side and stride where the matrix is faster, by kind of device
 
-# %% ../../nbs/18a_train.taps.ipynb #4d984666
+# %% ../../nbs/18a_train.taps.ipynb #f55264e3
 class LiveConv2d(nn.Conv2d):
     "`nn.Conv2d`, by `tap_matrix` where `LIVE_TAPS` has the image's side, the stride and the device"
     def forward(self, x):
         side,stride = x.shape[-1],self.stride[0]
         square = x.dim()==4 and x.shape[-2]==side
         if not square or (side,stride) not in LIVE_TAPS.get(x.device.type, ()): return super().forward(x)
-        places = 1 if side<=stride else 2
+        places = -(-side//stride)
         bias = None if self.bias is None else self.bias.repeat(places**2)
         y = F.linear(x.permute(0,2,3,1).flatten(1), tap_matrix(self.weight, side, stride), bias)
-        return y.view(-1,places,places,self.out_channels).permute(0,3,1,2)
+        return y.unflatten(1, (places,places,-1)).permute(0,3,1,2)
 
 # %% ../../nbs/18a_train.taps.ipynb #68bfdb6e
 def _is_plain(m, cls):
@@ -56,29 +56,21 @@ def live_taps(
         if _is_plain(m, before): m.__class__ = after
     return net
 
-# %% ../../nbs/18a_train.taps.ipynb #b361fedf
-def _live(side, out, k, stride, padding, dilation):
-    "How many of a kernel's `k` taps along one dimension meet a pixel"
-    places = torch.arange(out)*stride-padding
-    return sum(bool(((places+t*dilation>=0) & (places+t*dilation<side)).any()) for t in range(k))
+# %% ../../nbs/18a_train.taps.ipynb #787ed5d5
+def _lit(conv, shape, rng):
+    "Gradient of a convolution's sum by its weights, all pixels positive: 0 where no pixel meets a weight"
+    x = torch.rand(shape, generator=rng, dtype=conv.weight.dtype)
+    with torch.enable_grad(): return torch.autograd.grad(conv.forward(x).sum(), conv.weight)[0]
 
 def idle_weights(
     net:nn.Module, # Takes images `(bs,3,size,size)`
     size:int # Side of the images, pixels
 )->int: # How many weights of its convolutions meet no pixel, and so get no gradient
-    "Count the weights that images of a size never touch"
-    idle,hooks = [],[]
-    def count(m, args, out):
-        x,padding = args[0],m.padding if isinstance(m.padding, tuple) else ((m.kernel_size[0]-1)//2,)*2
-        axes = [_live(x.shape[2+i], out.shape[2+i], m.kernel_size[i], m.stride[i], padding[i], m.dilation[i])
-            for i in range(2)]
-        idle.append(m.weight.numel()-m.weight[:,:,0,0].numel()*axes[0]*axes[1])
+    "Count the weights that images of a size never touch, whatever their values"
+    net,rng,lit = copy.deepcopy(net).cpu().eval().requires_grad_(),torch.Generator().manual_seed(0),{}
+    def add(m, args, out): lit[m] = lit.get(m, 0)+_lit(m, args[0].shape, rng)
+    for p in net.parameters(): p.data.uniform_(.5, 1.5, generator=rng)
     for m in net.modules():
-        if isinstance(m, nn.Conv2d): hooks.append(m.register_forward_hook(count))
-    training,first = net.training,next(net.parameters())
-    try:
-        with torch.no_grad(): net.eval()(first.new_zeros(1, 3, size, size))
-    finally:
-        for h in hooks: h.remove()
-        net.train(training)
-    return sum(idle)
+        if isinstance(m, nn.Conv2d) and m.weight.requires_grad: m.register_forward_hook(add)
+    with torch.no_grad(): net(next(net.parameters()).new_zeros(1, 3, size, size))
+    return sum(int((grad==0).sum()) for grad in lit.values())
