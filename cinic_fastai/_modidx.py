@@ -864,6 +864,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs._group_table': ( 'report.sections.runs.html#_group_table',
                                                                                                        'cinic_fastai/report/sections/runs.py'),
+                                                   'cinic_fastai.report.sections.runs._idle': ( 'report.sections.runs.html#_idle',
+                                                                                                'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs._levels': ( 'report.sections.runs.html#_levels',
                                                                                                   'cinic_fastai/report/sections/runs.py'),
                                                    'cinic_fastai.report.sections.runs._longer': ( 'report.sections.runs.html#_longer',

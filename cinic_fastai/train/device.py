@@ -128,7 +128,7 @@ def compile_(
     model.compile(mode="reduce-overhead" if on_cuda else "default")
     return model
 
-# %% ../../nbs/20b_train.device.ipynb #ee316fa3
+# %% ../../nbs/20b_train.device.ipynb #1a979f86
 def processor_name()->str: # As its maker calls it, as far as the system tells
     "The machine's processor"
     info = Path("/proc/cpuinfo")
@@ -146,5 +146,5 @@ def environment(
         processor=processor_name(), device=device.type, gpu=gpu,
         deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(),
         native_bf16=native_bf16(device), precision=resolve_precision(cfg, device),
-        live_taps=LIVE_TAPS.get(device.type, ()),
+        live_taps=", ".join(f"{side}x{side}/{stride}" for side,stride in LIVE_TAPS.get(device.type, ())),
         versions={n: version(n) for n in names})
