@@ -19,7 +19,8 @@ from .figures import Bench, Row
 from .loaders import loader_rows, shift_items, shift_tv, simple_tv
 from .optimizers import optimizer_rows
 from .processes import import_rows, jobs_rows, memory_rows
-from .steps import mix_rows, step_rows
+from .steps import mix_rows, step_rows, taps_rows
+from .studies import study_rows
 
 @dataclass(frozen=True)
 class Entry:
@@ -47,12 +48,14 @@ BENCHES = {
     "step-resnet18": Entry(partial(step_rows, model="resnet18"), 60, gpu=True),
     "optimizer-sgd": Entry(partial(optimizer_rows, opt="sgd"), 3, gpu=True),
     "optimizer-adam": Entry(partial(optimizer_rows, opt="adam"), 4, gpu=True),
+    "taps": Entry(taps_rows, 60),
     "mix": Entry(mix_rows, 25, gpu=True),
     "pack": Entry(pack_rows, 40),
     "vote": Entry(vote_rows, 5),
     "memory": Entry(memory_rows, 90),
     "import": Entry(import_rows, 80),
     "jobs": Entry(jobs_rows, 400),
+    "study-resnet18": Entry(study_rows, 2200),
 }
 
 def check_size(
