@@ -20,7 +20,8 @@ from .loaders import loader_rows, shift_items, shift_tv, simple_tv
 from .optimizers import optimizer_rows
 from .processes import import_rows, jobs_rows, memory_rows
 from .record import BEFORE, PLANS, record_rows
-from .steps import mix_rows, step_rows
+from .steps import mix_rows, step_rows, taps_rows
+from .studies import study_rows
 
 @dataclass(frozen=True)
 class Entry:
@@ -49,6 +50,7 @@ BENCHES = {
     "step-resnet18": Entry(partial(step_rows, model="resnet18"), 60, gpu=True),
     "optimizer-sgd": Entry(partial(optimizer_rows, opt="sgd"), 3, gpu=True),
     "optimizer-adam": Entry(partial(optimizer_rows, opt="adam"), 4, gpu=True),
+    "taps": Entry(taps_rows, 60),
     "mix": Entry(mix_rows, 25, gpu=True),
     "pack": Entry(pack_rows, 40),
     "vote": Entry(vote_rows, 5),
@@ -58,6 +60,7 @@ BENCHES = {
     "record": Entry(record_rows, 8000, gpu=True, alone=True),
     **{f"record-{Path(p).stem}": Entry(partial(record_rows, plans=(p,)), 2000, gpu=True, alone=True)
         for p in (*PLANS, BEFORE)},
+    "study-resnet18": Entry(study_rows, 2200),
 }
 
 def check_size(

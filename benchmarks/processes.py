@@ -67,11 +67,15 @@ def import_rows(
 )->list[Row]: # One row
     "Import everything"
     lines = dict(ours="import cinic_fastai.all", fastai="from fastai.vision.all import *")
-    tasks = {k: partial(seconds, partial(_python, "-c", line)) for k,line in lines.items()}
+    tasks = {k: partial(seconds, partial(run_python, "-c", line)) for k,line in lines.items()}
     by_turns(tasks, 1)
     return compare_all(name, by_turns(tasks, 2*b.reps), "s", "; ".join(lines.values()))
 
-def _python(*args): subprocess.run([*PYTHON, *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+def run_python(
+    *args:str # Of Python
+):
+    "Run Python in a process of its own, silently"
+    subprocess.run([*PYTHON, *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 def jobs_rows(
     b:Bench, # Repetitions
@@ -99,12 +103,12 @@ def demo_searches(
     "Write the demo images and the searches of the demo plan"
     plan = (files("cinic_fastai")/"plans"/"demo.toml").read_text(encoding="utf-8")
     (folder/"searches.toml").write_text(searches_alone(plan), encoding="utf-8")
-    _python("-m", "cinic_fastai.cli", "data", "demo", str(folder/"digits"))
+    run_python("-m", "cinic_fastai.cli", "data", "demo", str(folder/"digits"))
     def study(jobs, threads=None):
         with tempfile.TemporaryDirectory(dir=folder) as tmp:
             out = os.path.join(tmp, "out")
             options = ["--jobs", str(jobs), *(["--threads", str(threads)] if threads else [])]
-            _python("-m", "cinic_fastai.cli", "study", str(folder/"searches.toml"), "--data", str(folder/"digits"),
+            run_python("-m", "cinic_fastai.cli", "study", str(folder/"searches.toml"), "--data", str(folder/"digits"),
                 "--out", out, *options)
             return json.loads(Path(out, "study.json").read_text(encoding="utf-8"))["seconds"]
     return study

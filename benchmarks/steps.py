@@ -2,6 +2,7 @@
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,8 @@ from cinic_fastai.config import RunConfig
 from cinic_fastai.train.device import autocast, resolve_precision
 from cinic_fastai.train.learner import make_learner
 from cinic_fastai.train.models import make_model
-from .epochs import bench_config, fit_epoch, precisions
+from cinic_fastai.train.taps import live_taps
+from .epochs import bench_config, fit_epochs, precisions
 from .figures import Bench, Row, by_turns, compare_all, seconds
 
 STEPS = 10 # Of one measurement
@@ -57,17 +59,18 @@ def learner_step(
     learn, clock = make_learner(DataLoaders(train, valid, device=b.device), cfg), TrainSeconds()
     learn.add_cb(clock)
     def milliseconds():
-        fit_epoch(learn)
+        fit_epochs(learn)
         return clock.took/STEPS*1e3
     return milliseconds
 
 def bare_step(
     b:Bench, # Classes, device
     cfg:RunConfig, # Network, precision
-    batches:list # As from `memory_batches`
+    batches:list, # As from `memory_batches`
+    live:bool=True # As our networks are; False for plain convolutions
 )->Callable: # Gives milliseconds a step
     "A step of plain PyTorch: channels last, fused SGD, nothing recorded"
-    model = make_model(cfg, len(b.pack.classes), 32).to(b.device).train()
+    model = live_taps(make_model(cfg, len(b.pack.classes), 32), live).to(b.device).train()
     opt = torch.optim.SGD(model.parameters(), lr=cfg.lr, momentum=cfg.mom, fused=True)
     plain = [tuple(o.as_subclass(Tensor) for o in batch) for batch in batches]
     precision = resolve_precision(cfg, b.device)
@@ -106,6 +109,24 @@ def mix_rows(
         note = f"CustomCNN's step in {p} with RandomMix, beside the same step without"
         out += compare_all(name+b.suffix, _after_one_turn(b, tasks), "ms", note)
     return out
+
+@contextmanager
+def one_thread():
+    "Compute by one thread in a block"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+def taps_rows(
+    b:Bench, # Images
+    name:str # Of the row
+)->list[Row]: # One row
+    "A step of ResNet-18 by live taps beside the same by plain convolutions, one thread on both sides"
+    batches, cfg = memory_batches(b), bench_config("resnet18", b.bs, precision="float32")
+    tasks = {k: bare_step(b, cfg, batches, live) for k,live in (("ours", True), ("plain", False))}
+    with one_thread(): figures = _after_one_turn(b, tasks)
+    return compare_all(name, figures, "ms", f"ResNet-18's step in float32, batches of {b.bs}, one thread")
 
 def _after_one_turn(b, tasks):
     "Figures of short tasks, without the first turn"

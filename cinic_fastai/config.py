@@ -347,8 +347,8 @@ def one_training(
     pairs = same_trainings(members)
     return f"{pairs[0][0]} and {pairs[0][1]} are one training, which would count twice" if pairs else ""
 
-# %% ../nbs/02_config.ipynb #3a528a45
-RESULT_VERSION = 3
+# %% ../nbs/02_config.ipynb #6fa4e8b9
+RESULT_VERSION = 4
 
 def non_defaults(
     cfg:RunConfig # One run
@@ -364,13 +364,14 @@ def identity(
     own = own_policy(cfg)
     return non_defaults(cfg)|({"policy": own} if own else {})
 
-# %% ../nbs/02_config.ipynb #1fb0bb9d
+# %% ../nbs/02_config.ipynb #bfe0aaec
 def run_id(
     cfg:RunConfig, # One run
-    data:str # Digest of the images and rows used
+    data:str, # Digest of the images and rows used
+    version:int=RESULT_VERSION # Of the results; that of an older store names its runs
 )->str: # 12 hexadecimal digits
     "The name a run's result is stored under"
-    return sha256(to_json([identity(cfg), data, RESULT_VERSION], indent=None).encode())[:12]
+    return sha256(to_json([identity(cfg), data, version], indent=None).encode())[:12]
 
 # %% ../nbs/02_config.ipynb #6b958d39
 def with_weights(

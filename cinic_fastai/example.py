@@ -122,7 +122,7 @@ def _write_samples(out, pack):
     write_npz(out/"samples.npz", augmented=np.stack(turned), made_from=made_from)
     write_samples(out, pack)
 
-# %% ../nbs/61_example.ipynb #e0d69e17
+# %% ../nbs/61_example.ipynb #07cc7db9
 _GAIN = {"custom_cnn": .705, "resnet18": .685, "resnet18.tv_in1k": .79, "none": 0., "simple": -.045, "gentle": .035,
     "advanced": .08, "combined": -.02, "combined-gentle": .06, "sgd": 0., "adam": .02, "rmsprop": .01}
 
@@ -132,7 +132,7 @@ def _luck(
 )->np.random.Generator: # The same for points that differ by less than their third digit shows
     "Luck of one training"
     rounded = {k: float(f"{v:.3g}") for k,v in asdict(cfg).items() if isinstance(v, float)}
-    return rng("example", run_id(replace(cfg, **rounded), ""), *parts)
+    return rng("example", run_id(replace(cfg, **rounded), "", version=3), *parts)
 
 def _accuracy(
     cfg:RunConfig, # What would be trained
@@ -197,7 +197,7 @@ def _refuse(cfg, unfinished):
     cure = f"Take a smaller learning rate (lr = {cfg.lr:g})."
     raise CinicError(f"The training loss became nan in epoch {1+broken}. {cure}")
 
-# %% ../nbs/61_example.ipynb #de766a2a
+# %% ../nbs/61_example.ipynb #f2ac6862
 def _stopped(history):
     "What is told of a training that ended early"
     accs = history.valid_acc.tolist()
@@ -209,8 +209,8 @@ def _summary(cfg, history, images):
     best = best_epoch(history.valid_acc.tolist(), history.valid_loss.tolist())
     at_best = history.loc[best, ["train_loss", "train_acc", "valid_loss", "valid_acc"]].to_dict()
     seconds = sum(history.seconds)
-    params = 347_106 if cfg.model=="custom_cnn" else 11_181_642
-    return dict(epochs=cfg.epochs, best_epoch=best, params=params, seconds=seconds,
+    params,idle = (347_106, 0) if cfg.model=="custom_cnn" else (11_181_642, 6_946_816)
+    return dict(epochs=cfg.epochs, best_epoch=best, params=params, idle=idle, seconds=seconds,
         images_per_s=images*cfg.epochs/seconds, **at_best)
 
 # %% ../nbs/61_example.ipynb #59af4db4

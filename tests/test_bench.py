@@ -1,5 +1,6 @@
 "The benchmarks compare like with like: the same images, weights and votes on both sides."
 from dataclasses import replace
+import os
 from types import SimpleNamespace
 import numpy as np
 import pytest
@@ -12,16 +13,20 @@ from cinic_fastai.data.loaders import pack_dls
 from cinic_fastai.data.pack import get_pack
 from cinic_fastai.results.ensemble import hard_vote, soft_vote, tied
 from cinic_fastai.plan_file import parse_plan
+from cinic_fastai.study.expand import run_config
+from cinic_fastai.train.taps import LiveConv2d
 from cinic_fastai.test_utils import tiny_folder
 
 catalog = load_benchmarks()
 from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found once they are loaded)
+from benchmarks.epochs import plain_model
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
 from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow # noqa: E402
 from benchmarks.record import image_words, is_cifar10, plan_trainings, record_rows # noqa: E402
 from benchmarks.processes import peak_memory, searches_alone, tree_memory
+from benchmarks.studies import PLAN, study_rows, training_seconds
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
 
@@ -101,6 +106,26 @@ method = "soft"
 members = ["c", "a"]
 """))
     assert ([s.name for s in plan.searches], len(plan.runs), len(plan.ensembles))==(["b"], 0, 0)
+
+def test_peers_train_plain_convolutions(b):
+    assert not any(isinstance(m, LiveConv2d) for m in plain_model(b, "resnet18").modules())
+
+def test_a_study_takes_from_its_first_trainings_start_to_its_last_ones_end(tmp_path):
+    for i,(began,ended) in enumerate([(10, 30), (12, 45)]):
+        (tmp_path/"runs"/str(i)).mkdir(parents=True)
+        for name,at in (("env.json", began), ("done.json", ended)):
+            (tmp_path/"runs"/str(i)/name).write_text("")
+            os.utime(tmp_path/"runs"/str(i)/name, (at, at))
+    assert training_seconds(tmp_path)==35.
+
+def test_the_plan_of_many_seeds():
+    plan = parse_plan(PLAN.format(bs=128, epochs=3, seeds=[*range(1, 9)]))
+    assert [run_config(plan, r).seed for r in plan.runs]==[*range(1, 9)]
+
+@pytest.mark.slow
+def test_a_small_study_beside_fastai(b):
+    row, = study_rows(b, "study", trainings=2, epochs=1)
+    assert row.peer=="fastai" and row.ours>0 and row.theirs>0
 
 def test_rows_of_benchmarks(b):
     seen = []

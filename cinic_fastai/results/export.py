@@ -6,7 +6,7 @@
 __all__ = ['TOLERANCE', 'FORMATS', 'EnsembleModule', 'in_float32', 'probe_images', 'export_onnx', 'export_safetensors',
            'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
 
-# %% ../../nbs/36a_results.export.ipynb #b2802c93
+# %% ../../nbs/36a_results.export.ipynb #8ac184a1
 import contextlib, dataclasses, logging, re, warnings
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..files import atomic_path, write_text
 from ..config import RunConfig, non_defaults
 from ..train.checkpoint import load_tensors, save_tensors, take_prefix
 from .ensemble import FittedEnsemble
+from ..train.taps import live_taps
 from .predict import Member, Predictor, TrainedOn, load_predictor
 from .tables.predictors import ALL, TOTAL, class_origin_table, class_table, predictors_table
 from ..studyfolder import StudyFolder
@@ -47,12 +48,14 @@ class EnsembleModule(nn.Module):
         probs = sum(w*_apply_temperature(m(xb), t) for w,t,m in parts)
         return _apply_temperature(probs, self.fitted.temperature)
 
-# %% ../../nbs/36a_results.export.ipynb #53b1803e
+# %% ../../nbs/36a_results.export.ipynb #f7b0f21f
 def in_float32(
     predictor:Predictor # Any
-)->Predictor: # The same, its members' precision changed in place
-    "Compute in float32, as exported files do"
-    for m in predictor.members.values(): m.precision = "float32"
+)->Predictor: # The same, its members changed in place
+    "Compute in float32 and by plain convolutions, as exported files do"
+    for m in predictor.members.values():
+        m.precision = "float32"
+        live_taps(m.net, on=False)
     return predictor
 
 # %% ../../nbs/36a_results.export.ipynb #7a175538

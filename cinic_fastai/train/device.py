@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np, torch
 from ..core import ConfigError, thread_share
 from ..seeds import derive_seed
+from .taps import LIVE_TAPS
 from ..config import RunConfig
 
 # %% ../../nbs/20b_train.device.ipynb #34c74417
@@ -127,7 +128,7 @@ def compile_(
     model.compile(mode="reduce-overhead" if on_cuda else "default")
     return model
 
-# %% ../../nbs/20b_train.device.ipynb #9f0e8bb2
+# %% ../../nbs/20b_train.device.ipynb #1a979f86
 def processor_name()->str: # As its maker calls it, as far as the system tells
     "The machine's processor"
     info = Path("/proc/cpuinfo")
@@ -145,4 +146,5 @@ def environment(
         processor=processor_name(), device=device.type, gpu=gpu,
         deterministic=torch.are_deterministic_algorithms_enabled(), threads=torch.get_num_threads(),
         native_bf16=native_bf16(device), precision=resolve_precision(cfg, device),
+        live_taps=", ".join(f"{side}x{side}/{stride}" for side,stride in LIVE_TAPS.get(device.type, ())),
         versions={n: version(n) for n in names})

@@ -7,6 +7,7 @@ __all__ = ['save_training', 'restore_training', 'FitOptions', 'CheckpointCallbac
            'fit_run', 'time_steps']
 
 # %% ../../nbs/23_train.fit.ipynb #adf04a38
+# %% ../../nbs/23_train.fit.ipynb #122c8cc1
 import time, timeit
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,6 +33,7 @@ from .device import (ask_cublas, autocast, deterministic_kernels, environment, p
 from .learner import RunLearner, make_learner
 from .models import make_model
 from .optim import torch_opt
+from .taps import idle_weights
 
 # %% ../../nbs/23_train.fit.ipynb #790aa3c1
 def _refuse_other(path, there, here):
@@ -260,7 +262,7 @@ def _summary(learn, state):
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)
 
-# %% ../../nbs/23_train.fit.ipynb #3cef7553
+# %% ../../nbs/23_train.fit.ipynb #f9ac40b1
 def _finish(run, learn, state):
     "Store what a finished training comes to"
     run.store.write_history(run.rid, state.history)
@@ -272,6 +274,7 @@ def _finish(run, learn, state):
         if learn.opt: save_training(run.checkpoint, learn, state)
         raise
     if run.options.full:
+        done |= dict(idle=idle_weights(learn.model, run.cfg.size or run.pack.size))
         mean,std = run.pack.mean.tolist(),run.pack.std.tolist()
         about = dict(config=asdict(run.cfg), classes=list(run.pack.classes), mean=mean, std=std, size=run.pack.size)
         save_tensors(run.folder/WEIGHTS_FILE, learn.model.state_dict(), about)

@@ -6,7 +6,7 @@
 __all__ = ['read_weights', 'shape_mismatches', 'match_names', 'load_weights', 'weight_urls', 'head_status', 'find_weights',
            'make_model']
 
-# %% ../../nbs/19_train.models.ipynb #ae2ecc08
+# %% ../../nbs/19_train.models.ipynb #0c910006
 import re, threading, requests, torch
 from collections import Counter
 from contextlib import suppress
@@ -23,6 +23,7 @@ from ..core import WeightsError, ConfigError
 from .networks import (OWN, check_name, head_params, inner_net, net_name, CustomCNN, SpeedNet,
     WithSoftmax, set_layout, small_stem, timm_net)
 from ..seeds import derive_seed
+from .taps import live_taps
 from ..config import RunConfig
 
 # %% ../../nbs/19_train.models.ipynb #59564706
@@ -211,7 +212,7 @@ def _fresh(cfg, n_out, size):
     net = timm_net(cfg.model, n_out, cfg.dropout, size)
     return small_stem(net) if cfg.stem=="small" else net
 
-# %% ../../nbs/19_train.models.ipynb #be7ccadf
+# %% ../../nbs/19_train.models.ipynb #51b98b63
 def make_model(
     cfg:RunConfig, # Which network, how it starts, and the seed of its weights
     n_out:int=10, # Number of classes
@@ -225,4 +226,4 @@ def make_model(
         net = _fresh(cfg, n_out, cfg.size or size)
         if cfg.pretrained: load_weights(net, weights or find_weights(cfg.model))
         if cfg.softmax and cfg.model!="custom_cnn": net = WithSoftmax(net)
-    return set_layout(net, cfg.channels_last)
+    return live_taps(set_layout(net, cfg.channels_last))

@@ -241,14 +241,24 @@ def own_group(
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [_seed_table(f, group), _group_table(f, group)])
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #faa7ef97
+# %% ../../../nbs/35e_report.sections.runs.ipynb #f5b084bb
+def _idle(f, runs):
+    "Names of runs by the part of their network's weights that no pixel meets"
+    named = {}
+    for r in runs:
+        done = f.study.store.done(r.run_id)
+        if done.get("idle"): named.setdefault(done["idle"]/done["params"], []).append(r.name)
+    return Statement("idle", named=named)
+
+# %% ../../../nbs/35e_report.sections.runs.ipynb #ffe6398b
 def _architectures(f):
     "Which network learns these images best, and which overfits; gaps, the largest first"
     runs = f.done("architectures")
     fair = [r.name for r in runs if not saw_valid(r)]
     gaps = f.tables.gap[f.tables.gap.group.eq("architectures") & f.tables.gap.name.isin(fair)]
     gaps = gaps.sort_values("gap", ascending=False, kind="stable")
-    return about_group(f, "architectures", "architectures", softmax_ends=softmax_ends(runs), gaps=rows_of(gaps))
+    return about_group(f, "architectures", "architectures", softmax_ends=softmax_ends(runs), idle=_idle(f, runs),
+        gaps=rows_of(gaps))
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #e1eb5395
 def _augmentation(f):
