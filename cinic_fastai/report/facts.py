@@ -6,10 +6,11 @@
 __all__ = ['ReportData', 'rows_of', 'load_report', 'search_settings', 'trial_settings', 'Figure', 'Table', 'Section', 'Statement',
            'macro_name', 'favours']
 
-# %% ../../nbs/35_report.facts.ipynb #503144bb
+# %% ../../nbs/35_report.facts.ipynb #cb840f39
 import pandas as pd
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from ..studyfolder import StudyFolder
@@ -20,7 +21,7 @@ from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
 from ..config import config_fields
 
-# %% ../../nbs/35_report.facts.ipynb #04bfe25f
+# %% ../../nbs/35_report.facts.ipynb #54b79002
 @dataclass(frozen=True)
 class ReportData:
     "What a study's folder holds, read once"
@@ -36,6 +37,14 @@ class ReportData:
     @property
     def data(self): return self.study.record.data
 
+    @cached_property
+    def _runs(self): return rows_of(self.tables.runs)
+
+    @cached_property
+    def _done(self):
+        done = self.tables.runs[self.tables.runs.status=="done"]
+        return rows_of(done.sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable"))
+
     @property
     def states(self)->dict: # Trainings by `done`, `skipped`, `failed` and `left`
         "What became of the study's trainings"
@@ -48,19 +57,20 @@ class ReportData:
         group:str="" # All groups when empty
     )->list: # Rows of the table of runs, in the plan's order
         "The runs of a group"
-        return [r for r in rows_of(self.tables.runs) if group in ("", r.group)]
+        return [r for r in self._runs if group in ("", r.group)]
 
     def done(self,
         group:str="" # All groups when empty
     )->list: # Rows of the table of runs
         "The finished runs of a group, the best on valid images first; of equals the one with the lower loss"
-        done = self.tables.runs.query("status=='done'")
-        done = done.sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable")
-        return [r for r in rows_of(done) if group in ("", r.group)]
+        return [r for r in self._done if group in ("", r.group)]
 
     def finished(self)->list: # Rows of the table of runs, in the plan's order
         "The finished runs, a training that two groups share as one"
-        return rows_of(self.tables.runs.query("status=='done'").drop_duplicates("run_id"))
+        first = {}
+        for r in self._runs:
+            if r.status=="done": first.setdefault(r.run_id, r)
+        return list(first.values())
 
     def settings(self,
         group:str # Of runs
@@ -76,13 +86,15 @@ def rows_of(
     "A table's rows, whose values are attributes"
     return [SimpleNamespace(**d) for d in df.to_dict("records")]
 
-# %% ../../nbs/35_report.facts.ipynb #54b00d62
+# %% ../../nbs/35_report.facts.ipynb #27430444
 def load_report(
-    out:Path # A study's folder
+    out:Path, # A study's folder
+    learn:Callable=surrogate_tables # Makes the tables of what searches have learnt, perhaps in another process
 )->ReportData: # Everything the page is made from
     "Read a study's folder"
     study = StudyFolder(out)
-    tables, preds = SimpleNamespace(**all_tables(study)|surrogate_tables(study)), predictions(study)
+    preds = predictions(study)
+    tables = SimpleNamespace(**all_tables(study)|learn(study))
     settings = {m: d.name for d in rows_of(tables.seeds) for m in d.members.split(", ")}
     named = tables.runs.name, tables.table1_search.search, [p.name for p in preds], tables.seeds.name
     names = [n for o in named for n in o]
@@ -151,10 +163,10 @@ class Section:
         data = [d.data for d in self.figures]+[t.rows for t in self.tables]
         return any(map(len, data))
 
-# %% ../../nbs/35_report.facts.ipynb #904dae46
+# %% ../../nbs/35_report.facts.ipynb #2b47c8f1
 class Statement(SimpleNamespace):
     "What is said: the name of its macro, and the facts that this reads"
-    def __init__(self, words, **facts): super().__init__(words=words, **facts)
+    def __init__(self, words="", **facts): super().__init__(words=words, **facts)
 
 # %% ../../nbs/35_report.facts.ipynb #c54e9672
 def macro_name(
