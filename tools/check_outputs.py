@@ -118,6 +118,13 @@ def copy_tree(
 
 def script(name): return str(Path(sys.executable).with_name(name))
 
+TEST = """
+import os, sys
+if hasattr(os, "fork"): import cinic_fastai.all # once, for all processes that nbdev forks from this one
+from nbdev.test import nbdev_test
+nbdev_test()
+"""
+
 def run(
     tree:Path, # Root of the notebooks
     notebooks:list[Path], # To run, from there; all where there are none
@@ -127,7 +134,7 @@ def run(
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
     env = own|ALIKE|{"PYTHONPATH": str(tree)}|env
     for args in [[str(o)] for o in notebooks] or [["--n-workers", "2"]]:
-        if subprocess.run([script("nbdev-test"), "--save", *args], cwd=tree, env=env).returncode: sys.exit(1)
+        if subprocess.run([sys.executable, "-c", TEST, "--save", *args], cwd=tree, env=env).returncode: sys.exit(1)
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
 
