@@ -129,12 +129,13 @@ def run(
     tree:Path, # Root of the notebooks
     notebooks:list[Path], # To run, from there; all where there are none
     env:dict # More of the environment
-):
+)->bool: # Did all run to their end?
     "Run notebooks and store what they print"
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
     env = own|ALIKE|{"PYTHONPATH": str(tree)}|env
-    for args in [[str(o)] for o in notebooks] or [["--n-workers", "2"]]:
-        if subprocess.run([sys.executable, "-c", TEST, "--save", *args], cwd=tree, env=env).returncode: sys.exit(1)
+    todo = [[str(o)] for o in notebooks] or [["--n-workers", "2"]]
+    command = [sys.executable, "-c", TEST, "--save"]
+    return not any([subprocess.run([*command, *args], cwd=tree, env=env).returncode for args in todo])
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
 
@@ -142,7 +143,7 @@ def store(
     notebooks:list[Path] # From the root; all where there are none
 ):
     "Store what notebooks print"
-    run(root, notebooks, {})
+    if not run(root, notebooks, {}): sys.exit("A notebook failed.")
     for args in [["--fname", str(o)] for o in notebooks] or [[]]:
         subprocess.run([script("nbdev-clean"), *args], cwd=root, check=True)
 
@@ -153,7 +154,7 @@ def check(
     "Compare what notebooks print with what is stored"
     with tempfile.TemporaryDirectory() as tmp:
         copy = copy_tree(Path(tmp)/root.name)
-        run(copy, notebooks, env)
+        ran = run(copy, notebooks, env)
         names = notebooks or sorted(f.relative_to(copy) for f in (copy/"nbs").rglob("*.ipynb"))
         wrong = {n: blemishes(read(root/n))+differences(read(root/n), read(copy/n)) for n in names}
     for n,found in wrong.items():
@@ -161,6 +162,7 @@ def check(
     n = sum(map(len, wrong.values()))
     if n: sys.exit(f"{n} outputs differ from what is stored. Where they should, run `make outputs` and commit them; "
         "where they can't repeat, say why in the cell: `#| varies: why`.")
+    if not ran: sys.exit("A notebook failed; see above.")
     print("Notebooks run, and print what is stored.")
 
 if __name__=="__main__":
