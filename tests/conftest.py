@@ -104,6 +104,11 @@ def no_page():
     from cinic_fastai.report import render
     render.write_page = lambda *args: None
 
+def no_figures():
+    "Where a test looks at the page's words or tables: drawing takes most of its time"
+    from cinic_fastai.report import render
+    render.draw_figure = lambda figure: render.Drawn(figure, {})
+
 def _main(words, cwd, before, *said):
     "What such a process does"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
