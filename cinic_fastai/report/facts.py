@@ -6,11 +6,10 @@
 __all__ = ['ReportData', 'rows_of', 'load_report', 'search_settings', 'trial_settings', 'Figure', 'Table', 'Section', 'Statement',
            'macro_name', 'favours']
 
-# %% ../../nbs/35_report.facts.ipynb #cb840f39
+# %% ../../nbs/35_report.facts.ipynb #503144bb
 import pandas as pd
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from ..studyfolder import StudyFolder
@@ -21,7 +20,7 @@ from ..results.surrogate import surrogate_tables
 from ..results.tables.study import all_tables, progress_table
 from ..config import config_fields
 
-# %% ../../nbs/35_report.facts.ipynb #54b79002
+# %% ../../nbs/35_report.facts.ipynb #04bfe25f
 @dataclass(frozen=True)
 class ReportData:
     "What a study's folder holds, read once"
@@ -37,14 +36,6 @@ class ReportData:
     @property
     def data(self): return self.study.record.data
 
-    @cached_property
-    def _runs(self): return rows_of(self.tables.runs)
-
-    @cached_property
-    def _done(self):
-        done = self.tables.runs[self.tables.runs.status=="done"]
-        return rows_of(done.sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable"))
-
     @property
     def states(self)->dict: # Trainings by `done`, `skipped`, `failed` and `left`
         "What became of the study's trainings"
@@ -57,20 +48,19 @@ class ReportData:
         group:str="" # All groups when empty
     )->list: # Rows of the table of runs, in the plan's order
         "The runs of a group"
-        return [r for r in self._runs if group in ("", r.group)]
+        return [r for r in rows_of(self.tables.runs) if group in ("", r.group)]
 
     def done(self,
         group:str="" # All groups when empty
     )->list: # Rows of the table of runs
         "The finished runs of a group, the best on valid images first; of equals the one with the lower loss"
-        return [r for r in self._done if group in ("", r.group)]
+        done = self.tables.runs.query("status=='done'")
+        done = done.sort_values(["valid_acc", "valid_loss"], ascending=[False, True], kind="stable")
+        return [r for r in rows_of(done) if group in ("", r.group)]
 
     def finished(self)->list: # Rows of the table of runs, in the plan's order
         "The finished runs, a training that two groups share as one"
-        first = {}
-        for r in self._runs:
-            if r.status=="done": first.setdefault(r.run_id, r)
-        return list(first.values())
+        return rows_of(self.tables.runs.query("status=='done'").drop_duplicates("run_id"))
 
     def settings(self,
         group:str # Of runs
@@ -86,15 +76,16 @@ def rows_of(
     "A table's rows, whose values are attributes"
     return [SimpleNamespace(**d) for d in df.to_dict("records")]
 
-# %% ../../nbs/35_report.facts.ipynb #27430444
+# %% ../../nbs/35_report.facts.ipynb #aa6e0b55
 def load_report(
     out:Path, # A study's folder
-    learn:Callable=surrogate_tables # Makes the tables of what searches have learnt, perhaps in another process
+    begun=None # A future of its `surrogate_tables`, where another process makes them
 )->ReportData: # Everything the page is made from
     "Read a study's folder"
     study = StudyFolder(out)
-    preds = predictions(study)
-    tables = SimpleNamespace(**all_tables(study)|learn(study))
+    tables, preds = all_tables(study), predictions(study)
+    tables |= begun.result() if begun else surrogate_tables(study)
+    tables = SimpleNamespace(**tables)
     settings = {m: d.name for d in rows_of(tables.seeds) for m in d.members.split(", ")}
     named = tables.runs.name, tables.table1_search.search, [p.name for p in preds], tables.seeds.name
     names = [n for o in named for n in o]

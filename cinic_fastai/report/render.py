@@ -6,13 +6,13 @@
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure', 'Report', 'make_sections', 'make_report', 'Column', 'Cell',
            'shown_columns', 'shown_rows', 'as_frame', 'page_html', 'report_markdown', 'write_page']
 
-# %% ../../nbs/35k_report.render.ipynb #6152c32d
+# %% ../../nbs/35k_report.render.ipynb #fd470cad
 import base64, io, matplotlib, hashlib, re, pandas as pd
 from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import noop
@@ -198,14 +198,15 @@ def as_frame(
     cells = [[c.text for c in row] for row in shown_rows(table)]
     return pd.DataFrame(cells, columns=[c.heading for c in shown_columns(table)])
 
-# %% ../../nbs/35k_report.render.ipynb #a58c277d
+# %% ../../nbs/35k_report.render.ipynb #af83b638
 @contextmanager
 def _helpers(n):
-    "An executor of `n` more processes, ended with what they do"
+    "An executor of `n` more processes, ended with whatever they do; None where there are none"
     from joblib.externals.loky import ProcessPoolExecutor
-    pool = ProcessPoolExecutor(n)
+    pool = ProcessPoolExecutor(n) if n else None
     try: yield pool
-    finally: pool.shutdown(kill_workers=True)
+    finally:
+        if pool: pool.shutdown(kill_workers=True)
 
 def _learn(out): return surrogate_tables(StudyFolder(out))
 
@@ -214,11 +215,11 @@ def _drawn(figure, begun): return draw_figure(figure) if begun is None or begun.
 def _draw_figures(report, pool=None, on_event=noop):
     "Draw all figures of a report, those here that no other process has begun"
     drawn, figures = {}, report.all_figures
-    begun = [pool.submit(draw_figure, figure) if pool else None for figure in figures]
-    for i,(figure,b) in enumerate(reversed([*zip(figures, begun)]), 1):
-        drawn[figure.name] = _drawn(figure, b)
+    begun = {figure.name: pool.submit(draw_figure, figure) for figure in reversed(figures) if pool}
+    for i,figure in enumerate(figures, 1):
+        drawn[figure.name] = _drawn(figure, begun.get(figure.name))
         on_event("progress", what="figures", done=i, total=len(figures))
-    return {figure.name: drawn[figure.name] for figure in figures}
+    return drawn
 
 # %% ../../nbs/35k_report.render.ipynb #a9cb5fb2
 _VIEWS = dict(columns=shown_columns, rows=shown_rows, paragraphs=paragraphs)
@@ -255,7 +256,7 @@ def _csv_files(f):
     tables = {name: df for name,df in vars(f.tables).items() if len(df) or name in _always}
     return {f"tables/{k}.csv": df.to_csv(index=False, lineterminator="\n").encode() for k,df in tables.items()}
 
-# %% ../../nbs/35k_report.render.ipynb #50a99d69
+# %% ../../nbs/35k_report.render.ipynb #a075beaf
 def write_page(
     out:Path, # A study's folder
     on_event:Callable=noop, # Hears of `progress` after each figure
@@ -263,9 +264,8 @@ def write_page(
 )->Path: # `report.html`
     "Write a study's page, `figures/*.png` and `*.svg`, `tables/*.csv` and their `SHA256SUMS`, finished or not"
     out = Path(out)
-    with _helpers(jobs-1) if jobs>1 else nullcontext() as pool:
-        learnt = pool and pool.submit(_learn, out)
-        f = load_report(out, (lambda study: learnt.result()) if pool else surrogate_tables)
+    with _helpers(jobs-1) as pool:
+        f = load_report(out, pool and pool.submit(_learn, out))
         report = make_report(f)
         drawn = _draw_figures(report, pool, on_event)
     made = {f"figures/{name}.{suffix}": data for name,d in drawn.items() for suffix,data in d.files.items()}
