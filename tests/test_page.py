@@ -287,7 +287,7 @@ def written(out):
 
 def test_the_same_folder_gives_the_same_bytes(example, tmp_path):
     again = example_study(tmp_path, images=200)
-    write_page(again)
+    write_page(again, jobs=2)
     assert written(again)==written(example)
 
 def test_an_unfinished_study_says_what_is_left(tmp_path):

@@ -119,8 +119,9 @@ def copy_tree(
 def script(name): return str(Path(sys.executable).with_name(name))
 
 TEST = """
-import os, sys
+import os
 if hasattr(os, "fork"): import cinic_fastai.all # once, for all processes that nbdev forks from this one
+os.fsync = lambda fd: None # what notebooks write needn't outlive the machine
 from nbdev.test import nbdev_test
 nbdev_test()
 """
