@@ -347,7 +347,7 @@ def one_training(
     pairs = same_trainings(members)
     return f"{pairs[0][0]} and {pairs[0][1]} are one training, which would count twice" if pairs else ""
 
-# %% ../nbs/02_config.ipynb #6fa4e8b9
+# %% ../nbs/02_config.ipynb #9cd7aa8f
 RESULT_VERSION = 4
 
 def non_defaults(
@@ -364,7 +364,7 @@ def identity(
     own = own_policy(cfg)
     return non_defaults(cfg)|({"policy": own} if own else {})
 
-# %% ../nbs/02_config.ipynb #bfe0aaec
+# %% ../nbs/02_config.ipynb #05899b55
 def run_id(
     cfg:RunConfig, # One run
     data:str, # Digest of the images and rows used

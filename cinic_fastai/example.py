@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['example_study', 'as_the_report']
 
-# %% ../nbs/61_example.ipynb #673d5c80
+# %% ../nbs/61_example.ipynb #4347843c
+import functools, shutil, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import cycle
@@ -256,13 +257,33 @@ def _make_up_times(runner, out, extras):
     seconds = sum(runner.store.done(rid)["seconds"] for rid in runner.store.ids())
     runner.mark(runner.record, started="2024-01-01T12:00:00+00:00", seconds=seconds)
 
-# %% ../nbs/61_example.ipynb #d312132f
+# %% ../nbs/61_example.ipynb #bccfb5cb
 def _interrupt(at):
     "A listener that ends the study when a training of that name begins"
     def on_event(kind, name="", **info):
         if kind=="start" and name.startswith(at): raise Interrupted("Stopped.")
     return on_event
 
+def _carry_out(out, seed, state, classes, images, epochs, trials, origins, extras):
+    "Make an example as `example_study` describes it"
+    pack = _example_pack(classes, images, origins, seed)
+    options = StudyOptions(changes=StudyChanges(scale=.1, trials=list(trials)), data_name="example",
+        command="cinic study example --data example --scale 0.1")
+    runner = StudyRunner(_example_plan(epochs, trials, extras), pack, out, options, fit=_Fit(seed, state=="unfinished"))
+    if state=="unfinished": runner.trainer.on_event = _interrupt(f"resnet18-adam trial {trials[0]+1}/")
+    if state!="fresh":
+        with suppress(Interrupted): runner.run()
+        _write_samples(out, pack)
+    _make_up_times(runner, out, extras)
+
+@functools.cache
+def _made(*settings):
+    "A temporary folder with such an example"
+    folder = tempfile.TemporaryDirectory()
+    _carry_out(Path(folder.name), *settings)
+    return folder
+
+# %% ../nbs/61_example.ipynb #c8cec796
 def example_study(
     dest:Path, # Folder to write, made when missing
     seed:int=0, # Other seeds give other numbers
@@ -275,16 +296,8 @@ def example_study(
     extras:bool=True # Control, repeats, stopped trials, start points; a group of seeds; an ensemble that chooses?
 )->Path: # The study's folder
     "Carry out a small study whose trainings are made up"
-    out,pack = Path(dest),_example_pack(classes, images, origins, seed)
-    options = StudyOptions(changes=StudyChanges(scale=.1, trials=list(trials)), data_name="example",
-        command="cinic study example --data example --scale 0.1")
-    runner = StudyRunner(_example_plan(epochs, trials, extras), pack, out, options, fit=_Fit(seed, state=="unfinished"))
-    if state=="unfinished": runner.trainer.on_event = _interrupt(f"resnet18-adam trial {trials[0]+1}/")
-    if state!="fresh":
-        with suppress(Interrupted): runner.run()
-        _write_samples(out, pack)
-    _make_up_times(runner, out, extras)
-    return out
+    made = _made(seed, state, tuple(classes), images, epochs, trials, origins, extras)
+    return Path(shutil.copytree(made.name, dest, dirs_exist_ok=True))
 
 # %% ../nbs/61_example.ipynb #50da3723
 def _claim_search(out, s):

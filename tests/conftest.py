@@ -1,7 +1,8 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
-import functools, multiprocessing as mp, os, subprocess, sys, tempfile
+import functools, json, multiprocessing as mp, os, subprocess, sys, tempfile
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 import pytest
 
 TINY_PLAN = """
@@ -63,6 +64,8 @@ members = ["custom_cnn-sgd", "second"]
 os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
+os.fsync = lambda fd: None # No test pulls the plug: a killed process's files are whole without waiting for the disk
+
 def cinic(*args, cwd=None, before=None, input=None):
     "Run the command line in a process of its own, one that has torch already where it can; `before` is called in it"
     words = [*map(str, args)]
@@ -103,6 +106,11 @@ def no_page():
     from cinic_fastai.report import render
     render.write_page = lambda *args: None
 
+def no_figures():
+    "Where a test looks at the page's words or tables: drawing takes most of its time"
+    from cinic_fastai.report import render
+    render.draw_figure = lambda figure: render.Drawn(figure, {})
+
 def _main(words, cwd, before, *said):
     "What such a process does"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
@@ -113,34 +121,44 @@ def _main(words, cwd, before, *said):
     main()
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory):
-    "A tiny image folder"
-    from cinic_fastai.test_utils import tiny_folder
-    return tiny_folder(tmp_path_factory.mktemp("images")/"tiny", n=12)
-
-@pytest.fixture(scope="session")
-def plan_file(tmp_path_factory):
-    "A plan with every kind of step"
-    f = tmp_path_factory.mktemp("plan")/"tiny.toml"
-    f.write_text(TINY_PLAN, encoding="utf-8")
-    return f
-
-@pytest.fixture(scope="session")
-def study(images, plan_file, tmp_path_factory):
-    "A finished tiny study and what the command printed"
-    out = tmp_path_factory.mktemp("study")/"out"
-    done = cinic("study", plan_file, "--data", images, "--out", out)
-    assert done.returncode==0, done.stdout+done.stderr
-    return out,done
-
-@pytest.fixture(scope="session")
-def example(tmp_path_factory):
-    "A finished made-up study with its page, only read, drawn once for all processes of the test run"
+def made_once(tmp_path_factory):
+    "Makes something in a folder once for all processes of the test run, which only read it"
     from filelock import FileLock
-    from cinic_fastai.report.render import write_page
-    from cinic_fastai.example import example_study
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ: root = root.parent
-    with FileLock(root/"example.lock"):
-        if not (root/"example"/"SHA256SUMS").exists(): write_page(example_study(root/"example", images=200))
-    return root/"example"
+    def made(name, make):
+        folder, whole = root/name, root/f"{name}.made"
+        with FileLock(root/f"{name}.lock"):
+            if not whole.exists(): make(folder)
+            whole.touch()
+        return folder
+    return made
+
+@pytest.fixture(scope="session")
+def images(made_once):
+    "A tiny image folder"
+    from cinic_fastai.test_utils import tiny_folder
+    return made_once("tiny", lambda folder: tiny_folder(folder, n=12))
+
+@pytest.fixture(scope="session")
+def plan_file(made_once):
+    "A plan with every kind of step"
+    return made_once("tiny.toml", lambda f: f.write_text(TINY_PLAN, encoding="utf-8"))
+
+@pytest.fixture(scope="session")
+def study(images, plan_file, made_once):
+    "A finished tiny study and what the command printed"
+    def make(folder):
+        done = cinic("study", plan_file, "--data", images, "--out", folder/"out")
+        assert done.returncode==0, done.stdout+done.stderr
+        (folder/"said.json").write_text(json.dumps(dict(stdout=done.stdout, stderr=done.stderr)), encoding="utf-8")
+    folder = made_once("study", make)
+    said = json.loads((folder/"said.json").read_text(encoding="utf-8"))
+    return folder/"out", SimpleNamespace(**said)
+
+@pytest.fixture(scope="session")
+def example(made_once):
+    "A finished made-up study with its page"
+    from cinic_fastai.report.render import write_page
+    from cinic_fastai.example import example_study
+    return made_once("example", lambda folder: write_page(example_study(folder, images=200)))

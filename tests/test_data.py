@@ -1,5 +1,5 @@
 "Image folders, downloads and packs under servers, processes, kills and bad files"
-import hashlib, io, json, multiprocessing as mp, os, re, signal, struct, subprocess, sys, tarfile, threading, time, zlib
+import hashlib, io, json, os, re, signal, struct, subprocess, sys, tarfile, threading, time, zlib
 import unicodedata
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +8,7 @@ import numpy as np, pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image, ImageOps
 from conftest import ENV, cinic
+from conftest import server as processes
 from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.data import decode, sources
 from cinic_fastai.data.decode import read_image, to_rgb
@@ -603,7 +604,7 @@ def pack_slowly(root, q, start, pause):
 
 def test_two_processes_packing_at_once(tmp_path):
     root = tiny_folder(tmp_path/"a", n=30, size=8)
-    ctx = mp.get_context("spawn")
+    ctx = processes()
     q, start, got = ctx.Queue(), ctx.Barrier(2), []
     ps = [ctx.Process(target=pack_slowly, args=(root, q, start, .1)) for _ in range(2)]
     for p in ps: p.start()
@@ -616,7 +617,7 @@ def test_two_processes_packing_at_once(tmp_path):
 @posix
 def test_killed_while_packing(tmp_path):
     root = tiny_folder(tmp_path/"a", n=30, size=8)
-    ctx = mp.get_context("spawn")
+    ctx = processes()
     q, start = ctx.Queue(), ctx.Barrier(1)
     p = ctx.Process(target=pack_slowly, args=(root, q, start, 60.))
     p.start()
@@ -675,7 +676,7 @@ def limited_disk(root, q):
 @posix
 def test_no_room(tmp_path):
     root = tiny_folder(tmp_path/"a", n=10, size=8)
-    ctx = mp.get_context("spawn")
+    ctx = processes()
     q = ctx.Queue()
     p = ctx.Process(target=limited_disk, args=(root, q))
     p.start()

@@ -208,7 +208,7 @@ def test_several_seeds_have_a_mean_and_a_spread(example):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     "The page of a study that is called as the report's are, on other images"
-    return undrawn(example_study(tmp_path_factory.mktemp("photos"), images=50, origins=False))
+    return undrawn(example_study(tmp_path_factory.mktemp("photos"), images=50, trials=(1,1), origins=False))
 
 def test_the_leak_is_said_beside_the_map(example, photos):
     html = (example/"report.html").read_text(encoding="utf-8")
@@ -278,7 +278,7 @@ def test_leaks_are_said(example, tmp_path):
     own = np.isin(rows[cifar=="cifar"], read_npz(example/"samples.npz")["cifar_test_rows"])
     assert 0<own.sum()<len(own)
     assert f"{own.sum()} of the test images are test images of CIFAR-10, {(~own).sum()} its training images." in text
-    plain = undrawn(example_study(tmp_path, images=50, state="unfinished", origins=False)).text()
+    plain = undrawn(example_study(tmp_path, images=50, state="unfinished", trials=(1,1), origins=False)).text()
     assert "Leak" not in plain and "is a name only" not in text
 
 def written(out):
@@ -287,7 +287,7 @@ def written(out):
 
 def test_the_same_folder_gives_the_same_bytes(example, tmp_path):
     again = example_study(tmp_path, images=200)
-    write_page(again)
+    write_page(again, jobs=2)
     assert written(again)==written(example)
 
 def test_an_unfinished_study_says_what_is_left(tmp_path):
@@ -316,7 +316,7 @@ def test_hostile_names_do_no_harm(tmp_path, monkeypatch):
     evil = ('<script>alert("1")</script>', '"><img src=x onerror=alert(1)>', "$a_b^{c}$ $\\frac{$", "{{ 7*7 }}",
     "Ähre, \"quoted\"", "$broken",
         "../../etc", "100%", "a'b", "日本")
-    out = example_study(tmp_path, images=60, classes=evil)
+    out = example_study(tmp_path, images=60, trials=(1,1), classes=evil)
     study = read_json(out/"study.json")
     study["title"], study["command"] = "<b>bold</b> & more", "cinic study <x>"
     study["runs"][0]["group"] = "../<i>own</i>"

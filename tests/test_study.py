@@ -3,7 +3,7 @@ import json, os, random, re, shutil, signal, subprocess, sys, time
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ENV, TINY_PLAN, cinic, no_page, started
+from conftest import ENV, TINY_PLAN, cinic, no_figures, no_page, started
 from cinic_fastai.files import read_json, read_lines, write_json
 from cinic_fastai.test_utils import tiny_folder
 from cinic_fastai.studyfolder import StudyFolder
@@ -62,7 +62,7 @@ def test_killed_and_continued(study, plan_file, tmp_path):
     moments = ("packing", "saving", "search", "page") # saving: in the middle of an epoch
     kills = sum(killed(command, out, root, what) for what in moments)
     assert kills>=3 # a moment may have passed before it was seen
-    assert cinic(*command).returncode==0
+    assert cinic(*command, before=no_figures).returncode==0
     assert results(out)==results(study[0])
 
 @pytest.mark.slow
@@ -91,15 +91,14 @@ def test_killed_thirty_times(tmp_path):
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 def test_a_signal_saves_and_says_how_to_continue(images, tmp_path):
     "Ctrl-C; a study that is told to end stands in `test_safety.py`"
-    out = tmp_path/"out"
-    command = [sys.executable, "-m", "cinic_fastai.cli", "train", "model=custom_cnn", "bs=2", "epochs=2000",
-        "--data", str(images), "--out", str(out)]
-    p = subprocess.Popen(command, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while p.poll() is None and not list(out.glob("runs/*/env.json")): time.sleep(.02)
+    out, said = tmp_path/"out", [tmp_path/"stdout", tmp_path/"stderr"]
+    p = started("train", "model=custom_cnn", "bs=2", "epochs=2000", "--data", images, "--out", out, said=said)
+    while p.is_alive() and not list(out.glob("runs/*/env.json")): time.sleep(.02)
     time.sleep(1)
-    p.send_signal(signal.SIGINT)
-    _,err = p.communicate(timeout=60)
-    assert p.returncode==130, err
+    os.kill(p.pid, signal.SIGINT)
+    p.join(60)
+    err = said[1].read_text(encoding="utf-8")
+    assert p.exitcode==130, err
     assert "Run the same command again to continue" in err and "Traceback" not in err
     assert list(out.glob("runs/*/last.safetensors"))
 

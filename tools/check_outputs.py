@@ -118,6 +118,14 @@ def copy_tree(
 
 def script(name): return str(Path(sys.executable).with_name(name))
 
+TEST = """
+import os
+if hasattr(os, "fork"): import cinic_fastai.all # once, for all processes that nbdev forks from this one
+os.fsync = lambda fd: None # what notebooks write needn't outlive the machine
+from nbdev.test import nbdev_test
+nbdev_test()
+"""
+
 def run(
     tree:Path, # Root of the notebooks
     notebooks:list[Path], # To run, from there; all where there are none
@@ -127,8 +135,8 @@ def run(
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
     env = own|ALIKE|{"PYTHONPATH": str(tree)}|env
     todo = [[str(o)] for o in notebooks] or [["--n-workers", "2"]]
-    codes = [subprocess.run([script("nbdev-test"), "--save", *args], cwd=tree, env=env).returncode for args in todo]
-    return not any(codes)
+    command = [sys.executable, "-c", TEST, "--save"]
+    return not any([subprocess.run([*command, *args], cwd=tree, env=env).returncode for args in todo])
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
 

@@ -251,14 +251,15 @@ def _status_view(s, out):
     words = f"{counts} ({now}; {duration(s.seconds)} so far)"
     return Group(as_table(rows, f"Study {s.name} in {out}"), "", Text(words))
 
-# %% ../../nbs/53_cli.study.ipynb #f720ad8e
+# %% ../../nbs/53_cli.study.ipynb #c186fbc9
 @command(app, "report", "cinic report out/demo", "cinic report out/demo --format md > report.md")
 def report(out:Out, format:option(str, "html (the page, with figures and tables), or md (Markdown, printed).")="html"):
     "Write a study's page, figures and tables again, finished or not."
     check_choice("format", format, ("html", "md"))
     if format=="md": return _print_markdown(out)
+    from joblib import cpu_count
     from cinic_fastai.report.render import write_page
-    print(f"Report: {write_page(out)}")
+    print(f"Report: {write_page(out, jobs=min(cpu_count(), 4))}")
 
 def _print_markdown(out):
     from cinic_fastai.report.facts import load_report

@@ -76,13 +76,16 @@ def rows_of(
     "A table's rows, whose values are attributes"
     return [SimpleNamespace(**d) for d in df.to_dict("records")]
 
-# %% ../../nbs/35_report.facts.ipynb #54b00d62
+# %% ../../nbs/35_report.facts.ipynb #aa6e0b55
 def load_report(
-    out:Path # A study's folder
+    out:Path, # A study's folder
+    begun=None # A future of its `surrogate_tables`, where another process makes them
 )->ReportData: # Everything the page is made from
     "Read a study's folder"
     study = StudyFolder(out)
-    tables, preds = SimpleNamespace(**all_tables(study)|surrogate_tables(study)), predictions(study)
+    tables, preds = all_tables(study), predictions(study)
+    tables |= begun.result() if begun else surrogate_tables(study)
+    tables = SimpleNamespace(**tables)
     settings = {m: d.name for d in rows_of(tables.seeds) for m in d.members.split(", ")}
     named = tables.runs.name, tables.table1_search.search, [p.name for p in preds], tables.seeds.name
     names = [n for o in named for n in o]
@@ -151,10 +154,10 @@ class Section:
         data = [d.data for d in self.figures]+[t.rows for t in self.tables]
         return any(map(len, data))
 
-# %% ../../nbs/35_report.facts.ipynb #904dae46
+# %% ../../nbs/35_report.facts.ipynb #2b47c8f1
 class Statement(SimpleNamespace):
     "What is said: the name of its macro, and the facts that this reads"
-    def __init__(self, words, **facts): super().__init__(words=words, **facts)
+    def __init__(self, words="", **facts): super().__init__(words=words, **facts)
 
 # %% ../../nbs/35_report.facts.ipynb #c54e9672
 def macro_name(

@@ -6,18 +6,21 @@
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure', 'Report', 'make_sections', 'make_report', 'Column', 'Cell',
            'shown_columns', 'shown_rows', 'as_frame', 'page_html', 'report_markdown', 'write_page']
 
-# %% ../../nbs/35k_report.render.ipynb #16ac9aa4
+# %% ../../nbs/35k_report.render.ipynb #fd470cad
 import base64, io, matplotlib, hashlib, re, pandas as pd
 from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from fastcore.basics import noop
 from .facts import Figure, ReportData, Section, Statement, Table, load_report
 from .words import say, TEMPLATES, columns_of, environment, paragraphs
 from ..results.plots.style import STYLE, new_axes, number_words
+from ..results.surrogate import surrogate_tables
+from ..studyfolder import StudyFolder
 from ..files import sha256, write_bytes, write_text
 from .words import KINDS, missing
 from .sections.ablation import ablation, is_ablation, soon
@@ -195,12 +198,26 @@ def as_frame(
     cells = [[c.text for c in row] for row in shown_rows(table)]
     return pd.DataFrame(cells, columns=[c.heading for c in shown_columns(table)])
 
-# %% ../../nbs/35k_report.render.ipynb #2ebde1ba
-def _draw_figures(report, on_event=noop):
-    "Draw all figures of a report"
+# %% ../../nbs/35k_report.render.ipynb #af83b638
+@contextmanager
+def _helpers(n):
+    "An executor of `n` more processes, ended with whatever they do; None where there are none"
+    from joblib.externals.loky import ProcessPoolExecutor
+    pool = ProcessPoolExecutor(n) if n else None
+    try: yield pool
+    finally:
+        if pool: pool.shutdown(kill_workers=True)
+
+def _learn(out): return surrogate_tables(StudyFolder(out))
+
+def _drawn(figure, begun): return draw_figure(figure) if begun is None or begun.cancel() else begun.result()
+
+def _draw_figures(report, pool=None, on_event=noop):
+    "Draw all figures of a report, those here that no other process has begun"
     drawn, figures = {}, report.all_figures
+    begun = {figure.name: pool.submit(draw_figure, figure) for figure in reversed(figures) if pool}
     for i,figure in enumerate(figures, 1):
-        drawn[figure.name] = draw_figure(figure)
+        drawn[figure.name] = _drawn(figure, begun.get(figure.name))
         on_event("progress", what="figures", done=i, total=len(figures))
     return drawn
 
@@ -239,15 +256,18 @@ def _csv_files(f):
     tables = {name: df for name,df in vars(f.tables).items() if len(df) or name in _always}
     return {f"tables/{k}.csv": df.to_csv(index=False, lineterminator="\n").encode() for k,df in tables.items()}
 
-# %% ../../nbs/35k_report.render.ipynb #b05e6270
+# %% ../../nbs/35k_report.render.ipynb #a075beaf
 def write_page(
     out:Path, # A study's folder
-    on_event:Callable=noop # Hears of `progress` after each figure
+    on_event:Callable=noop, # Hears of `progress` after each figure
+    jobs:int=1 # Processes that draw
 )->Path: # `report.html`
     "Write a study's page, `figures/*.png` and `*.svg`, `tables/*.csv` and their `SHA256SUMS`, finished or not"
-    f, out = load_report(out), Path(out)
-    report = make_report(f)
-    drawn = _draw_figures(report, on_event)
+    out = Path(out)
+    with _helpers(jobs-1) as pool:
+        f = load_report(out, pool and pool.submit(_learn, out))
+        report = make_report(f)
+        drawn = _draw_figures(report, pool, on_event)
     made = {f"figures/{name}.{suffix}": data for name,d in drawn.items() for suffix,data in d.files.items()}
     made |= _csv_files(f)|{"report.html": page_html(report, drawn).encode()}
     for name,data in made.items(): write_bytes(out/name, data)

@@ -6,8 +6,7 @@
 __all__ = ['save_training', 'restore_training', 'FitOptions', 'CheckpointCallback', 'train_epochs', 'mean_preds', 'predict_probs',
            'fit_run', 'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #adf04a38
-# %% ../../nbs/23_train.fit.ipynb #122c8cc1
+# %% ../../nbs/23_train.fit.ipynb #6f7ce8b9
 import time, timeit
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -262,7 +261,7 @@ def _summary(learn, state):
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)
 
-# %% ../../nbs/23_train.fit.ipynb #f9ac40b1
+# %% ../../nbs/23_train.fit.ipynb #d481ab32
 def _finish(run, learn, state):
     "Store what a finished training comes to"
     run.store.write_history(run.rid, state.history)

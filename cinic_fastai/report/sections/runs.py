@@ -158,16 +158,17 @@ def _curve_figure(f, name, group, measure, names=(), part="valid"):
     facts = _curve_facts(f, group, df, part, names)|dict(measure=measure)
     return Figure(name, df, plot, (4.6, 3.2), words="curves", facts=facts)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #a116eb24
+# %% ../../../nbs/35e_report.sections.runs.ipynb #dc438e0b
+def _plot_both(df, colours):
+    axs = new_axes(9.2, 3.3, cols=2)
+    for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, colours)
+    line_key(axs[0])
+    return axs[0]
+
 def _both_figure(f):
     "Accuracy and loss of networks on training and valid images"
     df = _curves(f, "architectures", parts=("train", "valid"))
-    def plot(df):
-        axs = new_axes(9.2, 3.3, cols=2)
-        for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, f.colours)
-        line_key(axs[0])
-        return axs[0]
-    facts = _curve_facts(f, "architectures", df)
+    plot, facts = partial(_plot_both, colours=f.colours), _curve_facts(f, "architectures", df)
     return Figure("fig03_architectures", df, plot, width="wide", words="both_curves", facts=facts)
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #588825fb
