@@ -6,7 +6,7 @@
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS',
            'PRECISIONS', 'VOTES', 'TRACKERS', 'CinicError', 'DataError', 'PlanError', 'StoreError', 'WeightsError',
            'NetworkError', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted', 'nearest', 'unknown',
-           'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'thread_share', 'stop_on_signals',
+           'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'usable_cores', 'stop_on_signals',
            'interruptible', 'signals_blocked']
 
 # %% ../nbs/00_core.ipynb #3864da53
@@ -141,14 +141,11 @@ def duration(
         if s>=n: return f"{s//n} {larger} {s%n//part} {smaller}"
     return f"{seconds:.1f} s" if seconds<10 else f"{s} s"
 
-# %% ../nbs/00_core.ipynb #b761165c
-def thread_share(
-    jobs:int=1, # Trainings at once
-    cores:int=0 # Cores to share; 0 for the physical ones that this process may use
-)->int: # At least 1
-    "Threads for each of several trainings"
+# %% ../nbs/00_core.ipynb #eb04061c
+def usable_cores()->int: # At least 1
+    "Physical cores that this process may use"
     import joblib # a tenth of a second, which `cinic --help` can do without
-    return max(1, (cores or joblib.cpu_count(only_physical_cores=True))//jobs)
+    return joblib.cpu_count(only_physical_cores=True)
 
 # %% ../nbs/00_core.ipynb #4ca7e13b
 def _say(text):
