@@ -182,13 +182,13 @@ def _images(data):
     with tempfile.TemporaryDirectory() as tmp: scan = require_layout(image_folder(data, Path(tmp)))
     return scan.classes,Counter(o.split for o in scan.items),32,scan.ignored
 
-# %% ../../nbs/53_cli.study.ipynb #7820151d
+# %% ../../nbs/53_cli.study.ipynb #dc540ba5
 def _estimates(workers, cfgs, counts, device, **kw):
     "Seconds that trainings should take on this machine"
     from cinic_fastai.study.clock import estimate, time_network, timing_key
     from cinic_fastai.study.trainer import DeviceCheck
     from cinic_fastai.study.workers import thread_map
-    workers.run(DeviceCheck(cfg=cfgs[0], device=device)).unwrap()
+    workers.run(DeviceCheck(device=device)).unwrap()
     def timed(cfg): return time_network(workers, cfg, partial(err_console.print, markup=False), device=device, **kw)
     keys = list(dict.fromkeys(map(timing_key, cfgs)))
     speed = {k: took for k,took in zip(keys, thread_map(timed, keys)) if took}

@@ -153,23 +153,23 @@ def _learn(self:Trainer, cfg, e):
     if isinstance(e, WeightsError): self.no_weights[cfg.model] = str(e)
     if isinstance(e, NetworkError): self.deadly[network_of(cfg)] = str(e)
 
-# %% ../../nbs/43_study.trainer.ipynb #8a84b989
+# %% ../../nbs/43_study.trainer.ipynb #8b6c6062
 @patch
 def start_clock(self:Trainer,
     cfgs:list[RunConfig] # What is left to train; of some only length and network are known
 ):
     "Time the networks, and add up what is left"
     if not cfgs or self.fit: return
-    self._look_at_device(cfgs[0])
+    self._look_at_device()
     self.on_event("note", text="Timing the networks ...")
     self.run_parallel([partial(self._time, cfg) for cfg in dict.fromkeys(map(timing_key, cfgs))])
     self.clock.total = sum(self.expected(cfg) for cfg in cfgs)
 
 @patch
-def _look_at_device(self:Trainer, cfg):
+def _look_at_device(self:Trainer):
     "Refuse a device that isn't there; a GPU decides how many trainings it takes, where nobody says"
     o = self.options
-    found = self.workers.run(DeviceCheck(cfg=cfg, device=o.device, deterministic=o.deterministic)).unwrap()
+    found = self.workers.run(DeviceCheck(device=o.device, deterministic=o.deterministic)).unwrap()
     share = found["gpus"] and o.backend=="processes" and not parse_jobs(o.jobs)
     if share: self.workers.resize(gpu_jobs(found["gpus"], found["memory"], self.workers.jobs))
     self.clock.jobs = self.workers.jobs

@@ -43,11 +43,11 @@ def _register_network(build):
     from timm.models import is_model, register_model
     if not is_model(build.__name__): register_model(build)
 
-# %% ../../nbs/42b_study.workers.ipynb #0925ec3d
+# %% ../../nbs/42b_study.workers.ipynb #5e25d2ba
 @dataclass(frozen=True, kw_only=True)
 class Task:
     "What every task of a worker knows"
-    cfg:RunConfig # A run
+    cfg:RunConfig = RunConfig() # A run
     threads:int = 1 # Threads to take
     device:str = "auto" # As for `pick_device`, there
     slot:int = 0 # Which of the places it has, from 0
