@@ -271,7 +271,7 @@ def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
 def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
     import torch
     from cinic_fastai.config import RunConfig
-    from cinic_fastai.study.clock import Timing
+    from cinic_fastai.study.tasks import Timing
     freed = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
@@ -303,7 +303,8 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.study.trainer import StudyOptions
-    from cinic_fastai.study.workers import LostWorker, Places, Training, run_task
+    from cinic_fastai.study.tasks import Training, run_task
+    from cinic_fastai.study.workers import LostWorker, Places
     def tried(self, task, on_event):
         if isinstance(task, Training):
             if task.cfg.bs==32: raise LostWorker("SIGKILL")

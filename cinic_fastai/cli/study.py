@@ -6,7 +6,7 @@
 __all__ = ['plan_app', 'PlanFile', 'plan_list', 'plan_show', 'plan_schema', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
            'status', 'report', 'clean']
 
-# %% ../../nbs/53_cli.study.ipynb #eecac90d
+# %% ../../nbs/53_cli.study.ipynb #48a2e233
 import itertools, re, shlex, shutil, sys, tempfile, time, typer
 from collections import Counter
 from dataclasses import asdict
@@ -17,7 +17,7 @@ from rich.text import Text
 from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery,
     Weights, app, argument, as_table, command, err_console, image_folder, new_group, option, out_console,
     packed_images, print_json, print_table)
-from ..core import CinicError, DataError, check_choice, duration
+from ..core import CinicError, DataError, check_choice, duration, parse_jobs
 from ..files import check_writable, lock
 
 # %% ../../nbs/53_cli.study.ipynb #fddff97f
@@ -90,7 +90,7 @@ def parse_trials(
     if found: return int(found[1]),int(found[2])
     raise CinicError(f"--trials {text}: expected R+G, for example 3+2 (random, then guided; at least one random).")
 
-# %% ../../nbs/53_cli.study.ipynb #a20890d8
+# %% ../../nbs/53_cli.study.ipynb #4861509e
 @command(app, "study", "cinic study demo", "cinic study report --data data/cinic10 --dry-run",
     "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small")
 def study(
@@ -124,7 +124,7 @@ def study(
     from cinic_fastai.plan_file import read_plan
     from cinic_fastai.study.expand import with_options
     from cinic_fastai.study.track import check_track
-    from cinic_fastai.study.workers import check_backend, parse_jobs
+    from cinic_fastai.study.workers import check_backend
     budget = parse_trials(trials)
     parse_jobs(jobs)
     p = with_options(read_plan(plan), scale, budget, seed, published)
