@@ -1622,8 +1622,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'cinic_fastai.study.begin.search_sources': ( 'study.begin.html#search_sources',
                                                                                        'cinic_fastai/study/begin.py')},
             'cinic_fastai.study.clock': { 'cinic_fastai.study.clock.Clock': ('study.clock.html#clock', 'cinic_fastai/study/clock.py'),
-                                          'cinic_fastai.study.clock.Clock._done_of': ( 'study.clock.html#clock._done_of',
-                                                                                       'cinic_fastai/study/clock.py'),
                                           'cinic_fastai.study.clock.Clock.ask': ( 'study.clock.html#clock.ask',
                                                                                   'cinic_fastai/study/clock.py'),
                                           'cinic_fastai.study.clock.Clock.begin': ( 'study.clock.html#clock.begin',

@@ -17,7 +17,7 @@ from benchmarks.arrays import pillow_batch, sklearn_votes # noqa: E402 (found on
 from benchmarks.figures import Bench, by_turns, compare
 from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
-from benchmarks.processes import peak_memory, searches_alone, tree_memory
+from benchmarks.processes import peak_memory, plan_part, tree_memory
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
 
@@ -75,28 +75,27 @@ def test_memory_without_pss():
 def test_memory_of_a_process():
     assert 5<peak_memory(["-c", "x = bytearray(20_000_000)\nimport time; time.sleep(.3)"])<200
 
-def test_a_plan_of_searches_alone():
-    plan = parse_plan(searches_alone("""
+def test_a_part_of_a_plan():
+    plan = parse_plan(plan_part("""
 [study]
-name = "s"
+name = "x"
+[defaults]
+epochs = 2
 [[run]]
-group = "g"
 name = "a"
-[[search]]
-name = "b"
-random = 1
-guided = 1
-space = { lr = {log=[1e-3,1e-1]} }
+model = "custom_cnn"
 [[run]]
-group = "final"
+name = "b"
+model = "resnet18"
+[[search]]
+name = "s"
+model = "resnet18"
+space = {lr = [0.1,1]}
+[[run]]
 name = "c"
-from = "search:b"
-[[ensemble]]
-name = "e"
-method = "soft"
-members = ["c", "a"]
-"""))
-    assert ([s.name for s in plan.searches], len(plan.runs), len(plan.ensembles))==(["b"], 0, 0)
+from = "search:s"
+""", 'model = "resnet18"\n'))
+    assert [r.name for r in plan.runs]==["b"] and not plan.searches and plan.runs[0].settings["epochs"]==2
 
 def test_rows_of_benchmarks(b):
     seen = []

@@ -104,7 +104,7 @@ class Clock:
         self.counted += share*o.expected
         self.took += self.now()-o.began
 
-# %% ../../nbs/42c_study.clock.ipynb #c832b1fa
+# %% ../../nbs/42c_study.clock.ipynb #0f9b551b
 _SURE = 1. # Estimated seconds of work after which a pace is believed
 
 @patch
@@ -118,18 +118,10 @@ def pace(self:Clock)->float: # Above 1 where the estimate was too low
 @patch
 def progress(self:Clock)->dict: # `left`, the seconds to go, and `share`, the part that is done, in [0, 1]
     "How far the work is"
-    pace,trainings = self.pace(),list(self.trainings.values())
-    current = [self._done_of(o, pace) for o in trainings]
-    left = self.total-self.done-sum(current)
-    chain = max((o.expected+o.after-c for o,c in zip(trainings, current)), default=0.)
-    share = min(1., 1-left/self.total) if self.total else 1.
-    return dict(left=max(0., left/self.jobs, chain)*pace, share=share)
-
-@patch
-def _done_of(self:Clock, o, pace):
-    "Estimated seconds of a training that should be done by now; one that says nothing is never done"
-    if o.began is None or o.share: return o.share*o.expected
-    return min(.95*o.expected, (self.now()-o.began)/pace)
+    trainings = list(self.trainings.values())
+    left = max(0., self.total-self.done-sum(o.share*o.expected for o in trainings))
+    chain = max((o.expected*(1-o.share)+o.after for o in trainings), default=0.)
+    return dict(left=max(left/self.jobs, chain)*self.pace(), share=1-left/self.total if self.total else 1.)
 
 # %% ../../nbs/42c_study.clock.ipynb #a093f7b1
 def time_network(

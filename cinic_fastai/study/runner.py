@@ -144,14 +144,13 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     if "stopped" in done: return values|dict(status="stopped")
     return values|dict(accs=self.store.history(rid).valid_acc.tolist())
 
-# %% ../../nbs/43b_study.runner.ipynb #ea6324fe
+# %% ../../nbs/43b_study.runner.ipynb #add3f29d
 @patch
 def _after(self:StudyRunner, s, number, cfg):
     "Estimated seconds of what follows a trial"
-    total,expected = s.n_trials,self.trainer.expected
-    waiting = math.ceil((total-max(number+1, first_batch(s, total)))/s.batch)
-    finals = [expected(typical_config(self.plan, r)) for r in self.plan.runs if r.source==f"search:{s.name}"]
-    return waiting*expected(cfg)+max(finals, default=0.)
+    total = s.n_trials
+    waiting = total-max(number+1, first_batch(s, total))
+    return math.ceil(waiting/s.batch)*self.trainer.expected(cfg)
 
 # %% ../../nbs/43b_study.runner.ipynb #e3ee2ad3
 @patch

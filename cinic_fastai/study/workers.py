@@ -116,7 +116,7 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #a36bfd69
+# %% ../../nbs/42b_study.workers.ipynb #f26c8874
 class WorkerProcess:
     "A process that does one task after the other"
     def __init__(self):
@@ -147,8 +147,9 @@ class WorkerProcess:
     ):
         "End the process"
         if kill: self.process.kill()
-        self.pipe.close()
+        else: self.pipe.close()
         self.process.join()
+        self.pipe.close()
 
 # %% ../../nbs/42b_study.workers.ipynb #6bf3fee5
 def _pickled(task):
