@@ -1,4 +1,4 @@
-"""Whole processes beside each other: memory of a training, time of an import, searches two at a time"""
+"""Whole processes beside each other: memory of a training, time of an import, trainings side by side"""
 import json
 import os
 import subprocess
@@ -11,6 +11,7 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 import psutil
+from cinic_fastai.core import usable_cores
 from .figures import Bench, Row, by_turns, compare_all, seconds
 
 PYTHON = [sys.executable, "-W", "ignore"]
@@ -80,35 +81,34 @@ def run_python(
 def jobs_rows(
     b:Bench, # Repetitions
     name:str # Of the row
-)->list[Row]: # Two rows
-    """The demo plan's four searches two at a time
-
-    Beside one at a time with all cores, and with one thread, which gives the same bits."""
+)->list[Row]: # One row
+    "The demo plan's runs of ResNet-18, side by side with one thread each, beside one at a time with all cores"
     with tempfile.TemporaryDirectory() as tmp:
-        study = demo_searches(Path(tmp))
-        tasks = {"ours": lambda: study(2, 1), "jobs 1": lambda: study(1), "jobs 1, threads 1": lambda: study(1, 1)}
-        figures = by_turns(tasks, min(2, b.reps))
-    return compare_all(name, figures, "s", "the demo plan's searches with --jobs 2 --threads 1")
+        study = demo_runs(Path(tmp))
+        one_by_one = ["--jobs", "1", "--threads", str(usable_cores())]
+        figures = by_turns({"ours": study, "jobs 1, all cores": partial(study, *one_by_one)}, min(2, b.reps))
+    return compare_all(name, figures, "s", "the demo plan's runs of ResNet-18, from the first training to the last vote")
 
-def searches_alone(
-    plan:str # TOML
+def plan_part(
+    plan:str, # TOML
+    *words:str # That a run's table has
 )->str: # TOML
-    "A plan without its runs and ensembles"
-    blocks = plan.split("\n[[")
-    return "\n[[".join(o for o in blocks if not o.startswith(("run]]", "ensemble]]")))
+    "A plan's runs that have certain lines, and nothing else of its tables"
+    head, *blocks = plan.split("\n[[")
+    kept = [o for o in blocks if o.startswith("run]]") and all(f"\n{w}" in o for w in words)]
+    return "\n[[".join([head, *kept])
 
-def demo_searches(
+def demo_runs(
     folder:Path # For images, plan and studies
-)->Callable: # `study(jobs, threads=None)` gives the seconds that its searches took
-    "Write the demo images and the searches of the demo plan"
+)->Callable: # `study(*options)` gives the seconds that its runs took
+    "Write the demo images and the runs of ResNet-18 of the demo plan"
     plan = (files("cinic_fastai")/"plans"/"demo.toml").read_text(encoding="utf-8")
-    (folder/"searches.toml").write_text(searches_alone(plan), encoding="utf-8")
+    (folder/"runs.toml").write_text(plan_part(plan, 'model = "resnet18"\n'), encoding="utf-8")
     run_python("-m", "cinic_fastai.cli", "data", "demo", str(folder/"digits"))
-    def study(jobs, threads=None):
+    def study(*options):
         with tempfile.TemporaryDirectory(dir=folder) as tmp:
             out = os.path.join(tmp, "out")
-            options = ["--jobs", str(jobs), *(["--threads", str(threads)] if threads else [])]
-            run_python("-m", "cinic_fastai.cli", "study", str(folder/"searches.toml"), "--data", str(folder/"digits"),
+            run_python("-m", "cinic_fastai.cli", "study", str(folder/"runs.toml"), "--data", str(folder/"digits"),
                 "--out", out, *options)
             return json.loads(Path(out, "study.json").read_text(encoding="utf-8"))["seconds"]
     return study

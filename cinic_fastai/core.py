@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS',
-           'PRECISIONS', 'VOTES', 'TRACKERS', 'CinicError', 'DataError', 'PlanError', 'StoreError', 'WeightsError',
-           'NetworkError', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted', 'nearest', 'unknown',
-           'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'thread_share', 'stop_on_signals',
-           'interruptible', 'signals_blocked']
+           'PRECISIONS', 'VOTES', 'TRACKERS', 'TRAINING_MEMORY', 'GPU_MEMORY', 'CinicError', 'DataError', 'PlanError',
+           'StoreError', 'WeightsError', 'NetworkError', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted',
+           'nearest', 'unknown', 'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration',
+           'usable_cores', 'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs', 'stop_on_signals', 'interruptible',
+           'signals_blocked']
 
-# %% ../nbs/00_core.ipynb #3864da53
+# %% ../nbs/00_core.ipynb #efaf044c
 import difflib, os, signal, sys, threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Self
 
 # %% ../nbs/00_core.ipynb #8f78264a
@@ -141,14 +143,51 @@ def duration(
         if s>=n: return f"{s//n} {larger} {s%n//part} {smaller}"
     return f"{seconds:.1f} s" if seconds<10 else f"{s} s"
 
-# %% ../nbs/00_core.ipynb #b761165c
-def thread_share(
-    jobs:int=1, # Trainings at once
-    cores:int=0 # Cores to share; 0 for the physical ones that this process may use
-)->int: # At least 1
-    "Threads for each of several trainings"
+# %% ../nbs/00_core.ipynb #eb04061c
+def usable_cores()->int: # At least 1
+    "Physical cores that this process may use"
     import joblib # a tenth of a second, which `cinic --help` can do without
-    return max(1, (cores or joblib.cpu_count(only_physical_cores=True))//jobs)
+    return joblib.cpu_count(only_physical_cores=True)
+
+# %% ../nbs/00_core.ipynb #85107b07
+TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what workers share; ResNet-18 at 32 px in batches of 128 takes .5
+GPU_MEMORY = 8e9 # Bytes of one on a GPU; not measured yet
+
+def fitting_jobs(
+    cores:int, # That may be used
+    memory:float, # Free bytes
+    threads:int=1 # Of each training
+)->int: # At least 1
+    "Trainings at a time on a CPU"
+    return max(1, min(cores//threads, int(memory//TRAINING_MEMORY)))
+
+def gpu_jobs(
+    gpus:int, # That may be used, 1 or more
+    memory:float, # Free bytes of each
+    most:int # As `fitting_jobs` has it of the machine
+)->int: # At least 1
+    "Trainings at a time on GPUs, up to three small ones on each; the rule is written down, not measured yet"
+    each = max(1, min(3, int(memory//GPU_MEMORY)))
+    return max(1, min(gpus*each, most))
+
+# %% ../nbs/00_core.ipynb #5110744e
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes") # Of a container, by version
+
+def free_memory()->float: # Bytes
+    "Memory that is free here, as far as a container may have it"
+    import psutil
+    free = [psutil.virtual_memory().available]
+    for f in map(Path, _LIMITS):
+        with suppress(OSError, ValueError): free.append(int(f.read_text()))
+    return min(free)
+
+def parse_jobs(
+    jobs:int|str # `auto`, or a whole number from 1 on
+)->int: # 0 for `auto`
+    "Read how many trainings are wanted at a time"
+    if jobs=="auto": return 0
+    if str(jobs).isdecimal() and int(jobs): return int(jobs)
+    raise ConfigError(f"jobs = {jobs}: expected auto (as many as there are cores and memory) or a number from 1 on.")
 
 # %% ../nbs/00_core.ipynb #4ca7e13b
 def _say(text):

@@ -6,10 +6,10 @@
 __all__ = ['Name', 'PlanRun', 'PlanSearch', 'PlanEnsemble', 'Plan', 'table_keys', 'runs_by_name', 'plan_search', 'plan_run',
            'run_settings', 'training_key', 'counted_twice']
 
-# %% ../nbs/04_plan.ipynb #c6ecece8
+# %% ../nbs/04_plan.ipynb #08e15001
 import dataclasses, re
 from typing import Annotated, Literal
-from pydantic import AfterValidator, Field, NonNegativeInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from .config import STRICT, Seed, Sequence, make_config, same_trainings, setting_name
 from .core import TRACKERS, VOTES, PlanError, method_error, nearest
@@ -82,7 +82,7 @@ class PlanEnsemble:
         if error := method_error(self.method, self.temperature, self.member_temperature): raise ValueError(error)
         return self
 
-# %% ../nbs/04_plan.ipynb #1c40df40
+# %% ../nbs/04_plan.ipynb #132fff8d
 @dataclass(frozen=True, config=STRICT)
 class Plan:
     "What a study does"
@@ -94,6 +94,7 @@ class Plan:
     ensembles:tuple[PlanEnsemble, ...] = ()
     text:str = "" # The file as it was read
     track:Literal["", *TRACKERS] = "" # Where epochs are shown besides
+    threads:PositiveInt = 1 # Of each training
 
 # %% ../nbs/04_plan.ipynb #53dd0c99
 _DERIVED = ("settings", "own_seed", "runs", "searches", "ensembles", "text") # Fields that are no keys of a table

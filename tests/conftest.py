@@ -1,9 +1,9 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
-import functools, json, multiprocessing as mp, os, subprocess, sys, tempfile
+import contextlib, functools, json, multiprocessing as mp, os, runpy, subprocess, sys, tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
-import pytest
+import psutil, pytest
 
 TINY_PLAN = """
 [study]
@@ -74,15 +74,49 @@ def cinic(*args, cwd=None, before=None, input=None):
         return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=ENV, cwd=cwd, input=input)
     with tempfile.TemporaryDirectory() as d:
         said = [Path(d)/"out", Path(d)/"err"]
-        p = started(*words, cwd=cwd, before=before, said=said)
-        p.join()
-        return subprocess.CompletedProcess(words, p.exitcode, *(f.read_text(encoding="utf-8") for f in said))
+        return _ended(started(*words, cwd=cwd, before=before, said=said), words, said)
+
+def script(path, folder):
+    "Run a script as `python path` does, in a process that has torch already; what it prints goes to `folder`"
+    said = [folder/"stdout", folder/"stderr"]
+    p = server().Process(target=_script, args=(str(path), *said))
+    p.start()
+    return _ended(p, [str(path)], said)
+
+def _ended(p, words, said):
+    p.join()
+    return subprocess.CompletedProcess(words, p.exitcode, *(f.read_text(encoding="utf-8") for f in said))
 
 def started(*args, cwd=None, before=None, said=(os.devnull, os.devnull)):
     "Start the command line in a process forked from a server that has imported what every process needs"
     p = server().Process(target=_main, args=([*map(str, args)], cwd, before, *said))
     p.start()
     return p
+
+def siblings(p):
+    "Processes that the server has forked besides one: a study's workers, as they come from the server it comes from"
+    return [o for o in psutil.Process(_server_pid()).children() if o.pid!=p.pid]
+
+def _server_pid():
+    server()
+    return forkserver._forkserver._forkserver_pid
+
+@contextlib.contextmanager
+def one_core():
+    "All processes that are forked in the block may use one core"
+    cores = os.sched_getaffinity(_server_pid())
+    os.sched_setaffinity(_server_pid(), {min(cores)})
+    try: yield
+    finally: os.sched_setaffinity(_server_pid(), cores)
+
+@contextlib.contextmanager
+def limited(limit, soft):
+    "All processes that are forked in the block are under a limit, as `psutil` names it"
+    p = psutil.Process(_server_pid())
+    before = p.rlimit(limit)
+    p.rlimit(limit, (soft, before[1]))
+    try: yield
+    finally: p.rlimit(limit, before)
 
 @functools.cache
 def server():
@@ -111,9 +145,18 @@ def no_figures():
     from cinic_fastai.report import render
     render.draw_figure = lambda figure: render.Drawn(figure, {})
 
+def _begin(*said):
+    "Direct what is printed to files; workers come from the server that this process comes from"
+    for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
+    if os.name!="nt": forkserver._forkserver.ensure_running = lambda: None
+
+def _script(path, *said):
+    _begin(*said)
+    runpy.run_path(path, run_name="__main__")
+
 def _main(words, cwd, before, *said):
     "What such a process does"
-    for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
+    _begin(*said)
     if cwd: os.chdir(cwd)
     if before: before()
     sys.argv = ["cinic", *words]

@@ -25,7 +25,7 @@ from benchmarks.optimizers import both_sides
 from benchmarks.peers import fastai_dls, torchvision_dl
 from benchmarks.record import BEFORE, CIFAR10, DAWNBENCH, PLANS, REPORT, RecordRow # noqa: E402
 from benchmarks.record import image_words, is_cifar10, plan_trainings, record_rows # noqa: E402
-from benchmarks.processes import peak_memory, searches_alone, tree_memory
+from benchmarks.processes import peak_memory, plan_part, tree_memory
 from benchmarks.studies import PLAN, study_rows, training_seconds
 
 ROW = ["name", "peer", "ours", "theirs", "unit", "ratio", "spread", "note"]
@@ -84,28 +84,27 @@ def test_memory_without_pss():
 def test_memory_of_a_process():
     assert 5<peak_memory(["-c", "x = bytearray(20_000_000)\nimport time; time.sleep(.3)"])<200
 
-def test_a_plan_of_searches_alone():
-    plan = parse_plan(searches_alone("""
+def test_a_part_of_a_plan():
+    plan = parse_plan(plan_part("""
 [study]
-name = "s"
+name = "x"
+[defaults]
+epochs = 2
 [[run]]
-group = "g"
 name = "a"
-[[search]]
-name = "b"
-random = 1
-guided = 1
-space = { lr = {log=[1e-3,1e-1]} }
+model = "custom_cnn"
 [[run]]
-group = "final"
+name = "b"
+model = "resnet18"
+[[search]]
+name = "s"
+model = "resnet18"
+space = {lr = [0.1,1]}
+[[run]]
 name = "c"
-from = "search:b"
-[[ensemble]]
-name = "e"
-method = "soft"
-members = ["c", "a"]
-"""))
-    assert ([s.name for s in plan.searches], len(plan.runs), len(plan.ensembles))==(["b"], 0, 0)
+from = "search:s"
+""", 'model = "resnet18"\n'))
+    assert [r.name for r in plan.runs]==["b"] and not plan.searches and plan.runs[0].settings["epochs"]==2
 
 def test_peers_train_plain_convolutions(b):
     assert not any(isinstance(m, LiveConv2d) for m in plain_model(b, "resnet18").modules())

@@ -65,7 +65,7 @@ def test_there_are_blocks(): assert len([l for _,l in LINES if "cinic" in l])>10
 
 def test_parsing_finds_faults():
     for line in ("cinic studdy demo", "cinic study", "cinic study demo --dat x", "cinic study demo --limit many",
-        "cinic data pack a b", "cinic study demo --jobs -1"):
+        "cinic data pack a b", "cinic study demo --threads -1"):
         with pytest.raises(Exception) as e: parse(words_of(line))
         assert type(e.value).__module__.startswith(("click", "typer")), e.value
 

@@ -1,7 +1,7 @@
 "Trainings side by side: on this machine, on clusters, with workers that are lost; the results are always the same."
-import functools, os, signal, subprocess, sys, time
-import psutil, pytest
-from conftest import ENV, cinic, no_page, started
+import contextlib, os, signal, subprocess, sys, time
+import pandas as pd, psutil, pytest
+from conftest import ENV, cinic, no_page, one_core, script, siblings, started
 from test_study import results
 from cinic_fastai.files import read_json, read_lines
 
@@ -61,7 +61,7 @@ def plan(tmp_path_factory):
 def alone(plan, images, tmp_path_factory):
     "The study, one training after the other"
     out = tmp_path_factory.mktemp("alone")/"out"
-    done = cinic("study", plan, "--data", images, "--out", out, before=no_page)
+    done = cinic("study", plan, "--data", images, "--out", out, "--jobs", "1", before=no_page)
     assert done.returncode==0, done.stderr
     return out
 
@@ -70,9 +70,16 @@ def journal(out, name):
     lines = read_lines(out/"searches"/f"{name}.jsonl")[0]
     return [{k: v for k,v in o.items() if k not in ("seconds", "ask_seconds")} for o in lines]
 
+def histories(out):
+    "Of all trainings, but for their times"
+    files = sorted(out.glob("runs/*/history.csv"))
+    return {f.parent.name: pd.read_csv(f).drop(columns="seconds").to_csv() for f in files}
+
 def same(out, other):
-    "Weights, probabilities, journals and repeats"
-    assert results(out)==results(other)
+    "Weights, probabilities, histories, journals and repeats"
+    assert results(out)==results(other) and histories(out)==histories(other)
+    threads = [read_json(f)["threads"] for f in out.glob("runs/*/env.json")]
+    assert set(threads)=={1}
     for name in ("checked", "checked~control", "halved"): assert journal(out, name)==journal(other, name)
     for a,b in zip(read_json(out/"study.json")["searches"], read_json(other/"study.json")["searches"]): assert a==b
 
@@ -100,12 +107,19 @@ def test_where_nothing_is_left_torch_is_not_needed(plan, images, alone):
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert r.returncode==0 and "Test accuracy" in r.stdout, r.stdout+r.stderr
 
-def workers(p):
-    "Processes that train, of those that a study has started"
-    def trains(o):
-        try: return "loky" in " ".join(o.cmdline()) and "resource_tracker" not in " ".join(o.cmdline())
-        except psutil.Error: return False
-    return [o for o in psutil.Process(p.pid).children(recursive=True) if trains(o)]
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+@pytest.mark.parametrize("jobs,where", [("auto", one_core), ("4", one_core),
+    pytest.param("4", contextlib.nullcontext, marks=pytest.mark.slow)])
+def test_cores_and_jobs_decide_nothing(plan, images, alone, tmp_path, jobs, where):
+    "`test_a_lost_worker_is_no_lost_run` has two at a time on all cores"
+    with where(): r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", jobs, before=no_page)
+    assert r.returncode==0, r.stderr
+    same(tmp_path/"out", alone)
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two"])
+def test_jobs_that_cant_be(plan, images, tmp_path, jobs):
+    r = cinic("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", jobs)
+    assert r.returncode==2 and f"jobs = {jobs}: expected auto" in r.stderr and not (tmp_path/"out").exists()
 
 def begun(out): return list(out.glob("runs/*/env.json"))
 
@@ -117,7 +131,7 @@ def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
     p = started(*args, said=said, before=no_page)
     for n in (1, 5):
         while p.is_alive() and len(begun(out))<n: time.sleep(.005)
-        for o in workers(p)[:1]: o.kill()
+        for o in siblings(p)[:1]: o.kill()
     p.join(300)
     text = said[0].read_text(encoding="utf-8")
     assert p.exitcode==0 and "A worker was lost" in text and "Traceback" not in text, text
@@ -127,41 +141,31 @@ def test_a_lost_worker_is_no_lost_run(plan, images, alone, tmp_path):
 def test_workers_leave_with_their_study(plan, images, alone, tmp_path):
     "Killed as soon as it has any, whatever they do"
     p = started("study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--scale", "1000")
-    while p.is_alive() and not workers(p): time.sleep(.005)
-    helpers = workers(p)
+    while p.is_alive() and len(siblings(p))<2: time.sleep(.005)
+    helpers = siblings(p)
     p.kill()
     assert helpers and not psutil.wait_procs(helpers, timeout=60)[1]
-
-def test_a_worker_leaves_where_its_parents_number_stays():
-    "Windows goes on giving the number of a parent that is dead"
-    parent = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    code = f"import os, time\nos.getppid = lambda: {parent.pid}\nfrom cinic_fastai.study.workers import _leave_with\n" \
-        f"_leave_with({parent.pid})\nprint('here', flush=True)\ntime.sleep(30)"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, env=ENV)
-    assert child.stdout.readline() and child.poll() is None
-    parent.kill()
-    parent.wait()
-    assert child.wait(20)==1
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 @pytest.mark.slow
 def test_stopped_and_continued_side_by_side(plan, images, alone, tmp_path):
-    "As from a terminal: the whole group gets the signal; a second one kills at once"
+    "As from a terminal: the whole group gets the signal; a second one kills at once; a driver may be killed, too"
     out = tmp_path/"out"
     args = ["study", str(plan), "--data", str(images), "--out", str(out), "--jobs", "2"]
     command = [sys.executable, "-m", "cinic_fastai.cli", *args]
-    for presses,code in ((1, 130), (2, 130)):
+    for presses,code in ((1, 130), (2, 130), (0, -signal.SIGKILL)):
         p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
             start_new_session=True)
         before = len(begun(out))
         while p.poll() is None and len(begun(out))<=before: time.sleep(.005)
-        helpers = workers(p)
+        helpers = psutil.Process(p.pid).children(recursive=True) # the server and its workers
+        if not presses: p.kill()
         for _ in range(presses):
             os.killpg(p.pid, signal.SIGINT)
             time.sleep(.2)
         _,err = p.communicate(timeout=60)
         assert p.returncode==code and "Traceback" not in err, err
-        assert presses==2 or "Run the same command again" in err
+        assert presses!=1 or "Run the same command again" in err
         assert not psutil.wait_procs(helpers, timeout=20)[1] # nobody is left
     assert cinic(*command[3:], before=no_page).returncode==0
     same(out, alone)
@@ -173,7 +177,7 @@ def test_a_backend_that_cant_be_had(plan, images, tmp_path):
     assert r.returncode==2 and "--backend dask" in r.stderr
 
 @pytest.mark.slow # in `make test` it is the study whose workers are killed that comes to the same
-@pytest.mark.parametrize("backend,module", [("loky", "joblib"), ("dask", "distributed"), ("ray", "ray")])
+@pytest.mark.parametrize("backend,module", [("dask", "distributed"), ("ray", "ray")])
 def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, module):
     pytest.importorskip(module)
     args = ["study", plan, "--data", images, "--out", tmp_path/"out", "--jobs", "2", "--backend", backend]
@@ -181,27 +185,32 @@ def test_a_local_cluster_gives_the_same(plan, images, alone, tmp_path, backend, 
     assert r.returncode==0 and "Traceback" not in r.stderr, r.stderr
     same(tmp_path/"out", alone)
 
-# --- networks that end their process
+# --- what is defined in a script, and networks that end their process
 
 DEADLY = """
-import sys
-class Late:
-    "Once timm is there, building a `test_resnet` ends the process, as a crash in native code does"
-    def find_spec(self, name, path=None, target=None):
-        if name!="cinic_fastai.train.models": return
-        sys.meta_path.remove(self)
-        import os, timm
-        make = timm.create_model
-        timm.create_model = lambda name, **kw: os.abort() if name=="test_resnet" else make(name, **kw)
-sys.meta_path.insert(0, Late())
+import os
+from timm.models import register_model
+@register_model
+def deadly(num_classes=10, **kw): os.abort()
 """
 
-def deadly(folder):
-    "In this process, which has been forked, and in those it starts afresh"
-    import timm
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
-    make = timm.create_model
-    timm.create_model = lambda name, **kw: os.abort() if name=="test_resnet" else make(name, **kw)
+SCRIPT = DEADLY+"""
+from pathlib import Path
+import torch
+from cinic_fastai.data.augment import register_policy
+from cinic_fastai.data.pack import get_pack
+from cinic_fastai.plan_file import read_plan
+from cinic_fastai.report import render
+from cinic_fastai.study.runner import run_study
+class Flat(torch.nn.Sequential):
+    def get_classifier(self): return self[1]
+@register_model
+def flat(num_classes=10, **kw): return Flat(torch.nn.Flatten(), torch.nn.Linear(3*32*32, num_classes))
+register_policy("mine", lambda x: 255-x)
+render.write_page = lambda *args: None
+print("once")
+run_study(read_plan("{plan}"), get_pack(Path("{images}")), Path("{out}"))
+"""
 
 CRASHING = """
 [study]
@@ -211,13 +220,15 @@ model = "custom_cnn"
 bs = 16
 epochs = 1
 [[run]]
-name = "first"
+name = "mine"
+policy = "mine"
+model = "flat"
 [[run]]
 name = "deadly"
-model = "test_resnet"
+model = "deadly"
 [[search]]
 name = "look"
-model = "test_resnet"
+model = "deadly"
 random = 2
 guided = 0
 space = { bs = {log2=[3,4]} }
@@ -226,74 +237,45 @@ name = "choose"
 random = 2
 guided = 0
 strategy = "grid"
-space = { model = {choices=["custom_cnn", "test_resnet"]} }
-[[run]]
-name = "other"
-model = "test_vit"
-bs = 12
+space = { model = {choices=["custom_cnn", "deadly"]} }
 """
 
-@pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
-@pytest.mark.parametrize("jobs", [(1,), pytest.param((2, 1), marks=pytest.mark.slow)]) # run again, it is tried again
-def test_a_network_that_ends_its_process_ends_no_study(images, tmp_path, jobs):
-    (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
-    (tmp_path/"plan.toml").write_text(CRASHING, encoding="utf-8")
-    for n in jobs:
-        args = ["study", tmp_path/"plan.toml", "--data", images, "--out", tmp_path/"out", "--jobs", n]
-        r = cinic(*args, before=functools.partial(deadly, tmp_path))
-        assert r.returncode==1 and "Traceback" not in r.stderr, (r.returncode, r.stderr)
-        record = read_json(tmp_path/"out"/"study.json")
-        status = {e["name"]: e["status"] for e in record["runs"]+record["searches"]}
-        assert status==dict(first="done", deadly="failed", look="failed", choose="done", other="done")
-        cause = "The network test_resnet ended its process (SIGABRT)"
-        for e in (record["runs"][1], record["searches"][0]):
-            assert cause in e["reason"] and "channels_last = false" in e["reason"]
-        assert len(journal(tmp_path/"out", "look"))==1 # no trial has failed by its point
-        trials = journal(tmp_path/"out", "choose")[1:]
-        assert [o["status"] for o in trials]==["done", "failed"] and cause in trials[1]["cause"]
-        assert cause in (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
-        assert cause in " ".join(r.stdout.split())
+@pytest.mark.skipif(os.name=="nt", reason="the script is forked")
+def test_a_script_with_a_policy_and_networks_of_its_own(images, tmp_path):
+    "It has no `if __name__`; a network that ends its process ends no study"
+    plan,file = tmp_path/"plan.toml",tmp_path/"script.py"
+    plan.write_text(CRASHING, encoding="utf-8")
+    file.write_text(SCRIPT.format(plan=plan, images=images, out=tmp_path/"out"), encoding="utf-8")
+    r = script(file, tmp_path)
+    assert r.returncode==0 and r.stdout=="once\n" and "Traceback" not in r.stderr, r
+    record = read_json(tmp_path/"out"/"study.json")
+    status = {e["name"]: e["status"] for e in record["runs"]+record["searches"]}
+    assert status==dict(mine="done", deadly="failed", look="failed", choose="done")
+    cause = "The network deadly ended its process (SIGABRT)"
+    for e in (record["runs"][1], record["searches"][0]):
+        assert cause in e["reason"] and "channels_last = false" in e["reason"]
+    assert len(journal(tmp_path/"out", "look"))==1 # no trial has failed by its point
+    trials = journal(tmp_path/"out", "choose")[1:]
+    assert [o["status"] for o in trials]==["done", "failed"] and cause in trials[1]["cause"]
+
+def know_deadly(): exec(DEADLY, dict(__name__="__main__"))
 
 @pytest.mark.skipif(os.name=="nt", reason="the command line is forked")
 def test_a_dry_run_names_a_network_that_ends_its_process(images, tmp_path):
-    (tmp_path/"sitecustomize.py").write_text(DEADLY, encoding="utf-8")
     (tmp_path/"plan.toml").write_text('[study]\nname = "two"\n[defaults]\nbs = 16\n'
-        '[[run]]\nname = "a"\nmodel = "test_resnet"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
-    r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=functools.partial(deadly, tmp_path))
+        '[[run]]\nname = "a"\nmodel = "deadly"\n[[run]]\nname = "b"\nmodel = "custom_cnn"\n', encoding="utf-8")
+    r = cinic("study", tmp_path/"plan.toml", "--data", images, "--dry-run", before=know_deadly)
     assert r.returncode==0 and "2 trainings" in r.stdout, r.stderr
-    assert "The network test_resnet ended its process (SIGABRT)" in " ".join(r.stderr.split())
-
-class Killed:
-    "A process pool in which batches above 16 take more memory than there is"
-    def __init__(self, **kw): self.ended = False
-    def submit(self, f, cfg, *args):
-        self.bs = cfg.bs
-        return self
-    def result(self):
-        from joblib.externals.loky.process_executor import TerminatedWorkerError
-        if self.bs>16: raise TerminatedWorkerError("The exit codes of the workers are {SIGKILL(-9)}")
-        return 1., 1.
-    def shutdown(self, **kw): pass
-
-def test_a_network_that_wants_too_much_memory_gets_smaller_batches(monkeypatch):
-    from cinic_fastai.core import NetworkError
-    from cinic_fastai.config import RunConfig
-    from cinic_fastai.study.clock import NetworkTimer
-    monkeypatch.setattr("joblib.externals.loky.ProcessPoolExecutor", Killed)
-    timer = NetworkTimer()
-    for _ in range(2):
-        with pytest.raises(NetworkError, match="SIGKILL.*batches of 32.*smaller bs"):
-            timer(RunConfig(model="test_resnet", bs=32))
-        assert timer(RunConfig(model="test_resnet", bs=16))==(1., 1.)
+    assert "The network deadly ended its process (SIGABRT)" in " ".join(r.stderr.split())
 
 def test_a_timed_network_leaves_the_gpus_memory_to_the_training(monkeypatch):
     import torch
     from cinic_fastai.config import RunConfig
-    from cinic_fastai.study.clock import NetworkTimer
+    from cinic_fastai.study.tasks import Timing
     freed = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: freed.append(1))
-    NetworkTimer()(RunConfig(model="custom_cnn", bs=4), n_out=2, size=32, steps=1)
+    Timing(cfg=RunConfig(model="custom_cnn", bs=4), n_out=2, size=32).do(print)
     assert freed
 
 TOO_LARGE = """
@@ -318,17 +300,20 @@ def test_a_trial_whose_network_ends_is_a_failed_trial_where_another_point_may_wo
 ):
     "With a smaller batch, or another layout; a search of which every point ends its process has failed itself"
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.clock import NetworkTimer, network_of
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
-    def tried(self, cfg, **kw):
-        if cfg.bs==32: self.fatal[(*network_of(cfg), 32)] = "it wants more memory than there is"
-        elif "bs" not in space and cfg.channels_last: self.fatal[network_of(cfg)] = "it crashed"
-        return 1., 1.
-    monkeypatch.setattr(NetworkTimer, "__call__", tried)
+    from cinic_fastai.study.trainer import StudyOptions
+    from cinic_fastai.study.tasks import Training, run_task
+    from cinic_fastai.study.workers import LostWorker, Places
+    def tried(self, task, on_event):
+        if isinstance(task, Training):
+            if task.cfg.bs==32: raise LostWorker("SIGKILL")
+            if "bs" not in space and task.cfg.channels_last: raise LostWorker("SIGSEGV")
+        return run_task(task, on_event)
+    monkeypatch.setattr(Places, "call", tried)
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     text = TOO_LARGE%space
     if "bs" not in space: text = text.replace("epochs", "bs = 16\nepochs")
-    found, = run_study(parse_plan(text), get_pack(images), tmp_path).searches
+    found, = run_study(parse_plan(text), get_pack(images), tmp_path, StudyOptions(jobs=1)).searches
     assert [o["status"] for o in journal(tmp_path, "s")[1:]]==status
     assert found.status==("done" if status else "failed"), found

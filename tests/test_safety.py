@@ -1,9 +1,9 @@
 "Nothing lost, nothing let in: full disks, read-only folders, two at once, failures, and no file that runs code."
 import ast, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
-import pytest
+import psutil, pytest
 import cinic_fastai
-from conftest import ENV, cinic, no_page, server
+from conftest import ENV, cinic, limited, no_page, server
 from test_study import results
 from cinic_fastai.core import Interrupted
 from cinic_fastai.core import stop_on_signals
@@ -12,6 +12,7 @@ from cinic_fastai.config import RunConfig
 from cinic_fastai.store import RunStore
 
 posix = pytest.mark.skipif(os.name=="nt", reason="needs POSIX")
+linux = pytest.mark.skipif(not psutil.LINUX, reason="needs Linux to limit processes")
 COMMAND = [sys.executable, "-m", "cinic_fastai.cli"]
 
 def until(condition, process, seconds=120):
@@ -23,14 +24,15 @@ def until(condition, process, seconds=120):
 
 # --- nothing unpickles
 
-PICKLES = ("pickle", "dill", "cloudpickle", "shelve", "marshal")
+PICKLES = ("pickle", "dill", "shelve", "marshal")
 
 def unsafe(source):
     "Where a source could run what stands in a file"
     out = []
     for n in ast.walk(ast.parse(source)):
         if isinstance(n, ast.Import): out += [a.name for a in n.names if a.name.split(".")[0] in PICKLES]
-        if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in PICKLES: out.append(n.module)
+        if isinstance(n, ast.ImportFrom) and (n.module or "").split(".")[0] in (*PICKLES, "cloudpickle"):
+            out.append(n.module)
         if isinstance(n, (ast.Name, ast.Attribute, ast.alias)):
             name = getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "name", None)
             if name in ("load_learner", "load_pickle"): out.append(name)
@@ -38,11 +40,13 @@ def unsafe(source):
         if isinstance(n.func, ast.Name) and n.func.id in ("eval", "exec", "__import__"): out.append(n.func.id)
         given = {k.arg: getattr(k.value, "value", None) for k in n.keywords}
         if given.get("allow_pickle", False) is not False: out.append("allow_pickle")
+        if ast.unparse(n.func) in ("cloudpickle.load", "cloudpickle.loads"): out.append("cloudpickle reads")
         if ast.unparse(n.func) in ("torch.load", "joblib.load") and given.get("weights_only") is not True:
             out.append("load without weights_only=True")
     return out
 
 @pytest.mark.parametrize("source", ["import pickle", "import dill as d", "from pickle import loads", "eval('1')",
+    "from cloudpickle import loads", "cloudpickle.loads(b)",
     "exec(x)", "from fastai.learner import load_learner", "fastai.load_learner(f)", "torch.load(f)",
     "torch.load(f, weights_only=False)", "torch.load(f, weights_only=flag)", "np.load(f, allow_pickle=True)"])
 def test_the_check_finds(source): assert unsafe(source)
@@ -54,16 +58,9 @@ def test_the_library_never_unpickles():
 
 # --- full disks and folders that are read-only
 
-def little_disk():
-    "A limit on the size of a file, which is to a process what a full disk is"
-    import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+LITTLE = 1_000_000 # A limit on the size of a file, which is to a process what a full disk is
 
-def little_memory():
-    import resource
-    resource.setrlimit(resource.RLIMIT_AS, (16<<30, 16<<30))
-
-@posix
+@linux
 def test_disk_full_while_saving(images, tmp_path):
     "A clean stop with the bytes needed; what was there stays; with room, the training goes on to the same result"
     args = ["train", "model=custom_cnn", "bs=6", "epochs=3", "policy=advanced", "--data", images, "--save-every", "0"]
@@ -75,7 +72,7 @@ def test_disk_full_while_saving(images, tmp_path):
     p.send_signal(signal.SIGTERM)
     assert "again to continue" in p.communicate()[1] and p.returncode==143
     before = {f.name: f.read_bytes() for f in folder.iterdir()}
-    full = cinic(*args, "--out", tmp_path/"out", before=little_disk)
+    with limited(psutil.RLIMIT_FSIZE, LITTLE): full = cinic(*args, "--out", tmp_path/"out")
     assert full.returncode==2 and "There is no room for" in full.stderr
     assert "last.safetensors" in full.stderr and "Traceback" not in full.stderr
     need = int(full.stderr.split("needs ")[1].split(" bytes")[0].replace(",", ""))
@@ -86,9 +83,10 @@ def test_disk_full_while_saving(images, tmp_path):
     undisturbed = tmp_path/"whole"/"runs"/whole["run_id"]
     assert (folder/"best.safetensors").read_bytes()==(undisturbed/"best.safetensors").read_bytes()
 
-@posix
+@linux
 def test_disk_full_ends_a_study_and_is_no_failed_run(images, plan_file, tmp_path):
-    r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--save-every", "0", before=little_disk)
+    with limited(psutil.RLIMIT_FSIZE, LITTLE):
+        r = cinic("study", plan_file, "--data", images, "--out", tmp_path/"out", "--save-every", "0")
     assert r.returncode==2 and "There is no room for" in r.stderr and "Traceback" not in r.stderr
     assert "failed" not in {e["status"] for e in read_json(tmp_path/"out"/"study.json")["runs"]}
     assert not list((tmp_path/"out").rglob("*.part"))
@@ -420,10 +418,11 @@ def test_another_weights_file_is_another_result(images, tmp_path, monkeypatch):
         with pytest.raises(StoreError, match=said): carried_out(other)
     assert kept()==before and carried_out(files[0]).runs==done.runs
 
-@posix
+@linux
 def test_trials_that_diverge_or_run_out_of_memory(images, tmp_path):
     (tmp_path/"failing.toml").write_text(FAILING, encoding="utf-8")
-    r = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out", before=little_memory)
+    with limited(psutil.RLIMIT_AS, 16<<30):
+        r = cinic("study", tmp_path/"failing.toml", "--data", images, "--out", tmp_path/"out", "--jobs", "1")
     assert r.returncode==1 and "Traceback" not in r.stderr, r.stderr
     said = " ".join(r.stdout.split())
     assert "loss became nan" in said and "memory" in said and "None of 2 trials finished" in said

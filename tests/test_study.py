@@ -171,12 +171,12 @@ def test_dry_run_times_the_packs_size_and_each_batch(tmp_path, monkeypatch, caps
     "By hand: an image costs its pixels at batches of 128, twice that at 16; a batch to be searched is the middle one"
     from cinic_fastai.cli import app
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.study.clock import NetworkTimer
+    from cinic_fastai.study import clock
     pack,asked = get_pack(tiny_folder(tmp_path/"images", n=44), size=64, dest=tmp_path/"pack"),[]
-    def timed(self, cfg, n_out, size, **kw):
+    def timed(workers, cfg, on_loss, n_out, size, **kw):
         asked.append(size)
         return ((cfg.size or size)/64)**2*(2 if cfg.bs==16 else 1),0.
-    monkeypatch.setattr(NetworkTimer, "__call__", timed)
+    monkeypatch.setattr(clock, "time_network", timed)
     plan = tmp_path/"plan.toml"
     plan.write_text('[study]\nname = "x"\n[defaults]\nmodel = "custom_cnn"\nepochs = 1\n[[run]]\nname = "a"\n'
         '[[run]]\nname = "b"\nbs = 16\n[[run]]\nname = "c"\nbs = 17\n[[run]]\nname = "d"\nsize = 128\n'
@@ -201,17 +201,16 @@ def test_a_trial_without_memory_is_made_up_for(tmp_path, monkeypatch):
         calls.append(1)
         if len(calls)==2: raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB.")
         return right(*args, **kw)
-    monkeypatch.setattr(fit, "fit_run", full)
     monkeypatch.setattr(page, "write_page", lambda *args: None)
     def trials(): return [o["status"] for o in read_lines(out/"searches"/"s.jsonl")[0][1:]]
-    run_study(plan, pack, out)
+    run_study(plan, pack, out, fit=full)
     assert trials()==["done", "failed", "done"]
     assert len(StudyRunner(plan, pack, out).pending_configs())==1
-    record = run_study(plan, pack, out)
+    record = run_study(plan, pack, out, fit=full)
     assert trials()==["done"]*3 and len(calls)==4
     tried = read_lines(out/"searches"/"s.jsonl")[0][1:]
     assert record.searches[0].best.number==max(tried, key=lambda o: (o["valid_acc"], -o["valid_loss"]))["number"]
-    run_study(plan, pack, out)
+    run_study(plan, pack, out, fit=full)
     assert len(calls)==4
 
 def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path):
@@ -233,12 +232,13 @@ def test_train_counts_from_one_and_says_what_it_was_trained_on(images, tmp_path)
     assert json.loads(trained("train_on=train+valid", "--json"))["saw_valid"]
 
 def test_the_bar_says_what_it_was_trained_on():
-    "Epoch by epoch, too"
+    "Epoch by epoch, and while the next one goes on"
     from cinic_fastai.cli.app import Screen
     for saw,words in ((True, "valid accuracy 0.900 on images it was trained on"), (False, "valid accuracy 0.900")):
         with Screen() as screen:
             screen("epoch", name="a", epoch=0, epochs=2, valid_acc=.9, saw_valid=saw)
-            assert screen.bar.tasks[0].description=="a: epoch 2 of 2, "+words
+            screen("batch", name="a", epoch=1, epochs=2, done=1, total=3)
+            assert screen.bar.tasks[1].description=="a: epoch 2 of 2, "+words
 
 def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path, monkeypatch):
     "By hand: train has most cats, and 3 of the 27 valid images are cats; with random search nothing else is told of it"
@@ -246,16 +246,14 @@ def test_a_failed_trial_counts_as_always_saying_the_most_frequent_class(tmp_path
     from cinic_fastai.plan_file import parse_plan
     from cinic_fastai.study.runner import run_study
     from cinic_fastai.data.pack import get_pack
-    from cinic_fastai.train import fit
     root = tiny_folder(tmp_path/"images", n=12)
     for split,label,keep in (("train", "dog", 6), ("train", "ship", 3), ("valid", "cat", 3)):
         for f in sorted((root/split/label).iterdir())[keep:]: f.unlink()
     def diverged(*args, **kw): raise RuntimeError("The training loss became nan in epoch 1.")
-    monkeypatch.setattr(fit, "fit_run", diverged)
     monkeypatch.setattr(page, "write_page", lambda *args: None)
     plan = parse_plan('[study]\nname = "x"\n[[search]]\nname = "s"\nmodel = "custom_cnn"\nbs = 16\n'
         'random = 1\nguided = 0\nspace = {lr = [0.1,1]}')
-    run_study(plan, get_pack(root), tmp_path/"out")
+    run_study(plan, get_pack(root), tmp_path/"out", fit=diverged)
     trial = read_lines(tmp_path/"out"/"searches"/"s.jsonl")[0][1]
     assert trial["status"]=="failed" and trial["told"]==3/27
 

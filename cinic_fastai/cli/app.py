@@ -7,8 +7,8 @@ __all__ = ['AsJson', 'Data', 'Limit', 'Threads', 'Weights', 'Device', 'Determini
            'out_console', 'err_console', 'COLOURS', 'option', 'argument', 'examples', 'command', 'new_group',
            'valid_words', 'Screen', 'image_folder', 'packed_images', 'as_table', 'print_table', 'print_json', 'main']
 
-# %% ../../nbs/50_cli.app.ipynb #559ff4e8
-import json, os, sys, warnings
+# %% ../../nbs/50_cli.app.ipynb #9cd43a6b
+import json, os, sys, time, warnings
 import typer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
+from fastcore.basics import patch, store_attr
 from .. import __version__
 from ..core import CinicError, duration, interruptible, stop_on_signals
 
@@ -39,15 +40,14 @@ def argument(
     "An argument of a command"
     return Annotated[kind, typer.Argument(help=help, **kw)]
 
-# %% ../../nbs/50_cli.app.ipynb #fe6886bf
+# %% ../../nbs/50_cli.app.ipynb #84d627a2
 AsJson = option(bool, "Print JSON.", "--json")
 
 Data = option(Path, "Image folder {train,valid,test}/{class}/*.png; the embedded demo set where none is given.")
 
 Limit = option(int, "Use this many images a split, the same number of each class; 0 for all.", min=0)
 
-Threads = option(int, "Threads of a training; OMP_NUM_THREADS where 0, else every physical core, shared by --jobs.",
-    min=0)
+Threads = option(int, "Threads of the training; OMP_NUM_THREADS where 0, else every physical core.", min=0)
 
 Weights = option(Path, "File with pretrained weights, where they can't be downloaded.")
 
@@ -76,7 +76,7 @@ def command(
     "Make a function a command"
     return group.command(name, epilog=examples(*lines))
 
-# %% ../../nbs/50_cli.app.ipynb #49280879
+# %% ../../nbs/50_cli.app.ipynb #371234c8
 app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
     help="Which network, which augmentation, which hyperparameters, and does an ensemble help? "
         "An honest answer for small images.\n\n"
@@ -84,7 +84,7 @@ app = typer.Typer(name="cinic", no_args_is_help=True, pretty_exceptions_enable=F
     epilog=examples("cinic study demo", "cinic data get data/cinic10",
         "cinic study report --data data/cinic10 --dry-run", "cinic status out/demo",
         "cinic plan show report > mine.toml",
-        "cinic study mine.toml --data data/cinic10 --jobs 2", "cinic train model=resnet18 policy=advanced epochs=5"))
+        "cinic study mine.toml --data data/cinic10", "cinic train model=resnet18 policy=advanced epochs=5"))
 
 def new_group(
     name:str, # The word behind `cinic`
@@ -119,18 +119,20 @@ def valid_words(
     "A valid accuracy, with what has to be said of it"
     return f"valid accuracy {acc:.{digits}f}"+(" on images it was trained on" if saw_valid else "")
 
-# %% ../../nbs/50_cli.app.ipynb #df84e434
+# %% ../../nbs/50_cli.app.ipynb #88c0bc6b
 COLOURS = dict(done="green", stopped="cyan", skipped="yellow", failed="red") # Of how a training ended
 
 class Screen:
     "Draws events: bars on a terminal, lines elsewhere"
     def __init__(self,
-        console:Console=err_console # Where to draw
+        console:Console=err_console, # Where to draw
+        every:float=30. # Seconds between lines that say what runs, where there are no bars
     ):
-        self.console = console
+        store_attr()
         columns = BarColumn(bar_width=24),TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False)
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-        self.task = self.bar.add_task("", total=1.)
+        self.whole = self.bar.add_task("", total=1., visible=False)
+        self.trainings,self.accs,self.said = {},{},time.monotonic() # `trainings`: a bar by name
     def __enter__(self):
         self.bar.start()
         return self
@@ -143,14 +145,6 @@ class Screen:
         if show := getattr(self, f"_{kind}", None): show(**info)
 
     def _note(self, text, **info): self.console.print(Text(text, style="dim"), soft_wrap=True)
-    def _jobs(self, names, **info): self._draw(f"{len(names)} running: {', '.join(names)}"[:100], **info)
-    def _start(self, name, epochs, epoch=0, done=0, total=1, share=None, left=None, told="", **info):
-        if share is None: share = (epoch+done/total)/epochs
-        self._draw(f"{name}: epoch {min(epoch+1, epochs)} of {epochs}{told}", share, left)
-    _batch = _start
-    def _epoch(self, epoch, valid_acc=None, saw_valid=False, **info):
-        told = "" if valid_acc is None else f", {valid_words(valid_acc, saw_valid, 3)}"
-        self._start(epoch=epoch+1, told=told, **info)
     def _progress(self, what, done, total, left=None, **info):
         self._draw(what if left else f"{what}: {done:,} of {total:,}", done/max(total, 1), left)
     def _end(self, name, status, reason="", stopped=0, valid_acc=None, saw_valid=False, seconds=0., left=0., **info):
@@ -160,7 +154,35 @@ class Screen:
         self.console.print(Text(status, COLOURS.get(status, "")), Text(f"{name}: {told}"), soft_wrap=True)
     def _draw(self, text, share=0., left=None, **info):
         if left: text += f", {duration(left)} to go"
-        self.bar.update(self.task, completed=share, description=text)
+        self.bar.update(self.whole, completed=share, description=text, visible=True)
+
+# %% ../../nbs/50_cli.app.ipynb #6653cdc5
+@patch
+def _start(self:Screen, name, epochs, epoch=0, done=0, total=1, valid_acc=None, saw_valid=False, **info):
+    if valid_acc is not None: self.accs[name] = f", {valid_words(valid_acc, saw_valid, 3)}"
+    if name not in self.trainings: self.trainings[name] = self.bar.add_task("", total=1.)
+    text = f"{name}: epoch {min(epoch+1, epochs)} of {epochs}{self.accs.get(name, '')}"
+    self.bar.update(self.trainings[name], completed=(epoch+done/total)/epochs, description=text)
+    self._now_and_then(**info)
+Screen._batch = Screen._start
+
+@patch
+def _epoch(self:Screen, epoch, **info): self._start(epoch=epoch+1, **info)
+
+@patch
+def _jobs(self:Screen, names, **info):
+    for name in {*self.trainings}-{*names}: self.bar.remove_task(self.trainings.pop(name))
+    self._draw(f"{len(names)} running", **info)
+    self._now_and_then(**info)
+
+@patch
+def _now_and_then(self:Screen, left=None, **info):
+    "Where there are no bars, say what runs"
+    if not self.bar.disable or time.monotonic()-self.said<self.every: return
+    self.said = time.monotonic()
+    told = [o.description for o in self.bar.tasks if o.id!=self.whole]
+    if left: told.append(f"{duration(left)} to go")
+    if told: self.console.print(Text("; ".join(told), style="dim"), soft_wrap=True)
 
 # %% ../../nbs/50_cli.app.ipynb #9b4d69b4
 def image_folder(

@@ -6,17 +6,18 @@
 __all__ = ['plan_app', 'PlanFile', 'plan_list', 'plan_show', 'plan_schema', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
            'status', 'report', 'clean']
 
-# %% ../../nbs/53_cli.study.ipynb #4c94a3a0
-import itertools, os, re, shlex, shutil, sys, tempfile, time, typer
+# %% ../../nbs/53_cli.study.ipynb #48a2e233
+import itertools, re, shlex, shutil, sys, tempfile, time, typer
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from rich.console import Group
 from rich.text import Text
-from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery, Threads,
+from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, Out, SaveEvery,
     Weights, app, argument, as_table, command, err_console, image_folder, new_group, option, out_console,
     packed_images, print_json, print_table)
-from ..core import CinicError, DataError, check_choice, duration, thread_share
+from ..core import CinicError, DataError, check_choice, duration, parse_jobs
 from ..files import check_writable, lock
 
 # %% ../../nbs/53_cli.study.ipynb #fddff97f
@@ -79,7 +80,7 @@ def plan_ablate(
     text = ablation_text(read_plan(plan), run, parse_settings(settings), seeds, alone)
     print(f"# {shlex.join(words)}\n\n{text}", end="")
 
-# %% ../../nbs/53_cli.study.ipynb #a174b5aa
+# %% ../../nbs/53_cli.study.ipynb #30d3c39e
 def parse_trials(
     text:str|None # As typed
 )->tuple[int,int]|None: # (random, guided)
@@ -89,12 +90,7 @@ def parse_trials(
     if found: return int(found[1]),int(found[2])
     raise CinicError(f"--trials {text}: expected R+G, for example 3+2 (random, then guided; at least one random).")
 
-def _own_threads():
-    "What the user's OMP_NUM_THREADS says, 0 where it says nothing"
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    return int(said) if said.isdigit() else 0
-
-# %% ../../nbs/53_cli.study.ipynb #6c43b829
+# %% ../../nbs/53_cli.study.ipynb #92f5c712
 @command(app, "study", "cinic study demo", "cinic study report --data data/cinic10 --dry-run",
     "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small")
 def study(
@@ -109,12 +105,13 @@ def study(
     published:option(bool, "Final runs take the report's table 1 instead of searching.", "--published")=False,
     weights:Weights=None,
     on_bad:OnBad="stop",
-    threads:Threads=0,
+    threads:option(int, "Threads of each training; where 0, the plan's [study] threads, or 1. "
+        "Equal threads give equal bits.", min=0)=0,
     save_every:SaveEvery=60.,
-    jobs:option(int, "Trainings at a time, each in a process of its own; 0 for as many as a cluster has cores. "
-        "Results are the same at equal --threads.", min=0)=1,
-    backend:option(str, "Where trainings run: loky (this machine), dask or ray (a cluster that shares the store)."
-        )="loky",
+    jobs:option(str, "Trainings at a time, each in a process of its own: a number, or auto for as many as there are "
+        "cores and memory. Results are the same.")="auto",
+    backend:option(str, "Where trainings run: processes (this machine), dask or ray (a cluster that shares the store)."
+        )="processes",
     address:option(str, "A running cluster's address, as dask or ray gives it; without one, a local cluster is started."
         )="",
     device:Device="auto",
@@ -129,13 +126,13 @@ def study(
     from cinic_fastai.study.track import check_track
     from cinic_fastai.study.workers import check_backend
     budget = parse_trials(trials)
+    parse_jobs(jobs)
     p = with_options(read_plan(plan), scale, budget, seed, published)
     if weights and not weights.is_file(): raise DataError(f"--weights {weights}: there is no such file.")
     check_backend(backend, address)
     check_track(p.track)
     out = out or Path("out")/p.name
-    threads = threads or _own_threads() or thread_share(max(1, jobs))
-    if dry_run: return _dry_run(p, data, limit, as_json, threads, device)
+    if dry_run: return _dry_run(p, data, limit, as_json, jobs, threads or p.threads, device)
     from cinic_fastai.study.trainer import StudyOptions
     changes = StudyChanges(limit=limit, scale=scale, trials=budget and list(budget), seed=p.seed, published=published)
     options = StudyOptions(changes, data.name if data else "digits", data is None, store, weights,
@@ -185,12 +182,16 @@ def _images(data):
     with tempfile.TemporaryDirectory() as tmp: scan = require_layout(image_folder(data, Path(tmp)))
     return scan.classes,Counter(o.split for o in scan.items),32,scan.ignored
 
-# %% ../../nbs/53_cli.study.ipynb #24ff8c08
-def _estimates(cfgs, counts, **kw):
+# %% ../../nbs/53_cli.study.ipynb #dc540ba5
+def _estimates(workers, cfgs, counts, device, **kw):
     "Seconds that trainings should take on this machine"
-    from cinic_fastai.study.clock import NetworkTimer, estimate, measure_networks
-    with NetworkTimer() as timer: speed = measure_networks(timer, cfgs, **kw)
-    for why in timer.fatal.values(): err_console.print(why, markup=False)
+    from cinic_fastai.study.clock import estimate, time_network, timing_key
+    from cinic_fastai.study.trainer import DeviceCheck
+    from cinic_fastai.study.workers import thread_map
+    workers.run(DeviceCheck(device=device)).unwrap()
+    def timed(cfg): return time_network(workers, cfg, partial(err_console.print, markup=False), device=device, **kw)
+    keys = list(dict.fromkeys(map(timing_key, cfgs)))
+    speed = {k: took for k,took in zip(keys, thread_map(timed, keys)) if took}
     return [round(estimate(cfg, counts, speed)) for cfg in cfgs]
 
 def _training_row(number, t, seconds):
@@ -199,28 +200,26 @@ def _training_row(number, t, seconds):
     return dict(number=number, kind=t.kind, name=name, model=t.cfg.model, policy=t.cfg.policy, epochs=t.cfg.epochs,
         seconds=seconds)
 
-# %% ../../nbs/53_cli.study.ipynb #5c9b0409
-def _dry_run(plan, data, limit, as_json, threads, device):
+# %% ../../nbs/53_cli.study.ipynb #9b0df08b
+def _dry_run(plan, data, limit, as_json, jobs, threads, device):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import left_out
     from cinic_fastai.study.expand import check_fits, trainings
-    from cinic_fastai.study.trainer import check_device
-    from cinic_fastai.train.device import use_threads
-    use_threads(threads)
-    check_device(device)
+    from cinic_fastai.study.workers import open_workers
     classes,counts,size,ignored = _images(data)
     if ignored: print(left_out(ignored), file=sys.stderr)
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     check_fits(plan, counts, size)
     todo = trainings(plan)
     cfgs = [t.cfg for t in todo]
-    seconds = _estimates(cfgs, counts, n_out=len(classes), size=size, device=device)
+    with open_workers(jobs=jobs, threads=threads) as workers:
+        seconds = _estimates(workers, cfgs, counts, device, threads=threads, n_out=len(classes), size=size)
     rows = list(map(_training_row, itertools.count(1), todo, seconds))
-    total = sum(seconds)
-    if as_json: return print_json(dict(trainings=rows, seconds=total, counts=counts))
+    total = sum(seconds)/workers.jobs
+    if as_json: return print_json(dict(trainings=rows, seconds=total, jobs=workers.jobs, counts=counts))
     print_table([r|dict(seconds=duration(r["seconds"])) for r in rows], f"Plan {plan.name}")
     epochs = f"{sum(cfg.epochs for cfg in cfgs):,} epochs on {counts['train']:,} training images"
-    print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine, "
+    print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine with --jobs {workers.jobs}, "
         "going by a few timed steps of each network and size of batch.\nNothing was trained.")
 
 # %% ../../nbs/53_cli.study.ipynb #11e7055e

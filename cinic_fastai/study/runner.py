@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #93748c88
-import time
+# %% ../../nbs/43b_study.runner.ipynb #446b013c
+import math, threading, time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -14,7 +15,8 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from fastcore.basics import noop, patch
-from ..core import CinicError, DataError, FatalError, NetworkError, StoreError, WeightsError, WriteError
+from ..core import CinicError, DataError, FatalError, Interrupted, NetworkError, StoreError, WeightsError
+from ..core import WriteError
 from ..core import stop_on_signals, interruptible
 from ..data.pack import Pack
 from ..files import lock, read_json
@@ -29,12 +31,12 @@ from .clock import DECISIVE
 from ..plan import Plan, PlanRun, PlanSearch
 from .expand import check_fits, middle_bs, run_config, trial_config, typical_config
 from .samples import write_samples
-from .search import search as search_space
+from .search import first_batch, search as search_space
 from .track import Tracker, check_track
-from .trainer import Job, StudyOptions, Trainer, cause_of, thread_map, trace_of
-from .workers import open_workers
+from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
+from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #feb1cc67
+# %% ../../nbs/43b_study.runner.ipynb #cbc22ccb
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -51,7 +53,9 @@ class StudyRunner:
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options))
         self.store = RunStore(options.store or self.out/"runs")
+        options = replace(options, threads=options.threads or plan.threads)
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
+        self.searched = defaultdict(threading.Event) # By the name of a search or control: it has ended
 
     def entry(self,
         run:PlanRun # From the plan
@@ -115,7 +119,7 @@ def train(self:StudyRunner,
         self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
         self.mark(entry, run_id=rid, status="done", reason="")
 
-# %% ../../nbs/43b_study.runner.ipynb #4bd34af0
+# %% ../../nbs/43b_study.runner.ipynb #5b7f43b0
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -132,13 +136,21 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
     total = s.n_trials
     cfg = self.declared(trial_config(s, point))
-    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, behind=total-number)
+    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, after=self._after(s, number, cfg))
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
     except Exception as e: return self._failed_trial(s, job, rid, e)
     values = {k: done.get(k) for k in ("accs", "valid_acc", "valid_loss", "best_epoch", "seconds")}|dict(run_id=rid)
     if "stopped" in done: return values|dict(status="stopped")
     return values|dict(accs=self.store.history(rid).valid_acc.tolist())
+
+# %% ../../nbs/43b_study.runner.ipynb #add3f29d
+@patch
+def _after(self:StudyRunner, s, number, cfg):
+    "Estimated seconds of what follows a trial"
+    total = s.n_trials
+    waiting = total-max(number+1, first_batch(s, total))
+    return math.ceil(waiting/s.batch)*self.trainer.expected(cfg)
 
 # %% ../../nbs/43b_study.runner.ipynb #e3ee2ad3
 @patch
@@ -151,7 +163,7 @@ def _trials(self:StudyRunner, s, name):
         data.majority_acc("valid"), self.trainer.on_event, thread_map if self.trainer.workers else map,
         **budget, **header, **search_sources(s, self.weights), result_version=RESULT_VERSION)
 
-# %% ../../nbs/43b_study.runner.ipynb #c053d38e
+# %% ../../nbs/43b_study.runner.ipynb #9b53dcb9
 def _best_point(trials):
     best = best_trial(trials)
     return BestPoint(number=best.number, point=best.point, valid_acc=best.valid_acc, run_id=best.run_id)
@@ -164,8 +176,9 @@ def search(self:StudyRunner,
     entry = self.search_entry(s.name)
     self.mark(entry, status="running", reason="")
     with self.recording(entry): self.mark(entry, best=_best_point(self._trials(s, s.name)), status="done")
+    self.searched[s.name].set()
 
-# %% ../../nbs/43b_study.runner.ipynb #194d997f
+# %% ../../nbs/43b_study.runner.ipynb #41fd2af6
 @patch
 def random_baseline(self:StudyRunner,
     s:PlanSearch # From the plan
@@ -179,8 +192,18 @@ def random_baseline(self:StudyRunner,
     except CinicError as e:
         self.trainer.log(f"{name}: {e}")
         self.mark(control, best=None, reason=str(e))
+    self.searched[name].set()
 
-# %% ../../nbs/43b_study.runner.ipynb #f0e9cfa6
+@patch
+def await_searches(self:StudyRunner,
+    *names:str # Of searches and controls
+):
+    "Wait for searches that go on at the same time"
+    for name in names:
+        while not self.searched[name].wait(.1):
+            if self.trainer.halted: raise Interrupted(STOPPED)
+
+# %% ../../nbs/43b_study.runner.ipynb #5f46294f
 def repeat_points(
     trials:list[Trial], # Of a search
     control:list[Trial] # Of its control, [] without one
@@ -196,6 +219,7 @@ def reseed_best(self:StudyRunner,
     s:PlanSearch # From the plan
 ):
     "Train a search's best points again with other seeds"
+    self.await_searches(s.name, *([control_name(s.name)] if s.control else []))
     points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
     steps = []
@@ -217,13 +241,14 @@ def _reseed(self:StudyRunner, s, repeat, point):
         self.trainer.log(f"{name}: {trace_of(e)}")
         repeat.reason = cause_of(e)
 
-# %% ../../nbs/43b_study.runner.ipynb #917f0012
+# %% ../../nbs/43b_study.runner.ipynb #477d422c
 @patch
 def final(self:StudyRunner,
     run:PlanRun # Whose parameters come from a search
 ):
     "Carry a final run out with the best point of its search"
     s = self.search_entry(run.source.removeprefix("search:"))
+    self.await_searches(s.name)
     if s.best: return self.train(run, s.best.point)
     self.mark(self.entry(run), status="skipped", reason=f"search {s.name} gave no point: {s.reason}")
 
@@ -254,7 +279,7 @@ def _trainings_left(self:StudyRunner, s):
     repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)
 
-# %% ../../nbs/43b_study.runner.ipynb #8589ca03
+# %% ../../nbs/43b_study.runner.ipynb #668f6c63
 @patch
 def run(self:StudyRunner):
     "All steps in order"
@@ -265,10 +290,9 @@ def run(self:StudyRunner):
     for s in plan.searches:
         steps.append(partial(self.search, s))
         if s.control: steps.append(partial(self.random_baseline, s))
+    steps += [partial(self.final, r) for r in plan.runs if r.source]
+    steps += [partial(self.reseed_best, s) for s in plan.searches if s.repeats]
     self.trainer.run_parallel(steps)
-    self.trainer.run_parallel([partial(self.final, r) for r in plan.runs if r.source])
-    for s in plan.searches:
-        if s.repeats: self.reseed_best(s)
     done = [r for r in self.record.runs if r.status=="done"]
     if self.trainer.tracker:
         for r in done:
@@ -291,7 +315,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     count()
 
-# %% ../../nbs/43b_study.runner.ipynb #cf52e1f1
+# %% ../../nbs/43b_study.runner.ipynb #84be1f44
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -307,11 +331,12 @@ def run_study(
     check_fits(plan, pack.counts(), pack.size)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
-    helpers = open_workers(o.backend, o.jobs, o.address) if o.elsewhere else nullcontext()
+    threads = o.threads or plan.threads
+    helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, threads)
     held = lock(out/".lock", f"The study in {out}", wait=1) # a moment's patience: `cinic status` looks at the lock, too
     with signals as stop, held, helpers as workers:
         runner = StudyRunner(plan, pack, out, o, on_event, stop, fit)
-        if workers: runner.trainer.workers,runner.trainer.clock.jobs = workers,workers.jobs
+        runner.trainer.workers = workers
         if plan.track: runner.trainer.tracker = Tracker(plan.track, out/"track", plan.name, runner.trainer.on_event)
         with runner._recorded():
             runner.run()

@@ -7,14 +7,14 @@ __all__ = ['CUBLAS', 'native_bf16', 'resolve_precision', 'autocast', 'exact_floa
            'prepare_device', 'seed_everything', 'ask_cublas', 'deterministic_kernels', 'compile_', 'processor_name',
            'environment']
 
-# %% ../../nbs/20b_train.device.ipynb #548b70af
+# %% ../../nbs/20b_train.device.ipynb #ece8a190
 import contextlib, ctypes, os, platform, random, re, shutil
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 import numpy as np, torch
-from ..core import ConfigError, thread_share
+from ..core import ConfigError, usable_cores
 from ..seeds import derive_seed
 from .taps import LIVE_TAPS
 from ..config import RunConfig
@@ -53,12 +53,12 @@ def exact_float32():
     if hasattr(conv, "fp32_precision"): conv.fp32_precision = "ieee"
     else: torch.backends.cudnn.allow_tf32 = False
 
-# %% ../../nbs/20b_train.device.ipynb #6420b42d
+# %% ../../nbs/20b_train.device.ipynb #c3dd89e3
 def use_threads(
     n:int=0 # Threads; 0 for `OMP_NUM_THREADS` where that is set, else all cores
 )->int: # What was set
     "Set the threads of this process's training"
-    if n or "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(n or thread_share())
+    if n or "OMP_NUM_THREADS" not in os.environ: torch.set_num_threads(n or usable_cores())
     return torch.get_num_threads()
 
 # %% ../../nbs/20b_train.device.ipynb #e48f3caf
