@@ -167,7 +167,8 @@ def plan_problems(
     found = []
     for place,settings,images in _demands(plan, counts):
         shift,bs = settings.get("shift", 0),settings.get("bs", 0)
-        sizes,side = settings.get("sizes"),settings.get("size") or size
+        sizes = settings.get("sizes")
+        side = settings.get("size") or size
         if sizes and sizes[-1]!=side: found.append(f"{place}: sizes end at {sizes[-1]}, valid ones have {side} pixels")
         if shift>=size: found.append(f"{place}: shift reaches {shift} of the images' {size} pixels")
         if bs>images: found.append(f"{place}: bs reaches {bs}, and there are {images} training images")

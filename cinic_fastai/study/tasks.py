@@ -70,7 +70,9 @@ def _watch(stop_file):
     asked = False
     def stop():
         nonlocal looked,asked
-        if not asked and time.monotonic()-looked>.3: looked,asked = time.monotonic(),stop_file.exists()
+        if not asked and time.monotonic()-looked>.3:
+            looked = time.monotonic()
+            asked = stop_file.exists()
         return SIGTERM if asked else 0
     return stop
 

@@ -204,8 +204,10 @@ class HardExamples(Callback):
         if self.step==0: self.begin()
 
     def before_batch(self):
-        x,y = self.x.as_subclass(Tensor),self.y.as_subclass(Tensor)
-        learns,precision = self.step%PROXY_EVERY==0,"bf16" if hasattr(self.learn, "bf16") else "float32"
+        x = self.x.as_subclass(Tensor)
+        y = self.y.as_subclass(Tensor)
+        learns = self.step%PROXY_EVERY==0
+        precision = "bf16" if hasattr(self.learn, "bf16") else "float32"
         with torch.set_grad_enabled(learns), autocast(precision, x.device): pred = self.proxy(x).float()
         kept = hardest(F.cross_entropy(pred.detach(), y, reduction="none"), self.keep)
         if learns: self._learn(pred[kept], y[kept])

@@ -33,25 +33,29 @@ class LiveConv2d(nn.Conv2d):
     def forward(self, x):
         side,stride = x.shape[-1],self.stride[0]
         square = x.dim()==4 and x.shape[-2]==side
-        if not square or (side,stride) not in LIVE_TAPS.get(x.device.type, ()): return super().forward(x)
+        pays = (side,stride) in LIVE_TAPS.get(x.device.type, ())
+        if not square or not pays: return super().forward(x)
         places = -(-side//stride)
         bias = None if self.bias is None else self.bias.repeat(places**2)
         y = F.linear(x.permute(0,2,3,1).flatten(1), tap_matrix(self.weight, side, stride), bias)
         return y.unflatten(1, (places,places,-1)).permute(0,3,1,2)
 
 # %% ../../nbs/18a_train.taps.ipynb #68bfdb6e
+_PLAIN = dict(kernel_size=(3,3), padding=(1,1), padding_mode="zeros", dilation=(1,1), groups=1)
+
 def _is_plain(m, cls):
     "Is this a 3x3 convolution of a class itself, with a border of one zero, not grouped, not dilated?"
-    shape = getattr(m, "kernel_size", None),getattr(m, "padding", None),getattr(m, "dilation", None)
-    return type(m) is cls and shape==((3,3),(1,1),(1,1)) and m.groups==1 and m.padding_mode=="zeros" \
-        and m.stride in ((1,1),(2,2))
+    if type(m) is not cls: return False
+    if m.stride not in ((1,1), (2,2)): return False
+    return all(getattr(m, k)==v for k,v in _PLAIN.items())
 
 def live_taps(
     net:nn.Module, # Changed in place
     on:bool=True # False gives plain convolutions back
 )->nn.Module: # The same
     "Let a network's 3x3 convolutions compute small images by their live taps"
-    before,after = (nn.Conv2d, LiveConv2d) if on else (LiveConv2d, nn.Conv2d)
+    before,after = nn.Conv2d,LiveConv2d
+    if not on: before,after = after,before
     for m in net.modules():
         if _is_plain(m, before): m.__class__ = after
     return net
@@ -67,8 +71,12 @@ def idle_weights(
     size:int # Side of the images, pixels
 )->int: # How many weights of its convolutions meet no pixel, and so get no gradient
     "Count the weights that images of a size never touch, whatever their values"
-    net,rng,lit = copy.deepcopy(net).cpu().eval().requires_grad_(),torch.Generator().manual_seed(0),{}
-    def add(m, args, out): lit[m] = lit.get(m, 0)+_lit(m, args[0].shape, rng)
+    net = copy.deepcopy(net).cpu().eval().requires_grad_()
+    rng = torch.Generator().manual_seed(0)
+    lit = {}
+    def add(m, args, out):
+        grad = _lit(m, args[0].shape, rng)
+        lit[m] = lit.get(m, 0)+grad
     for p in net.parameters(): p.data.uniform_(.5, 1.5, generator=rng)
     for m in net.modules():
         if isinstance(m, nn.Conv2d) and m.weight.requires_grad: m.register_forward_hook(add)
