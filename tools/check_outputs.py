@@ -27,7 +27,7 @@ VARIES = re.compile(r"^#\s*\|\s*varies\b", re.M)
 NOISE = 1e-5 # what rounding leaves of a zero
 FOLDERS = "|".join(["/tmp/", "/home/", "/root/", "/Users/", "/var/folders/", "/private/", r"[A-Z]:\\+\w",
     re.escape(str(root))])
-BLEMISHES = {"a memory address": re.compile(r"\b0x[0-9a-fA-F]{6,}\b"),
+BLEMISHES = {"a memory address": re.compile(r"\bat 0x[0-9a-fA-F]{6,}\b"),
     "a path of one machine": re.compile(rf"(?<![\w.])(?:{FOLDERS})")}
 
 # What cells hold
