@@ -2014,6 +2014,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers._dask': ( 'study.workers.html#_dask',
                                                                                   'cinic_fastai/study/workers.py'),
+                                            'cinic_fastai.study.workers._deaf': ( 'study.workers.html#_deaf',
+                                                                                  'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers._extra': ( 'study.workers.html#_extra',
                                                                                    'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers._leave_with_parent': ( 'study.workers.html#_leave_with_parent',

@@ -148,7 +148,7 @@ def no_figures():
 def _begin(*said):
     "Direct what is printed to files; workers come from the server that this process comes from"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
-    if os.name!="nt": forkserver._forkserver.ensure_running = lambda: None
+    if os.name!="nt": forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
 
 def _script(path, *said):
     _begin(*said)

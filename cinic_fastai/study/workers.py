@@ -6,11 +6,11 @@
 __all__ = ['CRASHES', 'BACKENDS', 'WorkerSlots', 'thread_map', 'LostWorker', 'how_it_ended', 'WorkerProcess', 'Places', 'Workers',
            'by_futures', 'check_backend', 'open_workers', 'crash_words']
 
-# %% ../../nbs/42b_study.workers.ipynb #976c2bc6
+# %% ../../nbs/42b_study.workers.ipynb #0e6c88c7
 import os, sys, threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cache
 from heapq import heappop, heappush
@@ -83,14 +83,20 @@ def _serve(pipe, environ):
     with suppress(EOFError):
         while True: pipe.send((None, _next_outcome(pipe)))
 
-# %% ../../nbs/42b_study.workers.ipynb #0f275d8b
+# %% ../../nbs/42b_study.workers.ipynb #535b772c
 @cache
 def _context():
     "How processes are started on this system"
     if sys.platform!="linux": return get_context("spawn")
+    from multiprocessing import forkserver # Windows has none
     context = get_context("forkserver")
     context.set_forkserver_preload(["cinic_fastai.train.fit"])
+    with signals_blocked(): forkserver.ensure_running() # what it forks hears no signals either
     return context
+
+def _deaf():
+    "What keeps signals from a process that is started; a server's never hear them"
+    return nullcontext() if sys.platform=="linux" else signals_blocked()
 
 _starting = threading.Lock()
 
@@ -116,13 +122,13 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #f26c8874
+# %% ../../nbs/42b_study.workers.ipynb #c3d6df55
 class WorkerProcess:
     "A process that does one task after the other"
     def __init__(self):
         self.pipe,there = _context().Pipe()
         self.process = _context().Process(target=_serve, args=(there, dict(os.environ)))
-        with signals_blocked(), _without_script(): self.process.start()
+        with _deaf(), _without_script(): self.process.start()
         there.close()
 
     def call(self,
