@@ -119,11 +119,11 @@ def copy_tree(
 def script(name): return str(Path(sys.executable).with_name(name))
 
 TEST = """
-import os
+import os, sys
 if hasattr(os, "fork"): import cinic_fastai.all # once, for all processes that nbdev forks from this one
 os.fsync = lambda fd: None # what notebooks write needn't outlive the machine
 from nbdev.test import nbdev_test
-nbdev_test()
+nbdev_test(*sys.argv[1:], n_workers=2, save=True)
 """
 
 def run(
@@ -134,9 +134,9 @@ def run(
     "Run notebooks and store what they print"
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
     env = own|ALIKE|{"PYTHONPATH": str(tree)}|env
-    todo = [[str(o)] for o in notebooks] or [["--n-workers", "2"]]
-    command = [sys.executable, "-c", TEST, "--save"]
-    return not any([subprocess.run([*command, *args], cwd=tree, env=env).returncode for args in todo])
+    todo = [[str(o)] for o in notebooks] or [[]]
+    codes = [subprocess.run([sys.executable, "-c", TEST, *args], cwd=tree, env=env).returncode for args in todo]
+    return not any(codes)
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
 
