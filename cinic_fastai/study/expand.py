@@ -168,7 +168,7 @@ def plan_problems(
     for place,settings,images in _demands(plan, counts):
         shift,bs = settings.get("shift", 0),settings.get("bs", 0)
         sizes,side = settings.get("sizes"),settings.get("size") or size
-        if sizes and sizes[-1]!=side: found.append(f"{place}: sizes end at {sizes[-1]}, and valid images have {side} pixels")
+        if sizes and sizes[-1]!=side: found.append(f"{place}: sizes end at {sizes[-1]}, valid ones have {side} pixels")
         if shift>=size: found.append(f"{place}: shift reaches {shift} of the images' {size} pixels")
         if bs>images: found.append(f"{place}: bs reaches {bs}, and there are {images} training images")
     return found
