@@ -19,13 +19,14 @@ from ..seeds import derive_seed
 from .taps import LIVE_TAPS
 from ..config import RunConfig
 
-# %% ../../nbs/20b_train.device.ipynb #34c74417
+# %% ../../nbs/20b_train.device.ipynb #f033618d
 def native_bf16(
     device:torch.device # Where a run trains
 )->bool: # Not when it is only emulated
     "Whether the device computes in bfloat16 itself"
     if device.type=="cuda": return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type=="cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device.type!="cpu" or torch.backends.cpu.get_cpu_capability()!="AVX512": return False # as it is told to
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 def resolve_precision(
     cfg:RunConfig, # `precision` and `model`
