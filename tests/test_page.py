@@ -350,13 +350,8 @@ def test_a_plan_of_ones_own(tmp_path):
 
 OTHER = dict(model="speednet", pretrained=True, weights="ab"*32, stem="small", size=64, softmax=True, dropout=.3,
 width=2., whiten=False, dirac=False, policy="combined",
-<<<<<<< HEAD
     interp="nearest", mix_alpha=.2, mix_per="batch", flip="random", shift=2, tta="flip", tta_share=.25,
     sizes=(16, 32), label_smoothing=.2, bs=32,
-=======
-    interp="nearest", mix_alpha=.2, mix_per="batch", flip="random", shift=2, tta="flip", tta_share=.25, sizes=(16, 32),
-    label_smoothing=.2, bs=32,
->>>>>>> h19-E
     opt="adam", lr=.5, mom=.5, nesterov=True, beta1=.5, beta2=.5,
     wd=.01, schedule="one-cycle", bias_lr=64., muon=.2, hard=.5,
     average=.9, epochs=7, frozen_epochs=3, frozen_lr=.7, precision="bf16",
