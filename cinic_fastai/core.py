@@ -150,7 +150,7 @@ def usable_cores()->int: # At least 1
     return joblib.cpu_count(only_physical_cores=True)
 
 # %% ../nbs/00_core.ipynb #85107b07
-TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what workers share; ResNet-18 at 32 px in batches of 128 takes .5
+TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what workers share
 GPU_MEMORY = 8e9 # Bytes of one on a GPU; not measured yet
 
 def fitting_jobs(

@@ -31,7 +31,10 @@ class WorkerSlots:
     def __init__(self,
         n:int # How many
     ):
-        self.free,self.waiting,self.count,self.changed = list(range(n))[::-1],[],count(),threading.Condition()
+        self.free = list(range(n))[::-1]
+        self.waiting = []
+        self.count = count()
+        self.changed = threading.Condition()
 
     @contextmanager
     def taken(self,
@@ -168,7 +171,9 @@ def _pickled(task):
 
 class Places:
     "Processes of this machine"
-    def __init__(self): self.processes,self.closed = {},False
+    def __init__(self):
+        self.processes = {}
+        self.closed = False
 
     def call(self,
         task:Task, # `slot` says which process takes it
@@ -204,7 +209,8 @@ class Workers:
         jobs:int # Places, while none is taken
     ):
         "Have another number of places"
-        self.jobs,self.slots = jobs,WorkerSlots(jobs)
+        self.jobs = jobs
+        self.slots = WorkerSlots(jobs)
 
     def run(self,
         task:Task, # With `do`
