@@ -96,7 +96,7 @@ def plan_part(
 )->str: # TOML
     "A plan's runs that have certain lines, and nothing else of its tables"
     head, *blocks = plan.split("\n[[")
-    kept = [o for o in blocks if o.startswith("run]]") and all(f"\n{w}" in o for w in words)]
+    kept = [o for o in blocks if o.startswith("run]]") and all(f"\n{w}" in f"{o}\n" for w in words)]
     return "\n[[".join([head, *kept])
 
 def demo_runs(

@@ -1,5 +1,5 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
-import contextlib, functools, json, multiprocessing as mp, os, runpy, subprocess, sys, tempfile
+import contextlib, functools, json, multiprocessing as mp, os, runpy, signal, subprocess, sys, tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,7 +148,11 @@ def no_figures():
 def _begin(*said):
     "Direct what is printed to files; workers come from the server that this process comes from"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
-    if os.name!="nt": forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+    if os.name=="nt": return
+    forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+    for s,handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        signal.signal(s, handler) # the server hears none
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 def _script(path, *said):
     _begin(*said)

@@ -81,7 +81,8 @@ def load_benchmarks(
     "cinic bench record --data data/cifar10 --device cuda")
 def bench(
     name:argument(str, "loader-normalise, loader-shift, loader-simple, epoch-customcnn, epoch-resnet18, "
-        "step-customcnn, step-resnet18, optimizer-sgd, optimizer-adam, mix, pack, vote, memory, import, jobs, all, "
+        "step-customcnn, step-resnet18, optimizer-sgd, optimizer-adam, taps, mix, pack, vote, memory, import, jobs, "
+        "study-resnet18, all, "
         "or the time to 70, 80, 85 and 90 % of the test images: record (hours on a CPU), record-quick, record-fast, "
         "record-long, and record-before for the recipe before these plans."),
     data:Data=None,
