@@ -94,7 +94,7 @@ def parse_trials(
 @command(app, "study", "cinic study demo", "cinic study report --data data/cinic10 --dry-run",
     "cinic study report --data data/cinic10 --limit 3000 --scale 0.04 --trials 3+2 --out out/small")
 def study(
-    plan:argument(str, "A plan's name (demo, quick, fast, long, modern, report, thorough), or a TOML file."),
+    plan:argument(str, "A plan's name (demo, fast, long, modern, quick, report, thorough), or a TOML file."),
     data:Data=None,
     out:option(Path, "The study's folder; out/PLAN where none is given.")=None,
     limit:Limit=0,
