@@ -82,7 +82,9 @@ class Bench:
     pack:Pack # Its images, limited if wanted
     device:torch.device # Where to train
     reps:int # Repetitions of what takes long; short ones are repeated five times as often
-    on_event:Callable=noop # Hears of trainings that take minutes
+    on_event:Callable=noop # Hears of trainings that take minutes, in this process
+
+    def __getstate__(self): return vars(self)|dict(on_event=noop) # a screen can't be sent to another process
 
     @property
     def bs(self)->int: # 128 on a CPU, 512 on a GPU; less where there are few images

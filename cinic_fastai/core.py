@@ -149,9 +149,9 @@ def usable_cores()->int: # At least 1
     import joblib # a tenth of a second, which `cinic --help` can do without
     return joblib.cpu_count(only_physical_cores=True)
 
-# %% ../nbs/00_core.ipynb #85107b07
+# %% ../nbs/00_core.ipynb #a821316c
 TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what workers share
-GPU_MEMORY = 8e9 # Bytes of one on a GPU; not measured yet
+GPU_MEMORY = 8e9 # Bytes of one on a GPU, generously
 
 def fitting_jobs(
     cores:int, # That may be used
@@ -166,9 +166,9 @@ def gpu_jobs(
     memory:float, # Free bytes of each
     most:int # As `fitting_jobs` has it of the machine
 )->int: # At least 1
-    "Trainings at a time on GPUs, up to three small ones on each; the rule is written down, not measured yet"
-    each = max(1, min(3, int(memory//GPU_MEMORY)))
-    return max(1, min(gpus*each, most))
+    "Trainings at a time on GPUs, up to eight small ones on each, as Python starts their kernels; two cores for each"
+    each = max(1, min(8, int(memory//GPU_MEMORY)))
+    return max(1, min(gpus*each, most//2))
 
 # %% ../nbs/00_core.ipynb #5110744e
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes") # Of a container, by version

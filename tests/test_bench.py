@@ -1,10 +1,13 @@
 "The benchmarks compare like with like: the same images, weights and votes on both sides."
 from dataclasses import replace
 import os
+import pickle
 from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fastcore.basics import noop
+from cinic_fastai.cli.app import Screen
 from cinic_fastai.cli.train import load_benchmarks
 from cinic_fastai.config import RunConfig
 from cinic_fastai.core import ConfigError, PlanError
@@ -50,6 +53,10 @@ def test_tasks_take_turns():
     calls = []
     tasks = dict(a=lambda: calls.append("a") or 1., b=lambda: calls.append("b") or 2.)
     assert by_turns(tasks, 2)==dict(a=[1., 1.], b=[2., 2.]) and "".join(calls)=="abab"
+
+def test_another_process_gets_the_images_without_the_screen(b):
+    there = pickle.loads(pickle.dumps(replace(b, on_event=Screen())))
+    assert (there.files("train"), there.on_event)==(b.files("train"), noop)
 
 def test_peers_load_the_very_same_images(b):
     assert b.bs==21

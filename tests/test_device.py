@@ -1,6 +1,7 @@
 """Nothing in the batch loop waits for the device. PyTorch's `meta` device stands in for a GPU: its
 tensors have shapes and no values, so whatever reads one raises.
 What it can't show, the speed and the kernels of CUDA, the last test shows where there is a GPU."""
+import shutil
 from types import SimpleNamespace
 import numpy as np
 import pytest, torch
@@ -20,6 +21,7 @@ from cinic_fastai.train.callbacks import TrainState
 from cinic_fastai.train.fit import CheckpointCallback, fit_run
 from cinic_fastai.train.learner import make_dls, make_learner
 
+COMPILER = pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 CONFIGS = [RunConfig(model=m, policy=p, opt=o, bs=16, precision="float32", size=s)
     for m,p,o,s in (("custom_cnn", "none", "sgd", 0), ("custom_cnn", "combined", "adam", 0),
         ("test_resnet", "advanced", "adam", 48))]
@@ -241,10 +243,11 @@ def test_cuda_predicts_what_the_run_stored(pack, tmp_path):
     stored = RunStore(tmp_path/"runs").probs(record.runs[0].run_id, "test")
     np.testing.assert_allclose(probs, stored["probs"], atol=1e-4)
 
-@pytest.mark.cuda
+@pytest.mark.parametrize("device", [pytest.param("cpu", marks=[pytest.mark.slow, COMPILER]),
+    pytest.param("cuda", marks=pytest.mark.cuda)])
 @pytest.mark.parametrize("model", ["custom_cnn", "resnet18", "speednet"])
-def test_cuda_compiles(pack, model):
-    cfg = RunConfig(model=model, bs=16, lr=1e-2, width=.25, compile=True)
-    learn = make_learner(make_dls(pack, cfg), cfg)
+def test_a_compiled_network_learns_in_bfloat16(pack, model, device):
+    cfg = RunConfig(model=model, bs=16, lr=1e-2, width=.25, compile=True, precision="bf16")
+    learn = make_learner(make_dls(pack, cfg, device=device), cfg)
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert np.isfinite(learn.recorder.values[0]).all()

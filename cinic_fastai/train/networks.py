@@ -102,7 +102,7 @@ def _speed_block(n_in, n_out):
     first = [conv(n_in), nn.MaxPool2d(2), bias_norm(n_out), nn.GELU()]
     return nn.Sequential(*first, conv(n_out), bias_norm(n_out), nn.GELU())
 
-# %% ../../nbs/18_train.networks.ipynb #d8e02e98
+# %% ../../nbs/18_train.networks.ipynb #f3685cb2
 class SpeedNet(nn.Module):
     "A small fast network after airbench94, <https://arxiv.org/abs/2404.00498>"
     def __init__(self,
@@ -121,7 +121,7 @@ class SpeedNet(nn.Module):
         for m in self.blocks.modules():
             if isinstance(m, nn.Conv2d): nn.init.dirac_(m.weight.data[:m.in_channels])
 
-    def forward(self, x): return self.head(self.blocks(self.first(x)).amax((2,3)))/9
+    def forward(self, x): return self.head(self.blocks(self.first(x)).flatten(2).max(2).values)/9
     def get_classifier(self): return self.head
 
     def init_whitening_(self,
