@@ -78,7 +78,7 @@ def test_every_error_is_listed_with_its_place():
 def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
-    assert len(trainings(plan))==dict(demo=54, fast=4, long=6, quick=2, report=68, thorough=608)[name]
+    assert len(trainings(plan))==dict(demo=36, fast=4, long=6, quick=2, report=68, thorough=608)[name]
     assert all(o.cfg.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
 

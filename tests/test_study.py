@@ -1,5 +1,6 @@
 "A study as a user runs it: whole, again, cut off, with wrong options."
 import json, os, random, re, shutil, signal, subprocess, sys, time
+from itertools import zip_longest
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,6 +20,12 @@ def results(out):
     def journal(p): return [json.loads(l)["point"] for l in p.read_text().splitlines()[1:]]
     points = {p.name: journal(p) for p in sorted(out.glob("searches/*.jsonl"))}
     return dict(probs=probs, weights=weights, tables=tables, points=points)
+
+def unlike(a, b):
+    "What differs between two `results`: names, and the first lines that do"
+    both = {k: (str(a[kind].get(k)), str(b[kind].get(k))) for kind in a for k in {*a[kind], *b[kind]}}
+    unequal = {k: zip_longest(x.splitlines(), y.splitlines()) for k,(x,y) in both.items() if x!=y}
+    return "\n".join(f"{k}: {next(o for o in lines if o[0]!=o[1])}"[:500] for k,lines in unequal.items())
 
 def test_whole_study(study):
     out,done = study
@@ -63,7 +70,7 @@ def test_killed_and_continued(study, plan_file, tmp_path):
     kills = sum(killed(command, out, root, what) for what in moments)
     assert kills>=3 # a moment may have passed before it was seen
     assert cinic(*command, before=no_figures).returncode==0
-    assert results(out)==results(study[0])
+    assert not unlike(results(out), results(study[0]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
@@ -86,7 +93,7 @@ def test_killed_thirty_times(tmp_path):
     assert cinic(*command(out, "60")).returncode==0
     whole = tmp_path/"whole"
     assert cinic(*command(whole, "60")).returncode==0
-    assert results(out)==results(whole)
+    assert not unlike(results(out), results(whole))
 
 @pytest.mark.skipif(os.name=="nt", reason="signals are POSIX")
 def test_a_signal_saves_and_says_how_to_continue(images, tmp_path):
@@ -116,7 +123,7 @@ def test_stopped_by_signals_and_continued(study, images, plan_file, tmp_path):
         _,err = p.communicate(timeout=120)
         assert p.returncode==code and "Run the same command again" in err and "Traceback" not in err, err
     assert cinic(*command[3:]).returncode==0
-    assert results(out)==results(study[0])
+    assert not unlike(results(out), results(study[0]))
 
 def test_other_options_are_refused(study, images, plan_file):
     r = cinic("study", plan_file, "--data", images, "--out", study[0], "--scale", "2")
