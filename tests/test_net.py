@@ -29,4 +29,4 @@ def found(tmp_path_factory): return net.tables(net.study_folder(tmp_path_factory
 def test_no_table_is_missing(found): assert sorted(found)==TABLES
 
 @pytest.mark.parametrize("name", TABLES)
-def test_table(found, name): assert not net.table_error(net.frozen(f"tables/{name}.csv"), found[name])
+def test_table(found, name): assert not net.table_error(name, net.frozen(f"tables/{name}.csv"), found[name])
