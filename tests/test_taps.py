@@ -44,7 +44,7 @@ def assert_alike(plain, live, x, of_outputs, of_gradients):
     (y, g), (z, h) = outputs_and_gradients(plain, x), outputs_and_gradients(live, x)
     assert g.keys()==h.keys() and distance(z, y)<of_outputs
     assert max(distance(h[k], g[k]) for k in g)<of_gradients
-    for a,b in zip(live.buffers(), plain.buffers()): assert distance(a.float(), b.float())<of_outputs
+    for a,b in zip(live.buffers(), plain.buffers()): assert distance(a.double(), b.double())<of_outputs
 
 @pytest.mark.parametrize("name,size", crossed(NETWORKS))
 def test_outputs_and_gradients_are_those_of_plain_convolutions(name, size):
@@ -77,6 +77,13 @@ def test_a_convolution_with_a_bias_in_bfloat16(side, stride):
     assert distance(live(x), plain(x))<1e-6
     with torch.autocast("cpu", torch.bfloat16): y, z = plain(x), live(x)
     assert y.dtype==z.dtype==torch.bfloat16 and distance(z.float(), y.float())<.02
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_leave_in_the_layout_of_the_weights(layout):
+    "For networks that go on with `view`"
+    plain, live = (net.to(memory_format=layout) for net in convolutions())
+    x = torch.randn(3, 5, 2, 2).to(memory_format=layout)
+    assert live(x).stride()==plain(x).stride()
 
 def test_frozen_weights_get_no_gradient():
     _, live = convolutions(bias=False)

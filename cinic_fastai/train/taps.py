@@ -38,7 +38,8 @@ class LiveConv2d(nn.Conv2d):
         places = -(-side//stride)
         bias = None if self.bias is None else self.bias.repeat(places**2)
         y = F.linear(x.permute(0,2,3,1).flatten(1), tap_matrix(self.weight, side, stride), bias)
-        return y.unflatten(1, (places,places,-1)).permute(0,3,1,2)
+        y = y.unflatten(1, (places,places,-1)).permute(0,3,1,2)
+        return y.contiguous() if self.weight.is_contiguous() else y
 
 # %% ../../nbs/18a_train.taps.ipynb #68bfdb6e
 _PLAIN = dict(kernel_size=(3,3), padding=(1,1), padding_mode="zeros", dilation=(1,1), groups=1)
