@@ -89,11 +89,11 @@ def muon_step(
 ):
     "One step of Muon with Nesterov's momentum on weights of a fixed norm"
     buf.mul_(MUON_MOMENTUM).add_(grad)
-    p.mul_(len(p)**.5/p.norm())
+    p.mul_(len(p)**.5/p.norm().clamp(min=1e-7))
     p.add_(orthogonal(grad.add(buf, alpha=MUON_MOMENTUM)), alpha=-lr)
 
 # %% ../../nbs/20a_train.optim.ipynb #12341523
-def _is_filter(p): return p.dim()==4 and p.shape[1]>1
+def _is_filter(p): return p.dim()==4 and min(p.shape[:2])>1
 
 class MuonSGD(FusedSGD):
     "Muon on the filters of convolutions, torch's fused SGD on all else"
@@ -108,8 +108,9 @@ class MuonSGD(FusedSGD):
         for g in [g for g in body if any(map(_is_filter, g["params"]))] or [head]: g["muon"] = muon
 
     def _step_group(self, g):
-        filters = [*filter(_is_filter, g["params"])] if g["muon"] else []
-        super()._step_group(g|dict(params=[p for p in g["params"] if p not in {*filters}]))
+        filters = [p for p in g["params"] if g["muon"] and _is_filter(p)]
+        taken = {*filters}
+        super()._step_group(g|dict(params=[p for p in g["params"] if p not in taken]))
         for p,grad,buf in zip(*_fused_inputs(self, dict(params=filters), "momentum_buffer")):
             muon_step(p, grad, buf, g["lr"]*g["muon"])
 
