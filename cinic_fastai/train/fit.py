@@ -187,7 +187,7 @@ def predict_probs(
     for i in range(0, len(again), dl.bs):
         places = again[i:i+dl.bs]
         probs[places] = look(dl.batch_of(places)[0], tta)
-        on_event("progress", what="views", done=i, total=len(again))
+        on_event("progress", what="views", done=i+len(places), total=len(again))
     return probs,targs
 
 # %% ../../nbs/23_train.fit.ipynb #b8dfdd67
