@@ -121,7 +121,7 @@ def train_differs(
     "Why train accuracy can't be compared with valid accuracy"
     augmented = run.policy not in ("none", "advanced") or run.flip!="none" or run.shift>0
     ways = {"mixed images": run.policy in MIXING, "augmented images": augmented, "dropout": run.dropout>0,
-        "valid images": run.train_on=="train+valid"}
+        "hard examples": run.hard<1, "valid images": run.train_on=="train+valid"}
     return ", ".join(k for k,differs in ways.items() if differs)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #77088419
