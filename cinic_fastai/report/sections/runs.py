@@ -59,7 +59,7 @@ def _overfitting(f, group):
     "Which runs' valid loss went up again, and whether they overfit; None where no run tells"
     blind = {r.name for r in f.runs(group) if saw_valid(r)}
     histories = f.tables.histories.query("group==@group and name not in @blind").groupby("name", sort=False)
-    turns = [_turn(name, h, f.data.counts.get("valid", 0)) for name,h in histories]
+    turns = [_turn(name, h, f.data.counts.get("valid", 0)) for name,h in histories if h.valid_loss.count()>1]
     if not turns or blind and blind.issuperset(r.name for r in f.done(group)): return None
     return Statement("overfitting", rose=[t for t in turns if t.rises], rise=_RISE, gap=_GAP)
 
@@ -238,7 +238,8 @@ def own_group(
 )->Section: # Named as the group
     "A group of runs that the report doesn't have"
     about = about_group(f, group)
-    part = "train" if about.runs and all(map(saw_valid, about.runs)) else "valid"
+    looked = [r for r in about.runs if r.validate=="each" and not saw_valid(r)]
+    part = "valid" if looked or not about.runs else "train"
     figures = [_curve_figure(f, f"curves_{slug(group)}_{m}", group, m, part=part) for m in ("accuracy", "loss")]
     return Section(about, figures, [_seed_table(f, group), _group_table(f, group)])
 

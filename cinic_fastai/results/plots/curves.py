@@ -47,7 +47,7 @@ _TRAIN = dict(linestyle="--", linewidth=1.2)
 def _plot_curve(ax, d, measure, part, **look):
     "One run's line, with the band of its seeds where there are some"
     if part=="train": look |= dict(_TRAIN, markerfacecolor="white")
-    line, = ax.plot(d.epoch, d[measure], marker="o" if len(d)<=20 else None, markersize=3.2, **look)
+    line, = ax.plot(d.epoch, d[measure], marker="o" if d[measure].count()<=20 else None, markersize=3.2, **look)
     band = [measure+"_low", measure+"_high"]
     if band[0] in d: ax.fill_between(d.epoch, *d[band].to_numpy().T, color=look["color"], alpha=.18, linewidth=0)
     return line
