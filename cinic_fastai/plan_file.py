@@ -68,7 +68,7 @@ def _run_errors(run, table, plan):
     yield f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"
 
 # %% ../nbs/04a_plan_file.ipynb #8713a572
-_NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "weights")
+_NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "validate", "weights")
 
 def _field_errors(name, dim, settings):
     "What is wrong with a well-formed dimension as a field of `RunConfig`"
