@@ -107,7 +107,7 @@ class RunConfig:
     flip:Literal[FLIPS] = "none" # Mirror images, besides the policy: `random`, or `alternating` from epoch to epoch
     shift:NonNegativeInt = 0 # Shift images by up to so many pixels, the border reflected, besides the policy
     tta:Literal[VIEWS] = "none" # Average outputs over mirrored (`flip`) and shifted views (`flip-shift`)
-    tta_share:Annotated[float, Field(gt=0, le=1)] = 1. # Share of a split that gets views: its least certain images
+    tta_share:Part = 1. # Share of a split that gets views: its least certain images
     label_smoothing:Fraction = 0. # Share of the target that is spread over all classes
     bs:PositiveInt = 128 # Batch size
     hard:Part = 1. # Part of each batch to learn from: the hardest, by a small network beside, as in airbench96
@@ -242,7 +242,7 @@ def _parse(key, value):
     "A typed value, of its field's type where it can be read so"
     kind = type(config_fields[key].default) if key in config_fields else str
     try:
-        if kind is tuple: return TypeAdapter(tuple[int, ...]).validate_python(value.strip("[]").split(","))
+        if kind is tuple: return TypeAdapter(tuple[int, ...]).validate_python(re.findall(r"[^][,]+", value))
         return TypeAdapter(kind).validate_python(value)
     except ValidationError: return value
 
