@@ -166,7 +166,9 @@ class FitLeavesOut(Callback):
 def _hard_examples(dls, cfg, device):
     "The callback that leaves easy images out, with its network"
     proxy = proxy_config(cfg)
-    return HardExamples(_network(dls, proxy, None).to(device), proxy, cfg.hard)
+    net = _network(dls, proxy, None)
+    _try_sizes(net, cfg.sizes)
+    return HardExamples(net.to(device), proxy, cfg.hard)
 
 # %% ../../nbs/21_train.learner.ipynb #3a90622c
 def _callbacks(dls, cfg, device, own):
