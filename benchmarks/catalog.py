@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 import torch
 from PIL import Image
+from fastcore.basics import noop
 from cinic_fastai.core import ConfigError, DataError, check_choice
 from cinic_fastai.data.augment import FlipShift, image_policy
 from cinic_fastai.data.loaders import pick_device
@@ -90,7 +91,7 @@ def bench(
     root:Path, # Image folder
     limit:int=20_000, # Images a split, 0 for all
     reps:int=3, # Repetitions of what takes long
-    on_event:Callable|None=None, # Hears of progress
+    on_event:Callable=noop, # Hears of progress
     device:str="auto" # As for `devices_of`
 )->list[Row]: # The GPU's after the CPU's
     "Measure one benchmark, or all"
@@ -98,12 +99,11 @@ def bench(
     pack = get_pack(Path(root), on_event=on_event)
     if 0<limit<min(pack.counts().values()): pack = pack.limit(limit)
     wanted = {k: e for k,e in BENCHES.items() if name==k or (name=="all" and not e.alone)}
-    hear = on_event or (lambda kind, **info: None)
-    benches = [Bench(Path(root), pack, d, reps, hear) for d in devices_of(device)]
+    benches = [Bench(Path(root), pack, d, reps, on_event) for d in devices_of(device)]
     todo = [(k, e, b) for b in benches for k,e in wanted.items() if e.gpu or b.device.type=="cpu"]
     if not todo: raise ConfigError(f"The benchmark {name} has no rows on {device}. Take --device cpu.")
     check_size(benches[0])
-    return measure(todo, hear)
+    return measure(todo, on_event)
 
 def measure(
     todo:list, # Names, entries and what they share

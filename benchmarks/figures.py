@@ -97,7 +97,7 @@ class Bench:
         return "" if self.device.type=="cpu" else f"-{self.device.type}"
 
     def files(self,
-        split:str # `train` or `valid`
+        split:str # `train`, `valid` or `test`
     )->list[Path]: # Of the images in use
         "A split's files"
         return [self.root/f for f in self.pack.files[self.pack.rows[split]]]
