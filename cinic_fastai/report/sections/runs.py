@@ -245,11 +245,12 @@ def own_group(
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #f5b084bb
 def _idle(f, runs):
-    "Names of runs by the part of their network's weights that no pixel meets"
+    "Names of runs by the part of their network's weights that no pixel meets, from half a per cent on"
     named = {}
     for r in runs:
         done = f.study.store.done(r.run_id)
-        if done.get("idle"): named.setdefault(done["idle"]/done["params"], []).append(r.name)
+        share = done.get("idle", 0)/done["params"]
+        if share>=.005: named.setdefault(share, []).append(r.name)
     return Statement("idle", named=named)
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #ffe6398b
