@@ -62,7 +62,7 @@ def thread_map(
     "`map` with all calls at a time"
     with ThreadPoolExecutor(max(1, len(args[0]))) as pool: yield from pool.map(fn, *args)
 
-# %% ../../nbs/42b_study.workers.ipynb #31f30ac9
+# %% ../../nbs/42b_study.workers.ipynb #14049286
 def _leave_with_parent():
     "End this process when the one that started it is gone"
     def watch():
@@ -83,7 +83,7 @@ def _serve(pipe, environ):
     for s in (SIGINT, SIGTERM): signal(s, SIG_IGN)
     _leave_with_parent()
     os.environ |= environ
-    with suppress(EOFError):
+    with suppress(EOFError, OSError): # as where the driver was killed
         while True: pipe.send((None, _next_outcome(pipe)))
 
 # %% ../../nbs/42b_study.workers.ipynb #535b772c
