@@ -1982,6 +1982,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.Places.__init__': ( 'study.workers.html#places.__init__',
                                                                                             'cinic_fastai/study/workers.py'),
+                                            'cinic_fastai.study.workers.Places._refuse_closed': ( 'study.workers.html#places._refuse_closed',
+                                                                                                  'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.Places.call': ( 'study.workers.html#places.call',
                                                                                         'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.Places.close': ( 'study.workers.html#places.close',

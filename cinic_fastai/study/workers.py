@@ -160,7 +160,7 @@ class WorkerProcess:
         self.process.join()
         self.pipe.close()
 
-# %% ../../nbs/42b_study.workers.ipynb #6bf3fee5
+# %% ../../nbs/42b_study.workers.ipynb #10c5671e
 def _pickled(task):
     "A task as bytes, with what is defined in a notebook or script"
     try: return cloudpickle.dumps(task)
@@ -178,15 +178,21 @@ class Places:
     def call(self,
         task:Task, # `slot` says which process takes it
         on_event:Callable=noop # Receives events
-    )->Outcome: # `LostWorker` is raised where the process ends
+    )->Outcome: # `LostWorker` is raised where the process ends, `Interrupted` where `close` ends it
         "Have a place's process do a task"
         data = _pickled(task)
-        if self.closed: raise Interrupted("Stopped before this run began.")
+        self._refuse_closed()
         if task.slot not in self.processes: self.processes[task.slot] = WorkerProcess()
-        try: return self.processes[task.slot].call(data, on_event)
+        try:
+            self._refuse_closed() # `close` has seen a process that was just started, or is seen here
+            return self.processes[task.slot].call(data, on_event)
         except BaseException:
             self.processes.pop(task.slot).end(kill=True)
+            self._refuse_closed()
             raise
+
+    def _refuse_closed(self):
+        if self.closed: raise Interrupted("Stopped; what was saved of this run is taken up next time.")
 
     def close(self,
         kill:bool=False # Now, or when their tasks are done?
