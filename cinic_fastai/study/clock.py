@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECISIVE', 'timing_key', 'estimate', 'training_share', 'UnderWay', 'Clock', 'time_network', 'network_of']
 
-# %% ../../nbs/42c_study.clock.ipynb #e028562b
+# %% ../../nbs/42c_study.clock.ipynb #b5879f2a
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core import FatalError
 from ..config import RunConfig, epoch_costs, is_validated
 from .tasks import Timing, own_parts
-from .workers import LostWorker, Workers, crash_words
+from .workers import CRASHES, LostWorker, Workers, crash_words
 
 # %% ../../nbs/42c_study.clock.ipynb #56a17af7
 def timing_key(
@@ -126,17 +126,19 @@ def progress(self:Clock)->dict: # `left`, the seconds to go, and `share`, the pa
     chain = max((o.expected*(1-o.share)+o.after for o in trainings), default=0.)
     return dict(left=max(left/self.jobs, chain)*self.pace(), share=1-left/self.total if self.total else 1.)
 
-# %% ../../nbs/42c_study.clock.ipynb #a093f7b1
+# %% ../../nbs/42c_study.clock.ipynb #ea251ed9
 def time_network(
     workers:Workers, # One of them times it
     cfg:RunConfig, # Whose network
-    on_loss:Callable, # Hears of a network that ends its process, in a sentence
+    on_loss:Callable, # Hears of a worker that is lost, in a sentence
     **kw # Fields of `Timing`
 )->tuple[float,float]|None: # Seconds an image in training and in validation; None where it can't be timed
     "Time a network"
     try: done = workers.run(Timing(cfg=cfg, **own_parts(cfg), **kw)).unwrap()
     except FatalError: raise
-    except LostWorker as e: return on_loss(crash_words(cfg.model, e))
+    except LostWorker as e:
+        if str(e).startswith(CRASHES): return on_loss(crash_words(cfg.model, e))
+        return on_loss(f"A worker was lost ({e}) with the network {cfg.model}, which is not timed.")
     except Exception: return None
     return done["train"],done["valid"]
 
