@@ -1653,6 +1653,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'cinic_fastai.study.clock.Clock.running': ( 'study.clock.html#clock.running',
                                                                                       'cinic_fastai/study/clock.py'),
                                           'cinic_fastai.study.clock.UnderWay': ('study.clock.html#underway', 'cinic_fastai/study/clock.py'),
+                                          'cinic_fastai.study.clock.UnderWay.did': ( 'study.clock.html#underway.did',
+                                                                                     'cinic_fastai/study/clock.py'),
                                           'cinic_fastai.study.clock.estimate': ('study.clock.html#estimate', 'cinic_fastai/study/clock.py'),
                                           'cinic_fastai.study.clock.network_of': ( 'study.clock.html#network_of',
                                                                                    'cinic_fastai/study/clock.py'),

@@ -54,7 +54,7 @@ def training_share(
     under_way = sum(costs[epoch:epoch+1])*done/total
     return (sum(costs[:epoch])+under_way)/sum(costs)
 
-# %% ../../nbs/42c_study.clock.ipynb #8cd1c7f1
+# %% ../../nbs/42c_study.clock.ipynb #6dfb606b
 @dataclass
 class UnderWay:
     "A training that is asked for"
@@ -62,6 +62,12 @@ class UnderWay:
     after:float = 0. # Estimated seconds of what comes after it, one by one
     began:float|None = None # When it did
     share:float = 0. # How far it says it is, in [0, 1]
+    first:float|None = None # How far it said so first: above 0 where it goes on from a checkpoint
+
+    @property
+    def did(self)->float: # In [0, 1]
+        "The part that it has done since it began"
+        return self.share-(self.first or 0.)
 
 @dataclass
 class Clock:
@@ -86,14 +92,18 @@ class Clock:
         "A training is wanted"
         self.trainings[name] = UnderWay(expected, after)
 
-    def begin(self, name): self.trainings[name].began = self.now()
+    def begin(self, name):
+        o = self.trainings[name]
+        o.began,o.share,o.first = self.now(),0.,None
 
     def hear(self,
         name:str, # Of a training
         share:float # How far it is, in [0, 1]
     ):
         "A training says how far it is"
-        self.trainings[name].share = share
+        o = self.trainings[name]
+        if o.first is None: o.first = share
+        o.share = share
 
     def end(self,
         name:str, # Of a training
@@ -102,19 +112,20 @@ class Clock:
         "A training has ended"
         o = self.trainings.pop(name)
         self.done += o.expected
-        share = 1. if finished else o.share
-        if o.began is None or not share: return
-        self.counted += share*o.expected
-        self.took += self.now()-o.began
+        if finished: o.share = 1.
+        if o.began is None or not o.share: return
+        took = self.now()-o.began
+        self.counted += o.did*o.expected
+        self.took += took
 
-# %% ../../nbs/42c_study.clock.ipynb #0f9b551b
+# %% ../../nbs/42c_study.clock.ipynb #36f3bb65
 _SURE = 1. # Estimated seconds of work after which a pace is believed
 
 @patch
 def pace(self:Clock)->float: # Above 1 where the estimate was too low
     "Seconds that an estimated second takes"
     told = [o for o in list(self.trainings.values()) if o.share and o.began is not None]
-    counted = self.counted+sum(o.share*o.expected for o in told)
+    counted = self.counted+sum(o.did*o.expected for o in told)
     took = self.took+sum(self.now()-o.began for o in told)
     return took/counted if counted>_SURE else 1.
 
