@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #446b013c
+# %% ../../nbs/43b_study.runner.ipynb #f5ca209a
 import math, threading, time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -36,7 +35,7 @@ from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #cbc22ccb
+# %% ../../nbs/43b_study.runner.ipynb #ba013f74
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -55,7 +54,8 @@ class StudyRunner:
         self.store = RunStore(options.store or self.out/"runs")
         options = replace(options, threads=options.threads or plan.threads)
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
-        self.searched = defaultdict(threading.Event) # By the name of a search or control: it has ended
+        names = [s.name for s in plan.searches]
+        self.searched = {n: threading.Event() for n in [*names, *map(control_name, names)]} # It has ended
 
     def entry(self,
         run:PlanRun # From the plan
