@@ -119,17 +119,15 @@ def train(self:StudyRunner,
         self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
         self.mark(entry, run_id=rid, status="done", reason="")
 
-# %% ../../nbs/43b_study.runner.ipynb #5b7f43b0
+# %% ../../nbs/43b_study.runner.ipynb #a7c708b5
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
-    if isinstance(e, (FatalError, WeightsError, DataError, StoreError)): raise e
-    cause = str(e) or type(e).__name__
-    failed = dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=cause)
     everywhere = isinstance(e, NetworkError) and not {*DECISIVE}&{*s.space}
-    if everywhere and not ran_out_of_memory(Trial(number=0, point={}, **failed)): raise e
+    if everywhere or isinstance(e, (FatalError, WeightsError, DataError, StoreError)): raise e
     self.trainer.log(f"{job.name}: {trace_of(e)}")
-    return failed
+    cause = str(e) or type(e).__name__
+    return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=cause)
 
 @patch
 def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
