@@ -259,12 +259,13 @@ def ensembles(self:StudyRunner):
         reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
-# %% ../../nbs/43b_study.runner.ipynb #ced4faec
+# %% ../../nbs/43b_study.runner.ipynb #0447cff2
 @patch
 def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides, only length and network are right
     "What is left to train"
     cfgs = [run_config(self.plan, r) for r in self.plan.runs if not r.source]
-    left = [cfg for cfg in cfgs if not self.trainer.is_sound(self.rid(self.declared(cfg)))]
+    by_id = {self.rid(self.declared(cfg)): cfg for cfg in cfgs} # a training that two groups share once
+    left = [cfg for rid,cfg in by_id.items() if not self.trainer.is_sound(rid)]
     for s in self.plan.searches: left += [trial_config(s, middle_bs(s))]*self._trainings_left(s)
     finals = [r for r in self.plan.runs if r.source and self.entry(r).status!="done"]
     return left+[typical_config(self.plan, r) for r in finals]

@@ -172,7 +172,7 @@ def _time(self:Trainer, cfg):
 @patch
 def expected(self:Trainer, cfg:RunConfig)->float: return estimate(cfg, self.pack.counts(), self.speed)
 
-# %% ../../nbs/43_study.trainer.ipynb #996584f3
+# %% ../../nbs/43_study.trainer.ipynb #793fb321
 @patch
 def train(self:Trainer,
     job:Job # What is wanted
@@ -181,17 +181,17 @@ def train(self:Trainer,
     rid = run_id(job.cfg, self.pack.digest)
     with self._lock(rid):
         if self.is_sound(rid, job.full) and not self._falls_behind(rid, job.min_accs): return self.store.done(rid)
-        self._refuse(job.cfg)
         done = self._counted(job)
         self._ended(job, rid, done)
         return done
 
 @patch
 def _counted(self:Trainer, job):
-    "Train, while the clock counts"
+    "Train, while the clock counts; what is refused is done with, too"
     finished = False
     self.clock.ask(job.name, self.expected(job.cfg), job.after)
     try:
+        self._refuse(job.cfg)
         done = in_place(self, job) if self.fit else on_worker(self, job)
         finished = "stopped" not in done
         return done
