@@ -86,7 +86,7 @@ def _serve(pipe, environ):
     with suppress(EOFError, OSError): # as where the driver was killed
         while True: pipe.send((None, _next_outcome(pipe)))
 
-# %% ../../nbs/42b_study.workers.ipynb #535b772c
+# %% ../../nbs/42b_study.workers.ipynb #1cfd832c
 @cache
 def _context():
     "How processes are started on this system"
@@ -98,7 +98,7 @@ def _context():
     return context
 
 def _deaf():
-    "What keeps signals from a process that is started; a server's never hear them"
+    "What keeps signals from a process that is started; a server's never hear them, and this one does while it imports"
     return nullcontext() if sys.platform=="linux" else signals_blocked()
 
 _starting = threading.Lock()
@@ -125,13 +125,15 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #c3d6df55
+# %% ../../nbs/42b_study.workers.ipynb #f0a2b171
 class WorkerProcess:
-    "A process that does one task after the other"
+    "A process that does one task after the other; `LostWorker` where it can't be started"
     def __init__(self):
         self.pipe,there = _context().Pipe()
         self.process = _context().Process(target=_serve, args=(there, dict(os.environ)))
-        with _deaf(), _without_script(): self.process.start()
+        try:
+            with _deaf(), _without_script(): self.process.start()
+        except (EOFError, OSError) as e: raise LostWorker(f"it did not start: {e}") from None
         there.close()
 
     def call(self,
