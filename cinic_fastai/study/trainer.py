@@ -136,14 +136,17 @@ def _learn(self:Trainer, cfg, e):
     if isinstance(e, WeightsError): self.no_weights[cfg.model] = str(e)
     if isinstance(e, NetworkError): self.deadly[network_of(cfg)] = str(e)
 
-# %% ../../nbs/43_study.trainer.ipynb #33f690c7
+# %% ../../nbs/43_study.trainer.ipynb #6e463059
 def look_at_device(
     workers:Workers, # One of them looks
     jobs:int|str, # As for `open_workers`
     **kw # Fields of `DeviceCheck`
 ):
     "Refuse a device that isn't there; a GPU decides how many trainings it takes, where nobody says"
-    found = workers.run(DeviceCheck(**kw)).unwrap()
+    try: found = workers.run(DeviceCheck(**kw)).unwrap()
+    except LostWorker as e:
+        cure = "Run this again, or take another --device."
+        raise CinicError(f"A worker was lost ({e}) while it looked at the device. {cure}") from None
     if not found["gpus"] or parse_jobs(jobs): return
     workers.resize(gpu_jobs(found["gpus"], found["memory"], workers.jobs))
 
