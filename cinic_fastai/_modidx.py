@@ -1964,8 +1964,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'cinic_fastai/study/trainer.py'),
                                             'cinic_fastai.study.trainer._one_at_a_time': ( 'study.trainer.html#_one_at_a_time',
                                                                                            'cinic_fastai/study/trainer.py'),
-                                            'cinic_fastai.study.trainer._share': ( 'study.trainer.html#_share',
-                                                                                   'cinic_fastai/study/trainer.py'),
                                             'cinic_fastai.study.trainer.cause_of': ( 'study.trainer.html#cause_of',
                                                                                      'cinic_fastai/study/trainer.py'),
                                             'cinic_fastai.study.trainer.in_place': ( 'study.trainer.html#in_place',

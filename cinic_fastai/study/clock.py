@@ -40,21 +40,20 @@ def estimate(
     validated = sum(is_validated(cfg, e) for e in range(cfg.epochs))
     return sum(epoch_costs(cfg.sizes, cfg.epochs))*rows*train+validated*counts["valid"]*valid
 
-# %% ../../nbs/42c_study.clock.ipynb #8bab2868
+# %% ../../nbs/42c_study.clock.ipynb #46018b1e
 def training_share(
     epochs:int, # Of the training
     epoch:int=0, # The one under way, from 0
     done:int=0, # Batches of it
     total:int=1, # Its batches
-    sizes:tuple[int,...]=(), # Of the training
-    **info # What else an event holds
+    sizes:tuple[int,...]=() # Of the training
 )->float: # In [0, 1]
     "How far a training is, by one of its events"
     costs = epoch_costs(sizes, epochs)
     under_way = sum(costs[epoch:epoch+1])*done/total
     return (sum(costs[:epoch])+under_way)/sum(costs)
 
-# %% ../../nbs/42c_study.clock.ipynb #6dfb606b
+# %% ../../nbs/42c_study.clock.ipynb #0cb728ff
 @dataclass
 class UnderWay:
     "A training that is asked for"
@@ -94,7 +93,7 @@ class Clock:
 
     def begin(self, name):
         o = self.trainings[name]
-        o.began,o.share,o.first = self.now(),0.,None
+        o.began = o.began or self.now() # with another worker it began with the first
 
     def hear(self,
         name:str, # Of a training

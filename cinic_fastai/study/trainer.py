@@ -229,7 +229,7 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #00c63204
+# %% ../../nbs/43_study.trainer.ipynb #2fed66e0
 @patch
 def begin(self:Trainer,
     job:Job # That has a place
@@ -250,11 +250,9 @@ def listener(self:Trainer,
             info["text"] = f"{job.name}: {info['text']}"
             self.log(info["text"])
         if kind=="epoch" and self.tracker: self.tracker(job.name, job.cfg, [info])
-        if kind in ("batch", "epoch"): self.clock.hear(job.name, _share(kind, sizes=job.cfg.sizes, **info))
+        if kind=="batch": self.clock.hear(job.name, training_share(sizes=job.cfg.sizes, **info))
         self.tell(kind, job.name, saw_valid=job.saw_valid, **info)
     return hear
-
-def _share(kind, epoch, **info): return training_share(epoch=epoch+(kind=="epoch"), **info)
 
 # %% ../../nbs/43_study.trainer.ipynb #c75d3663
 def _fit_options(trainer, job):
