@@ -35,7 +35,7 @@ from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #ba013f74
+# %% ../../nbs/43b_study.runner.ipynb #d692c98f
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -52,7 +52,6 @@ class StudyRunner:
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options))
         self.store = RunStore(options.store or self.out/"runs")
-        options = replace(options, threads=options.threads or plan.threads)
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
         names = [s.name for s in plan.searches]
         self.searched = {n: threading.Event() for n in [*names, *map(control_name, names)]} # It has ended
@@ -314,7 +313,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     count()
 
-# %% ../../nbs/43b_study.runner.ipynb #84be1f44
+# %% ../../nbs/43b_study.runner.ipynb #7306a9fc
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -326,12 +325,11 @@ def run_study(
 )->StudyRecord: # At the end
     "Do what is missing of a study and write its page"
     out = Path(out)
-    o = options
+    o = replace(options, threads=options.threads or plan.threads)
     check_fits(plan, pack.counts(), pack.size)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
-    threads = o.threads or plan.threads
-    helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, threads)
+    helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, o.threads)
     held = lock(out/".lock", f"The study in {out}", wait=1) # a moment's patience: `cinic status` looks at the lock, too
     with signals as stop, held, helpers as workers:
         runner = StudyRunner(plan, pack, out, o, on_event, stop, fit)
