@@ -293,7 +293,7 @@ def _extra(name, module):
         cure = f"pip install 'cinic_fastai[{name}]'"
         raise ConfigError(f"--backend {name} needs the package {module}: {cure}.") from None
 
-# %% ../../nbs/42b_study.workers.ipynb #75432ee9
+# %% ../../nbs/42b_study.workers.ipynb #12ec3b6c
 def check_backend(
     backend:str, # One of `BACKENDS`
     address:str="" # Of a running cluster
@@ -316,7 +316,8 @@ def open_workers(
         yield Workers(by_futures(backend.submit), jobs or 1)
         return
     check_backend(backend, address)
-    if not address: jobs = jobs or fitting_jobs(usable_cores(), free_memory(), threads)
+    forked = backend=="processes" and sys.platform=="linux"
+    if not address: jobs = jobs or fitting_jobs(usable_cores(), free_memory(), threads, shared=forked)
     start = dict(processes=_processes, dask=_dask, ray=_ray)[backend]
     with start(jobs, address) as (call,jobs): yield Workers(call, jobs)
 
