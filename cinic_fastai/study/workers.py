@@ -125,7 +125,7 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #f0a2b171
+# %% ../../nbs/42b_study.workers.ipynb #b551b31d
 class WorkerProcess:
     "A process that does one task after the other; `LostWorker` where it can't be started"
     def __init__(self):
@@ -153,16 +153,13 @@ class WorkerProcess:
         self.process.join(5)
         raise LostWorker(how_it_ended(self.process.exitcode))
 
-    def end(self,
-        kill:bool=False # Now, or when its task is done?
-    ):
-        "End the process"
-        if kill: self.process.kill()
-        else: self.pipe.close()
+    def end(self):
+        "End the process, whatever it does: what it has to leave is on the disk"
+        self.process.kill()
         self.process.join()
         self.pipe.close()
 
-# %% ../../nbs/42b_study.workers.ipynb #10c5671e
+# %% ../../nbs/42b_study.workers.ipynb #bb864a78
 def _pickled(task):
     "A task as bytes, with what is defined in a notebook or script"
     try: return cloudpickle.dumps(task)
@@ -189,19 +186,17 @@ class Places:
             self._refuse_closed() # `close` has seen a process that was just started, or is seen here
             return self.processes[task.slot].call(data, on_event)
         except BaseException:
-            self.processes.pop(task.slot).end(kill=True)
+            self.processes.pop(task.slot).end()
             self._refuse_closed()
             raise
 
     def _refuse_closed(self):
         if self.closed: raise Interrupted("Stopped; what was saved of this run is taken up next time.")
 
-    def close(self,
-        kill:bool=False # Now, or when their tasks are done?
-    ):
+    def close(self):
         "End all processes"
         self.closed = True
-        for process in list(self.processes.values()): process.end(kill)
+        for process in list(self.processes.values()): process.end()
 
 # %% ../../nbs/42b_study.workers.ipynb #3b8510de
 class Workers:
@@ -246,17 +241,14 @@ def by_futures(
         return outcome
     return call
 
-# %% ../../nbs/42b_study.workers.ipynb #145528e5
+# %% ../../nbs/42b_study.workers.ipynb #2d0cd9a6
 BACKENDS = ("processes", "dask", "ray")
 
 @contextmanager
 def _processes(jobs, address):
     places = Places()
     try: yield places.call,jobs
-    except BaseException:
-        places.close(kill=True)
-        raise
-    places.close()
+    finally: places.close()
 
 @contextmanager
 def _dask(jobs, address):
