@@ -87,7 +87,7 @@ def jobs_rows(
         study = demo_runs(Path(tmp))
         one_by_one = ["--jobs", "1", "--threads", str(usable_cores())]
         figures = by_turns({"ours": study, "jobs 1, all cores": partial(study, *one_by_one)}, min(2, b.reps))
-    note = "the demo plan's runs of ResNet-18, from the first training to the last vote"
+    note = "the demo plan's runs of ResNet-18, with the workers' start, without the page"
     return compare_all(name, figures, "s", note)
 
 def plan_part(

@@ -133,6 +133,7 @@ def our_ending(
         store = RunStore(Path(tmp)/"runs")
         def train(): done.update(fit_run(cfg, b.pack, store, device=b.device, on_event=hear))
         whole = seconds(train, b.device)
+    b.on_event("jobs", names=[]) # this training runs no longer
     return Ending(done["seconds"], whole, done["test_acc"])
 
 def fastai_ending(

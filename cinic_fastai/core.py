@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS',
-           'PRECISIONS', 'VOTES', 'TRACKERS', 'TRAINING_MEMORY', 'GPU_MEMORY', 'CinicError', 'DataError', 'PlanError',
-           'StoreError', 'WeightsError', 'NetworkError', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted',
-           'nearest', 'unknown', 'check_choice', 'needs_valid', 'method_error', 'diff_dicts', 'duration',
-           'usable_cores', 'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs', 'stop_on_signals', 'interruptible',
-           'signals_blocked']
+           'PRECISIONS', 'VOTES', 'TRACKERS', 'TRAINING_MEMORY', 'IMPORTS_MEMORY', 'GPU_MEMORY', 'CinicError',
+           'DataError', 'PlanError', 'StoreError', 'WeightsError', 'NetworkError', 'ConfigError', 'FatalError',
+           'WriteError', 'Interrupted', 'nearest', 'unknown', 'check_choice', 'needs_valid', 'method_error',
+           'diff_dicts', 'duration', 'usable_cores', 'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs',
+           'stop_on_signals', 'interruptible', 'signals_blocked']
 
 # %% ../nbs/00_core.ipynb #efaf044c
 import difflib, os, signal, sys, threading
@@ -149,17 +149,20 @@ def usable_cores()->int: # At least 1
     import joblib # a tenth of a second, which `cinic --help` can do without
     return joblib.cpu_count(only_physical_cores=True)
 
-# %% ../nbs/00_core.ipynb #a821316c
-TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what workers share
+# %% ../nbs/00_core.ipynb #c4a0ad61
+TRAINING_MEMORY = 1e9 # Bytes of one on a CPU, beside what it imports
+IMPORTS_MEMORY = .9e9 # Bytes of torch and the rest
 GPU_MEMORY = 8e9 # Bytes of one on a GPU, generously
 
 def fitting_jobs(
     cores:int, # That may be used
     memory:float, # Free bytes
-    threads:int=1 # Of each training
+    threads:int=1, # Of each training
+    shared:bool=True # Do they share what they import?
 )->int: # At least 1
     "Trainings at a time on a CPU"
-    return max(1, min(cores//threads, int(memory//TRAINING_MEMORY)))
+    each = TRAINING_MEMORY if shared else TRAINING_MEMORY+IMPORTS_MEMORY
+    return max(1, min(cores//threads, int(memory//each)))
 
 def gpu_jobs(
     gpus:int, # That may be used, 1 or more

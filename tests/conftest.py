@@ -129,6 +129,11 @@ def server():
         forkserver.ensure_running()
     return context
 
+@pytest.fixture(scope="session", autouse=True)
+def server_first():
+    "Who starts a process's one fork server decides what it knows: a study that a test carries out in here must not"
+    server()
+
 def pytest_runtest_setup(item):
     "What needs a GPU is skipped where there is none"
     if not item.get_closest_marker("cuda"): return

@@ -101,6 +101,10 @@ def refusing(f, *args, **kw):
     "Call a function under the refusals"
     with Mps26(): return f(*args, **kw)
 
+def here(call):
+    "An executor that has `call(fn, task)` do tasks in this process, where a study's workers would be others"
+    return SimpleNamespace(submit=lambda fn, task: SimpleNamespace(result=lambda: call(fn, task)))
+
 @pytest.mark.parametrize("settings", [
     dict(model="custom_cnn", policy="combined", interp="nearest", opt="adam", label_smoothing=.1),
     dict(model="test_resnet", policy="gentle", size=48, opt="rmsprop"),
@@ -142,7 +146,8 @@ method = "greedy"
 temperature = true
 members = ["a", "b"]
 """)
-    record = refusing(run_study, plan, pack, tmp_path/"out", stop=lambda: 0)
+    options = StudyOptions(backend=here(refusing)) # the refusals hold for one thread of one process
+    record = refusing(run_study, plan, pack, tmp_path/"out", options, stop=lambda: 0)
     assert {r.status for r in [*record.runs, *record.searches, *record.ensembles]}=={"done"}
     probs = refusing(lambda: load_predictor(tmp_path/"out", "soft").probs([np.asarray(pack.images[0])]*3))
     np.testing.assert_allclose(probs.sum(1), 1, atol=1e-6)
@@ -179,8 +184,7 @@ def test_a_study_asks_for_equal_bits_before_cuda_starts(pack, tmp_path, monkeypa
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: bool(started))
     monkeypatch.setattr("cinic_fastai.report.render.write_page", lambda *args: None)
     plan = parse_plan("[study]\nname = 'p'\n[[run]]\nname = 'a'\nmodel = 'custom_cnn'\nbs = 16\nepochs = 1")
-    here = SimpleNamespace(submit=lambda fn, task: SimpleNamespace(result=lambda: fn(task))) # does it in this process
-    options = StudyOptions(deterministic=True, backend=here)
+    options = StudyOptions(deterministic=True, backend=here(lambda fn, task: fn(task)))
     run, = run_study(plan, pack, tmp_path, options, stop=lambda: 0).runs
     assert run.status=="done", run.reason
 

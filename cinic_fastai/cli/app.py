@@ -156,7 +156,7 @@ class Screen:
         if left: text += f", {duration(left)} to go"
         self.bar.update(self.whole, completed=share, description=text, visible=True)
 
-# %% ../../nbs/50_cli.app.ipynb #6653cdc5
+# %% ../../nbs/50_cli.app.ipynb #a20c4bd4
 @patch
 def _start(self:Screen, name, epochs, epoch=0, done=0, total=1, valid_acc=None, saw_valid=False, **info):
     if valid_acc is not None: self.accs[name] = f", {valid_words(valid_acc, saw_valid, 3)}"
@@ -170,10 +170,10 @@ Screen._batch = Screen._start
 def _epoch(self:Screen, epoch, **info): self._start(epoch=epoch+1, **info)
 
 @patch
-def _jobs(self:Screen, names, **info):
+def _jobs(self:Screen, names, left=0., **info):
     for name in {*self.trainings}-{*names}: self.bar.remove_task(self.trainings.pop(name))
-    self._draw(f"{len(names)} running", **info)
-    self._now_and_then(**info)
+    if names or left: self._draw(f"{len(names)} running", left=left, **info) # neither while networks are timed
+    self._now_and_then(left)
 
 @patch
 def _now_and_then(self:Screen, left=None, **info):

@@ -182,13 +182,13 @@ def _images(data):
     with tempfile.TemporaryDirectory() as tmp: scan = require_layout(image_folder(data, Path(tmp)))
     return scan.classes,Counter(o.split for o in scan.items),32,scan.ignored
 
-# %% ../../nbs/53_cli.study.ipynb #dc540ba5
-def _estimates(workers, cfgs, counts, device, **kw):
+# %% ../../nbs/53_cli.study.ipynb #2677757a
+def _estimates(workers, cfgs, counts, jobs, device, **kw):
     "Seconds that trainings should take on this machine"
     from cinic_fastai.study.clock import estimate, time_network, timing_key
-    from cinic_fastai.study.trainer import DeviceCheck
+    from cinic_fastai.study.trainer import look_at_device
     from cinic_fastai.study.workers import thread_map
-    workers.run(DeviceCheck(device=device)).unwrap()
+    look_at_device(workers, jobs, device=device)
     def timed(cfg): return time_network(workers, cfg, partial(err_console.print, markup=False), device=device, **kw)
     keys = list(dict.fromkeys(map(timing_key, cfgs)))
     speed = {k: took for k,took in zip(keys, thread_map(timed, keys)) if took}
@@ -200,7 +200,7 @@ def _training_row(number, t, seconds):
     return dict(number=number, kind=t.kind, name=name, model=t.cfg.model, policy=t.cfg.policy, epochs=t.cfg.epochs,
         seconds=seconds)
 
-# %% ../../nbs/53_cli.study.ipynb #9b0df08b
+# %% ../../nbs/53_cli.study.ipynb #9d0e9a37
 def _dry_run(plan, data, limit, as_json, jobs, threads, device):
     "List every training with the time it should take on this machine"
     from cinic_fastai.data.folder import left_out
@@ -213,7 +213,7 @@ def _dry_run(plan, data, limit, as_json, jobs, threads, device):
     todo = trainings(plan)
     cfgs = [t.cfg for t in todo]
     with open_workers(jobs=jobs, threads=threads) as workers:
-        seconds = _estimates(workers, cfgs, counts, device, threads=threads, n_out=len(classes), size=size)
+        seconds = _estimates(workers, cfgs, counts, jobs, device, threads=threads, n_out=len(classes), size=size)
     rows = list(map(_training_row, itertools.count(1), todo, seconds))
     total = sum(seconds)/workers.jobs
     if as_json: return print_json(dict(trainings=rows, seconds=total, jobs=workers.jobs, counts=counts))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DECISIVE', 'timing_key', 'estimate', 'training_share', 'UnderWay', 'Clock', 'time_network', 'network_of']
 
-# %% ../../nbs/42c_study.clock.ipynb #e028562b
+# %% ../../nbs/42c_study.clock.ipynb #b5879f2a
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from ..core import FatalError
 from ..config import RunConfig, epoch_costs, is_validated
 from .tasks import Timing, own_parts
-from .workers import LostWorker, Workers, crash_words
+from .workers import CRASHES, LostWorker, Workers, crash_words
 
 # %% ../../nbs/42c_study.clock.ipynb #56a17af7
 def timing_key(
@@ -40,21 +40,20 @@ def estimate(
     validated = sum(is_validated(cfg, e) for e in range(cfg.epochs))
     return sum(epoch_costs(cfg.sizes, cfg.epochs))*rows*train+validated*counts["valid"]*valid
 
-# %% ../../nbs/42c_study.clock.ipynb #8bab2868
+# %% ../../nbs/42c_study.clock.ipynb #46018b1e
 def training_share(
     epochs:int, # Of the training
     epoch:int=0, # The one under way, from 0
     done:int=0, # Batches of it
     total:int=1, # Its batches
-    sizes:tuple[int,...]=(), # Of the training
-    **info # What else an event holds
+    sizes:tuple[int,...]=() # Of the training
 )->float: # In [0, 1]
     "How far a training is, by one of its events"
     costs = epoch_costs(sizes, epochs)
     under_way = sum(costs[epoch:epoch+1])*done/total
     return (sum(costs[:epoch])+under_way)/sum(costs)
 
-# %% ../../nbs/42c_study.clock.ipynb #8cd1c7f1
+# %% ../../nbs/42c_study.clock.ipynb #0cb728ff
 @dataclass
 class UnderWay:
     "A training that is asked for"
@@ -62,6 +61,12 @@ class UnderWay:
     after:float = 0. # Estimated seconds of what comes after it, one by one
     began:float|None = None # When it did
     share:float = 0. # How far it says it is, in [0, 1]
+    first:float|None = None # How far it said so first: above 0 where it goes on from a checkpoint
+
+    @property
+    def did(self)->float: # In [0, 1]
+        "The part that it has done since it began"
+        return self.share-(self.first or 0.)
 
 @dataclass
 class Clock:
@@ -86,14 +91,18 @@ class Clock:
         "A training is wanted"
         self.trainings[name] = UnderWay(expected, after)
 
-    def begin(self, name): self.trainings[name].began = self.now()
+    def begin(self, name):
+        o = self.trainings[name]
+        o.began = o.began or self.now() # with another worker it began with the first
 
     def hear(self,
         name:str, # Of a training
         share:float # How far it is, in [0, 1]
     ):
         "A training says how far it is"
-        self.trainings[name].share = share
+        o = self.trainings[name]
+        if o.first is None: o.first = share
+        o.share = share
 
     def end(self,
         name:str, # Of a training
@@ -102,19 +111,20 @@ class Clock:
         "A training has ended"
         o = self.trainings.pop(name)
         self.done += o.expected
-        share = 1. if finished else o.share
-        if o.began is None or not share: return
-        self.counted += share*o.expected
-        self.took += self.now()-o.began
+        if finished: o.share = 1.
+        if o.began is None or not o.share: return
+        took = self.now()-o.began
+        self.counted += o.did*o.expected
+        self.took += took
 
-# %% ../../nbs/42c_study.clock.ipynb #0f9b551b
+# %% ../../nbs/42c_study.clock.ipynb #36f3bb65
 _SURE = 1. # Estimated seconds of work after which a pace is believed
 
 @patch
 def pace(self:Clock)->float: # Above 1 where the estimate was too low
     "Seconds that an estimated second takes"
     told = [o for o in list(self.trainings.values()) if o.share and o.began is not None]
-    counted = self.counted+sum(o.share*o.expected for o in told)
+    counted = self.counted+sum(o.did*o.expected for o in told)
     took = self.took+sum(self.now()-o.began for o in told)
     return took/counted if counted>_SURE else 1.
 
@@ -126,17 +136,19 @@ def progress(self:Clock)->dict: # `left`, the seconds to go, and `share`, the pa
     chain = max((o.expected*(1-o.share)+o.after for o in trainings), default=0.)
     return dict(left=max(left/self.jobs, chain)*self.pace(), share=1-left/self.total if self.total else 1.)
 
-# %% ../../nbs/42c_study.clock.ipynb #a093f7b1
+# %% ../../nbs/42c_study.clock.ipynb #ea251ed9
 def time_network(
     workers:Workers, # One of them times it
     cfg:RunConfig, # Whose network
-    on_loss:Callable, # Hears of a network that ends its process, in a sentence
+    on_loss:Callable, # Hears of a worker that is lost, in a sentence
     **kw # Fields of `Timing`
 )->tuple[float,float]|None: # Seconds an image in training and in validation; None where it can't be timed
     "Time a network"
     try: done = workers.run(Timing(cfg=cfg, **own_parts(cfg), **kw)).unwrap()
     except FatalError: raise
-    except LostWorker as e: return on_loss(crash_words(cfg.model, e))
+    except LostWorker as e:
+        if str(e).startswith(CRASHES): return on_loss(crash_words(cfg.model, e))
+        return on_loss(f"A worker was lost ({e}) with the network {cfg.model}, which is not timed.")
     except Exception: return None
     return done["train"],done["valid"]
 

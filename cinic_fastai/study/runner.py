@@ -5,9 +5,8 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #446b013c
+# %% ../../nbs/43b_study.runner.ipynb #f5ca209a
 import math, threading, time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
@@ -36,7 +35,7 @@ from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #cbc22ccb
+# %% ../../nbs/43b_study.runner.ipynb #d692c98f
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -53,9 +52,9 @@ class StudyRunner:
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options))
         self.store = RunStore(options.store or self.out/"runs")
-        options = replace(options, threads=options.threads or plan.threads)
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
-        self.searched = defaultdict(threading.Event) # By the name of a search or control: it has ended
+        names = [s.name for s in plan.searches]
+        self.searched = {n: threading.Event() for n in [*names, *map(control_name, names)]} # It has ended
 
     def entry(self,
         run:PlanRun # From the plan
@@ -119,17 +118,15 @@ def train(self:StudyRunner,
         self.trainer.train(Job(cfg, entry.key, on_start=partial(self.mark, entry, status="running")))
         self.mark(entry, run_id=rid, status="done", reason="")
 
-# %% ../../nbs/43b_study.runner.ipynb #5b7f43b0
+# %% ../../nbs/43b_study.runner.ipynb #a7c708b5
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
-    if isinstance(e, (FatalError, WeightsError, DataError, StoreError)): raise e
-    cause = str(e) or type(e).__name__
-    failed = dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=cause)
     everywhere = isinstance(e, NetworkError) and not {*DECISIVE}&{*s.space}
-    if everywhere and not ran_out_of_memory(Trial(number=0, point={}, **failed)): raise e
+    if everywhere or isinstance(e, (FatalError, WeightsError, DataError, StoreError)): raise e
     self.trainer.log(f"{job.name}: {trace_of(e)}")
-    return failed
+    cause = str(e) or type(e).__name__
+    return dict(run_id=rid, accs=[], valid_acc=None, best_epoch=None, seconds=0., status="failed", cause=cause)
 
 @patch
 def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
@@ -261,12 +258,13 @@ def ensembles(self:StudyRunner):
         reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
-# %% ../../nbs/43b_study.runner.ipynb #ced4faec
+# %% ../../nbs/43b_study.runner.ipynb #0447cff2
 @patch
 def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides, only length and network are right
     "What is left to train"
     cfgs = [run_config(self.plan, r) for r in self.plan.runs if not r.source]
-    left = [cfg for cfg in cfgs if not self.trainer.is_sound(self.rid(self.declared(cfg)))]
+    by_id = {self.rid(self.declared(cfg)): cfg for cfg in cfgs} # a training that two groups share once
+    left = [cfg for rid,cfg in by_id.items() if not self.trainer.is_sound(rid)]
     for s in self.plan.searches: left += [trial_config(s, middle_bs(s))]*self._trainings_left(s)
     finals = [r for r in self.plan.runs if r.source and self.entry(r).status!="done"]
     return left+[typical_config(self.plan, r) for r in finals]
@@ -315,7 +313,7 @@ def _recorded(self:StudyRunner):
     finally: self.trainer.close()
     count()
 
-# %% ../../nbs/43b_study.runner.ipynb #84be1f44
+# %% ../../nbs/43b_study.runner.ipynb #7306a9fc
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -327,12 +325,11 @@ def run_study(
 )->StudyRecord: # At the end
     "Do what is missing of a study and write its page"
     out = Path(out)
-    o = options
+    o = replace(options, threads=options.threads or plan.threads)
     check_fits(plan, pack.counts(), pack.size)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
-    threads = o.threads or plan.threads
-    helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, threads)
+    helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, o.threads)
     held = lock(out/".lock", f"The study in {out}", wait=1) # a moment's patience: `cinic status` looks at the lock, too
     with signals as stop, held, helpers as workers:
         runner = StudyRunner(plan, pack, out, o, on_event, stop, fit)

@@ -62,7 +62,7 @@ def thread_map(
     "`map` with all calls at a time"
     with ThreadPoolExecutor(max(1, len(args[0]))) as pool: yield from pool.map(fn, *args)
 
-# %% ../../nbs/42b_study.workers.ipynb #31f30ac9
+# %% ../../nbs/42b_study.workers.ipynb #14049286
 def _leave_with_parent():
     "End this process when the one that started it is gone"
     def watch():
@@ -83,10 +83,10 @@ def _serve(pipe, environ):
     for s in (SIGINT, SIGTERM): signal(s, SIG_IGN)
     _leave_with_parent()
     os.environ |= environ
-    with suppress(EOFError):
+    with suppress(EOFError, OSError): # as where the driver was killed
         while True: pipe.send((None, _next_outcome(pipe)))
 
-# %% ../../nbs/42b_study.workers.ipynb #535b772c
+# %% ../../nbs/42b_study.workers.ipynb #1cfd832c
 @cache
 def _context():
     "How processes are started on this system"
@@ -98,7 +98,7 @@ def _context():
     return context
 
 def _deaf():
-    "What keeps signals from a process that is started; a server's never hear them"
+    "What keeps signals from a process that is started; a server's never hear them, and this one does while it imports"
     return nullcontext() if sys.platform=="linux" else signals_blocked()
 
 _starting = threading.Lock()
@@ -125,13 +125,15 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #c3d6df55
+# %% ../../nbs/42b_study.workers.ipynb #b551b31d
 class WorkerProcess:
-    "A process that does one task after the other"
+    "A process that does one task after the other; `LostWorker` where it can't be started"
     def __init__(self):
         self.pipe,there = _context().Pipe()
         self.process = _context().Process(target=_serve, args=(there, dict(os.environ)))
-        with _deaf(), _without_script(): self.process.start()
+        try:
+            with _deaf(), _without_script(): self.process.start()
+        except (EOFError, OSError) as e: raise LostWorker(f"it did not start: {e}") from None
         there.close()
 
     def call(self,
@@ -151,16 +153,13 @@ class WorkerProcess:
         self.process.join(5)
         raise LostWorker(how_it_ended(self.process.exitcode))
 
-    def end(self,
-        kill:bool=False # Now, or when its task is done?
-    ):
-        "End the process"
-        if kill: self.process.kill()
-        else: self.pipe.close()
+    def end(self):
+        "End the process, whatever it does: what it has to leave is on the disk"
+        self.process.kill()
         self.process.join()
         self.pipe.close()
 
-# %% ../../nbs/42b_study.workers.ipynb #6bf3fee5
+# %% ../../nbs/42b_study.workers.ipynb #bb864a78
 def _pickled(task):
     "A task as bytes, with what is defined in a notebook or script"
     try: return cloudpickle.dumps(task)
@@ -178,22 +177,26 @@ class Places:
     def call(self,
         task:Task, # `slot` says which process takes it
         on_event:Callable=noop # Receives events
-    )->Outcome: # `LostWorker` is raised where the process ends
+    )->Outcome: # `LostWorker` is raised where the process ends, `Interrupted` where `close` ends it
         "Have a place's process do a task"
         data = _pickled(task)
-        if self.closed: raise Interrupted("Stopped before this run began.")
+        self._refuse_closed()
         if task.slot not in self.processes: self.processes[task.slot] = WorkerProcess()
-        try: return self.processes[task.slot].call(data, on_event)
+        try:
+            self._refuse_closed() # `close` has seen a process that was just started, or is seen here
+            return self.processes[task.slot].call(data, on_event)
         except BaseException:
-            self.processes.pop(task.slot).end(kill=True)
+            self.processes.pop(task.slot).end()
+            self._refuse_closed()
             raise
 
-    def close(self,
-        kill:bool=False # Now, or when their tasks are done?
-    ):
+    def _refuse_closed(self):
+        if self.closed: raise Interrupted("Stopped; what was saved of this run is taken up next time.")
+
+    def close(self):
         "End all processes"
         self.closed = True
-        for process in list(self.processes.values()): process.end(kill)
+        for process in list(self.processes.values()): process.end()
 
 # %% ../../nbs/42b_study.workers.ipynb #3b8510de
 class Workers:
@@ -238,17 +241,14 @@ def by_futures(
         return outcome
     return call
 
-# %% ../../nbs/42b_study.workers.ipynb #145528e5
+# %% ../../nbs/42b_study.workers.ipynb #2d0cd9a6
 BACKENDS = ("processes", "dask", "ray")
 
 @contextmanager
 def _processes(jobs, address):
     places = Places()
     try: yield places.call,jobs
-    except BaseException:
-        places.close(kill=True)
-        raise
-    places.close()
+    finally: places.close()
 
 @contextmanager
 def _dask(jobs, address):
@@ -285,7 +285,7 @@ def _extra(name, module):
         cure = f"pip install 'cinic_fastai[{name}]'"
         raise ConfigError(f"--backend {name} needs the package {module}: {cure}.") from None
 
-# %% ../../nbs/42b_study.workers.ipynb #75432ee9
+# %% ../../nbs/42b_study.workers.ipynb #12ec3b6c
 def check_backend(
     backend:str, # One of `BACKENDS`
     address:str="" # Of a running cluster
@@ -308,7 +308,8 @@ def open_workers(
         yield Workers(by_futures(backend.submit), jobs or 1)
         return
     check_backend(backend, address)
-    if not address: jobs = jobs or fitting_jobs(usable_cores(), free_memory(), threads)
+    forked = backend=="processes" and sys.platform=="linux"
+    if not address: jobs = jobs or fitting_jobs(usable_cores(), free_memory(), threads, shared=forked)
     start = dict(processes=_processes, dask=_dask, ray=_ray)[backend]
     with start(jobs, address) as (call,jobs): yield Workers(call, jobs)
 

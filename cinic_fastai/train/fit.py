@@ -94,9 +94,9 @@ class FitOptions:
     device:str|torch.device|None = None # Where to train, as for `pick_device`
     deterministic:bool = False # The same bits from one training to the next on a GPU, too? Slower
 
-# %% ../../nbs/23_train.fit.ipynb #3c2f84ca
+# %% ../../nbs/23_train.fit.ipynb #321eb46c
 class CheckpointCallback(Callback):
-    "After a batch report, save when due, and stop when asked; before an epoch see whether it is worth while"
+    "Report where it begins; after a batch report, save when due, stop when asked; see whether an epoch is worth while"
     order,error = 70,None
     def __init__(self,
         state:TrainState, # Kept up to date by `FollowConfig`
@@ -108,7 +108,9 @@ class CheckpointCallback(Callback):
         store_attr()
         self.saved = self.reported = time.monotonic()
 
-    def before_fit(self): self.epochs = self.learn.cfg.epochs
+    def before_fit(self):
+        self.epochs = self.learn.cfg.epochs
+        self._report()
 
     def before_epoch(self):
         bars = self.options.min_accs
