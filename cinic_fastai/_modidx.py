@@ -2031,6 +2031,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'cinic_fastai.study.workers._ray': ('study.workers.html#_ray', 'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers._serve': ( 'study.workers.html#_serve',
                                                                                    'cinic_fastai/study/workers.py'),
+                                            'cinic_fastai.study.workers._this_path': ( 'study.workers.html#_this_path',
+                                                                                       'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers._without_script': ( 'study.workers.html#_without_script',
                                                                                             'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.by_futures': ( 'study.workers.html#by_futures',

@@ -52,6 +52,10 @@ def test_wheel_works_elsewhere(installed, tmp_path):
 
 @pytest.mark.slow
 def test_wheel_runs_the_demo_study(installed, tmp_path):
+    "Its workers import it, too, and not what lies where it is started"
+    other = tmp_path/"cinic_fastai"
+    other.mkdir()
+    (other/"__init__.py").write_text("raise ImportError('another copy')", encoding="utf-8")
     r = run_installed(installed, tmp_path, "study", "demo")
     assert r.returncode==0, r.stderr
     assert (tmp_path/"out"/"demo"/"report.html").exists()

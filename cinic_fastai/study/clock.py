@@ -15,15 +15,15 @@ from ..config import RunConfig, epoch_costs, is_validated
 from .tasks import Timing, own_parts
 from .workers import CRASHES, LostWorker, Workers, crash_words
 
-# %% ../../nbs/42c_study.clock.ipynb #56a17af7
+# %% ../../nbs/42c_study.clock.ipynb #744ba8ea
 def timing_key(
     cfg:RunConfig # One run
 )->RunConfig: # The same for runs whose images take equally long
     "What decides how long an image takes; of batches the nearest power of two"
     kept = ("model", "stem", "size", "width", "precision", "channels_last")
-    return RunConfig(bs=2**round(math.log2(cfg.bs)), **{k: getattr(cfg, k) for k in kept})
+    return RunConfig(bs=2**round(math.log2(cfg.bs)), muon=float(cfg.muon>0), **{k: getattr(cfg, k) for k in kept})
 
-# %% ../../nbs/42c_study.clock.ipynb #85869a86
+# %% ../../nbs/42c_study.clock.ipynb #6f2f1711
 def estimate(
     cfg:RunConfig, # One run
     counts:dict, # Images by split
@@ -32,7 +32,7 @@ def estimate(
     "What a run should take"
     def distance(m):
         octaves = [abs(math.log2(getattr(m, k)/getattr(cfg, k))) for k in ("width", "bs")]
-        return m.precision!=cfg.precision, m.channels_last!=cfg.channels_last, *octaves
+        return (m.muon>0)!=(cfg.muon>0), m.precision!=cfg.precision, m.channels_last!=cfg.channels_last, *octaves
     same = [m for m in speed if (m.model, m.stem, m.size)==(cfg.model, cfg.stem, cfg.size)]
     if not same: return 0.
     train,valid = speed[min(same, key=distance)]

@@ -86,7 +86,17 @@ def _serve(pipe, environ):
     with suppress(EOFError, OSError): # as where the driver was killed
         while True: pipe.send((None, _next_outcome(pipe)))
 
-# %% ../../nbs/42b_study.workers.ipynb #1cfd832c
+# %% ../../nbs/42b_study.workers.ipynb #45e6c10c
+@contextmanager
+def _this_path():
+    "Have another Python that is started in the block look for modules where this one does: its server isn't told"
+    before = dict(os.environ)
+    os.environ |= dict(PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)), PYTHONSAFEPATH="1")
+    try: yield
+    finally:
+        for k in ("PYTHONPATH", "PYTHONSAFEPATH"): os.environ.pop(k)
+        os.environ |= before
+
 @cache
 def _context():
     "How processes are started on this system"
@@ -94,7 +104,7 @@ def _context():
     from multiprocessing import forkserver # Windows has none
     context = get_context("forkserver")
     context.set_forkserver_preload(["cinic_fastai.train.fit"])
-    with signals_blocked(): forkserver.ensure_running() # what it forks hears no signals either
+    with signals_blocked(), _this_path(): forkserver.ensure_running() # what it forks hears no signals either
     return context
 
 def _deaf():

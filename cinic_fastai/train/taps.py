@@ -70,7 +70,7 @@ def _lit(conv, shape, rng):
 def idle_weights(
     net:nn.Module, # Takes images `(bs,3,size,size)`
     size:int # Side of the images, pixels
-)->int: # How many weights of its convolutions meet no pixel, and so get no gradient
+)->int: # How many weights of its convolutions meet no pixel, and so get no gradient from the images
     "Count the weights that images of a size never touch, whatever their values"
     net = copy.deepcopy(net).cpu().eval().requires_grad_()
     rng = torch.Generator().manual_seed(0)
