@@ -86,17 +86,22 @@ def _serve(pipe, environ):
     with suppress(EOFError, OSError): # as where the driver was killed
         while True: pipe.send((None, _next_outcome(pipe)))
 
-# %% ../../nbs/42b_study.workers.ipynb #45e6c10c
+# %% ../../nbs/42b_study.workers.ipynb #d1d667b3
+_starting = threading.Lock()
+
 @contextmanager
 def _this_path():
     "Have another Python that is started in the block look for modules where this one does: its server isn't told"
-    before = dict(os.environ)
-    os.environ |= dict(PYTHONPATH=os.pathsep.join(map(os.path.abspath, sys.path)), PYTHONSAFEPATH="1")
-    try: yield
-    finally:
-        for k in ("PYTHONPATH", "PYTHONSAFEPATH"): os.environ.pop(k)
-        os.environ |= before
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    with _starting:
+        before = dict(os.environ)
+        os.environ |= dict(PYTHONPATH=path, PYTHONSAFEPATH="1")
+        try: yield
+        finally:
+            for k in ("PYTHONPATH", "PYTHONSAFEPATH"): os.environ.pop(k)
+            os.environ |= before
 
+# %% ../../nbs/42b_study.workers.ipynb #02f826a9
 @cache
 def _context():
     "How processes are started on this system"
@@ -110,8 +115,6 @@ def _context():
 def _deaf():
     "What keeps signals from a process that is started; a server's never hear them, and this one does while it imports"
     return nullcontext() if sys.platform=="linux" else signals_blocked()
-
-_starting = threading.Lock()
 
 @contextmanager
 def _without_script():
