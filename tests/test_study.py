@@ -116,13 +116,17 @@ def test_stopped_by_signals_and_continued(study, images, plan_file, tmp_path):
     out = tmp_path/"out"
     command = [sys.executable, "-m", "cinic_fastai.cli", "study", str(plan_file), "--data", str(images),
         "--out", str(out)]
+    caught = 0 # where the machine is busy, a study may end before the signal comes
     for sig,sign,code in ((signal.SIGTERM, "runs/*/env.json", 143), (signal.SIGINT, "searches/*.jsonl", 130)):
         p = subprocess.Popen(command, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        while p.poll() is None and not list(out.glob(sign)): time.sleep(.001)
+        began = time.time()
+        while p.poll() is None and not any(f.stat().st_mtime>began for f in out.glob(sign)): time.sleep(.001)
         p.send_signal(sig)
         _,err = p.communicate(timeout=120)
-        assert p.returncode==code and "Run the same command again" in err and "Traceback" not in err, err
-    assert cinic(*command[3:]).returncode==0
+        assert p.returncode in (code, 0) and "Traceback" not in err, err
+        assert ("Run the same command again" in err)==(p.returncode==code), err
+        caught += p.returncode==code
+    assert caught and cinic(*command[3:]).returncode==0
     assert not unlike(results(out), results(study[0]))
 
 def test_other_options_are_refused(study, images, plan_file):

@@ -27,6 +27,13 @@ def twins(name, dtype, **kw):
         if isinstance(m, nn.Dropout): m.p = 0.
     return plain, live_taps(copy.deepcopy(plain))
 
+def smooth(net):
+    "Without ReLUs: where an input lies within rounding of 0, another half of the gradient passes"
+    for m in net.modules():
+        for k,relu in m.named_children():
+            if isinstance(relu, nn.ReLU): setattr(m, k, nn.GELU())
+    return net
+
 def images(size, dtype=torch.float32, n=16):
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
 
@@ -54,10 +61,15 @@ def test_outputs_and_gradients_are_those_of_plain_convolutions(name, size):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", ["resnet18", *[n for n in NETWORKS if n!="gernet_s"]])
+@pytest.mark.parametrize("name", ["resnet18", *NETWORKS])
 def test_single_precision(name, size):
-    "gernet_s is left out: at 16 px its plain gradients in float32 differ from those in float64 by a fifth"
-    assert_alike(*twins(name, torch.float32), images(size), 1e-5, 1e-4)
+    "As near to double precision as plain convolutions, or nearer than 1e-5 and 1e-4"
+    plain, live = map(smooth, twins(name, torch.float32))
+    exact, wanted = outputs_and_gradients(copy.deepcopy(plain).double(), images(size).double())
+    def errors(net):
+        out, grads = outputs_and_gradients(net, images(size))
+        return distance(out, exact), max(distance(grads[k], o) for k,o in wanted.items())
+    for found,usual,least in zip(errors(live), errors(plain), (1e-5, 1e-4)): assert found<max(least, 2*usual)
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_memory_formats(layout):

@@ -6,7 +6,7 @@
 __all__ = ['CRASHES', 'BACKENDS', 'WorkerSlots', 'thread_map', 'LostWorker', 'how_it_ended', 'WorkerProcess', 'Places', 'Workers',
            'by_futures', 'check_backend', 'open_workers', 'crash_words']
 
-# %% ../../nbs/42b_study.workers.ipynb #0e6c88c7
+# %% ../../nbs/42b_study.workers.ipynb #fe7b57e3
 import os, sys, threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +17,7 @@ from heapq import heappop, heappush
 from importlib import import_module
 from itertools import count
 from multiprocessing import get_context, parent_process
+from multiprocessing.util import Finalize
 from signal import SIG_IGN, SIGINT, SIGTERM, Signals, signal
 from types import ModuleType
 import cloudpickle
@@ -138,7 +139,7 @@ def how_it_ended(
     with suppress(ValueError): return Signals(-code).name
     return f"exit code {code if code<256 else hex(code)}"
 
-# %% ../../nbs/42b_study.workers.ipynb #b551b31d
+# %% ../../nbs/42b_study.workers.ipynb #0668f693
 class WorkerProcess:
     "A process that does one task after the other; `LostWorker` where it can't be started"
     def __init__(self):
@@ -147,6 +148,7 @@ class WorkerProcess:
         try:
             with _deaf(), _without_script(): self.process.start()
         except (EOFError, OSError) as e: raise LostWorker(f"it did not start: {e}") from None
+        Finalize(self, self.process.kill, exitpriority=0) # Python waits for it at its exit, also where `end` was cut off
         there.close()
 
     def call(self,
@@ -172,7 +174,7 @@ class WorkerProcess:
         self.process.join()
         self.pipe.close()
 
-# %% ../../nbs/42b_study.workers.ipynb #bb864a78
+# %% ../../nbs/42b_study.workers.ipynb #3b569d05
 def _pickled(task):
     "A task as bytes, with what is defined in a notebook or script"
     try: return cloudpickle.dumps(task)
@@ -209,7 +211,9 @@ class Places:
     def close(self):
         "End all processes"
         self.closed = True
-        for process in list(self.processes.values()): process.end()
+        ended = list(self.processes.values())
+        for o in ended: o.process.kill()
+        for o in ended: o.end()
 
 # %% ../../nbs/42b_study.workers.ipynb #3b8510de
 class Workers:
