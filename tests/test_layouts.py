@@ -1,6 +1,5 @@
 "Folders in the layouts and formats that people have, against readers of other projects"
 import io, json
-from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from PIL import Image
 from conftest import cinic
