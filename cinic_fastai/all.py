@@ -1,8 +1,7 @@
 "What people write with, for notebooks: `from cinic_fastai.all import *`; everything else is imported from its module"
 # Images: a folder, checked, decoded once
-from cinic_fastai.data.folder import check_folder
-from cinic_fastai.data.sources import write_demo, get_cinic, split_folder
-from cinic_fastai.data.hub import import_dataset
+from cinic_fastai.data.sources import write_demo, get_cinic, Drawing
+from cinic_fastai.data.layout import find_images, check_folder, split_folder
 from cinic_fastai.data.pack import get_pack, Pack
 
 # One training: its settings, an ordinary Learner, a stored run

@@ -1,5 +1,5 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
-import contextlib, functools, json, multiprocessing as mp, os, runpy, signal, subprocess, sys, tempfile
+import atexit, contextlib, functools, json, multiprocessing as mp, os, runpy, shutil, signal, subprocess, sys, tempfile
 from multiprocessing import forkserver
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +62,9 @@ members = ["custom_cnn-sgd", "second"]
 
 # Equal bits need equal threads and kernels, here and in processes
 os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+if "CINIC_CACHE" not in os.environ: # one for all workers, which are started with it
+    os.environ["CINIC_CACHE"] = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, os.environ["CINIC_CACHE"], ignore_errors=True)
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 
 os.fsync = lambda fd: None # No test pulls the plug: a killed process's files are whole without waiting for the disk

@@ -7,7 +7,7 @@ from conftest import ENV, cinic, limited, no_page, server
 from test_study import results
 from cinic_fastai.core import Interrupted
 from cinic_fastai.core import stop_on_signals
-from cinic_fastai.files import lock, read_json, read_lines
+from cinic_fastai.files import cache_place, lock, read_json, read_lines
 from cinic_fastai.config import RunConfig
 from cinic_fastai.store import RunStore
 
@@ -144,12 +144,12 @@ def test_stopped_while_packing(tmp_path, sig, code, wait):
     args = ["train", "model=custom_cnn", "epochs=1", "--data", str(root), "--out", str(tmp_path/"out")]
     p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True)
-    until(lambda: any(root.glob(".pack-32.*.part/images.npy")), p)
+    until(lambda: any(cache_place(root, "packs").glob(".pack-32.*.part/images.npy")), p)
     time.sleep(wait)
     os.killpg(p.pid, sig)
     _,err = p.communicate(timeout=60)
     assert p.returncode==code and "Run the same command again" in err and "Traceback" not in err
-    assert not list(root.glob(".pack-32.*.part"))
+    assert not list(cache_place(root, "packs").glob(".pack-32.*.part"))
 
 @posix
 def test_stopped_while_the_page_is_drawn(study, images, plan_file, tmp_path):
@@ -178,7 +178,7 @@ def test_a_second_sigint_stops_at_once(images, tmp_path):
 @posix
 def test_stopped_while_another_process_packs(images, tmp_path):
     shutil.copytree(images, tmp_path/"a", ignore=shutil.ignore_patterns(".*"))
-    with lock(tmp_path/"a"/".pack-32.lock", "The pack"):
+    with lock(cache_place(tmp_path/"a", "packs")/".pack-32.lock", "The pack"):
         args = ["train", "model=custom_cnn", "epochs=1", "--data", str(tmp_path/"a"), "--out", str(tmp_path/"out")]
         p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         assert "Waiting for it to end" in p.stderr.readline()
@@ -226,7 +226,7 @@ def test_a_pack_in_use_is_packed_again(tmp_path, monkeypatch):
     packs[:] = packs[:1]
     os.utime(f, (40, 40))
     assert (get_pack(root).images[0]==x).all()
-    assert len(list((root/".pack-32").iterdir()))==4 # two makings of pixels are left: the first is still open
+    assert len(list(packs[0].path.iterdir()))==4 # two makings of pixels are left: the first is still open
 
 # --- two at once
 
@@ -318,7 +318,7 @@ def test_bad_and_shared_images_are_said_on_the_page(tmp_path):
     assert r.returncode==0 and "2 images lie in more than one split" in r.stderr
     page = (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
     assert "train/cat/cut.png" in page and "2 images lie in more than one split" in page and "twin.png" in page
-    assert "train/cat/cut.png" in read_json(root/".pack-32"/"manifest.json")["skipped"]
+    assert "train/cat/cut.png" in read_json(cache_place(root, "packs")/"pack-32"/"manifest.json")["skipped"]
 
 # --- failures
 

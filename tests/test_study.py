@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ENV, TINY_PLAN, cinic, no_figures, no_page, started
-from cinic_fastai.files import read_json, read_lines, write_json
+from cinic_fastai.files import cache_place, read_json, read_lines, write_json
 from cinic_fastai.test_utils import tiny_folder
 from cinic_fastai.studyfolder import StudyFolder
 
@@ -48,7 +48,7 @@ def test_running_again_trains_nothing(study, images, plan_file, tmp_path):
 
 def began(out, root, what):
     "Has a study come to this point?"
-    signs = dict(packing=root.glob(".pack-*.part/images.npy"), saving=out.glob("runs/*/.last.safetensors.part"),
+    signs = dict(packing=cache_place(root, "packs").glob(".pack-*.part/images.npy"), saving=out.glob("runs/*/.last.safetensors.part"),
         search=out.glob("searches/*.jsonl"), page=out.glob("samples.npz"))
     return any(True for _ in signs[what])
 
@@ -83,7 +83,7 @@ def test_killed_thirty_times(tmp_path):
         return ["study", plan, "--data", root, "--out", out, "--scale", "10", "--save-every", every]
     for i in range(30):
         what,longest = ("packing", .05) if i<3 else ("page", .5) if i>=27 else ("", 6)
-        if what=="packing": shutil.rmtree(root/".pack-32", ignore_errors=True)
+        if what=="packing": shutil.rmtree(cache_place(root, "packs"), ignore_errors=True)
         if what=="page" and began(out, root, "page"): (out/"samples.npz").unlink()
         every = str(moments.choice([0, .2, 1]))
         kills.append(killed(command(out, every), out, root, what, moments.uniform(0, longest)))

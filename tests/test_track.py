@@ -3,7 +3,7 @@ import importlib.util, shutil
 import pytest
 from conftest import cinic
 from cinic_fastai.core import Interrupted, StoreError
-from cinic_fastai.files import read_json
+from cinic_fastai.files import cache_place, read_json
 from cinic_fastai.report import render as page
 from cinic_fastai.store import RunStore
 from cinic_fastai.study import runner, track
@@ -106,7 +106,7 @@ def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_a_missing_package_is_named_before_work(images, tmp_path):
     (tmp_path/"p.toml").write_text(PLAN.format(track='track = "wandb"'), encoding="utf-8")
-    packs = set(images.glob(".pack*"))
+    packs = set(cache_place(images, "packs").glob("*"))
     r = cinic("study", tmp_path/"p.toml", "--data", images, "--out", tmp_path/"out")
     assert r.returncode==2 and "pip install 'cinic_fastai[wandb]'" in r.stderr and "Traceback" not in r.stderr
-    assert not (tmp_path/"out").exists() and set(images.glob(".pack*"))==packs
+    assert not (tmp_path/"out").exists() and set(cache_place(images, "packs").glob("*"))==packs

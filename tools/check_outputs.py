@@ -133,9 +133,10 @@ def run(
 )->bool: # Did all run to their end?
     "Run notebooks and store what they print"
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
-    env = own|ALIKE|{"PYTHONPATH": str(tree)}|env
     todo = [[str(o)] for o in notebooks] or [[]]
-    codes = [subprocess.run([sys.executable, "-c", TEST, *args], cwd=tree, env=env).returncode for args in todo]
+    with tempfile.TemporaryDirectory() as cache:
+        env = own|ALIKE|{"PYTHONPATH": str(tree), "CINIC_CACHE": cache}|env
+        codes = [subprocess.run([sys.executable, "-c", TEST, *args], cwd=tree, env=env).returncode for args in todo]
     return not any(codes)
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
