@@ -433,8 +433,8 @@ def test_bad_files_of_any_format_are_named(tmp_path, form, monkeypatch):
     with pytest.raises(DataError, match="32x32 is more than 1,023 pixels"): read_image(f)
 
 def test_what_is_not_read_is_counted_and_named(tmp_path):
-    images = {"a.png": encoded(Image.fromarray(noise), "PNG"), "b.HEIC": b"x", ".hidden": b"x", "Thumbs.db": b"x"}
-    images |= {f"{i}{s}": b"x" for i,s in enumerate((".heic", ".avif", ".svg", ".psd", ".txt", ""))}
+    images = {"a.png": encoded(Image.fromarray(noise), "PNG"), "b.RAW": b"x", ".hidden": b"x", "Thumbs.db": b"x"}
+    images |= {f"{i}{s}": b"x" for i,s in enumerate((".raw", ".eps", ".svg", ".psd", ".txt", ""))}
     root, notes = folder_of(tmp_path/"a", images), []
     def listen(kind, **info): notes.append(info.get("text", ""))
     folder_of(tmp_path/"flat", images|{f"{i}.png": images["a.png"] for i in range(3)}, names=dict(all=""))
@@ -448,14 +448,14 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
         notes.clear()
         act()
         note, = [t for t in notes if "not read" in t]
-        assert f"{n} files not read: {n*2//7} .heic" in note, note
-        assert all(k in note for k in (".avif", ".svg", ".psd", ".txt", "more kinds")), note
-    (root/"test"/"cat"/"new.heic").write_bytes(b"x")
+        assert f"{n} files not read: {n*2//7} .raw" in note, note
+        assert all(k in note for k in (".eps", ".svg", ".psd", ".txt", "more kinds")), note
+    (root/"test"/"cat"/"new.raw").write_bytes(b"x")
     notes.clear()
     get_pack(root, on_event=listen)
     assert "43 files not read" in notes[-1]
     for s in splits: (root/s/"cat"/"a.png").unlink()
-    with pytest.raises(DataError, match="valid/cat has no images(?s:.*)13 .heic"): get_pack(root)
+    with pytest.raises(DataError, match="valid/cat has no images(?s:.*)13 .raw"): get_pack(root)
 
 def test_images_outside_of_the_classes_are_named(tmp_path):
     image = encoded(Image.fromarray(noise), "PNG")
@@ -494,7 +494,7 @@ def test_what_a_name_holds_stays_on_its_line():
 
 def test_folders_that_are_links_are_looked_through(tmp_path):
     "Once each way that leads there, and never in circles"
-    images = {"a.png": encoded(Image.fromarray(noise), "PNG"), "b.heic": b"x"}
+    images = {"a.png": encoded(Image.fromarray(noise), "PNG"), "b.raw": b"x"}
     real = folder_of(tmp_path/"real", images, names=dict(all=""))
     for s in splits:
         (tmp_path/"hub"/s).mkdir(parents=True)
@@ -514,16 +514,16 @@ def test_a_class_called_all_keeps_its_count(tmp_path):
     assert df.index.name=="class"
 
 def test_what_is_not_read_is_named_on_the_command_line(tmp_path):
-    root = folder_of(tmp_path/"a", {"a.png": encoded(Image.fromarray(noise), "PNG"), "photo.heic": b"x"})
+    root = folder_of(tmp_path/"a", {"a.png": encoded(Image.fromarray(noise), "PNG"), "photo.raw": b"x"})
     for args in (("data", "info"), ("data", "check"), ("study", "demo", "--dry-run", "--data"), ("data", "pack")):
         r = cinic(*args, root)
         said = " ".join((r.stdout+r.stderr).split())
         ends = 2 if "study" in args else 0 # two images are too few for the plan's batches
-        assert r.returncode==ends and "6 files not read: 6 .heic, for example test/cat/photo.heic" in said, said
+        assert r.returncode==ends and "6 files not read: 6 .raw, for example test/cat/photo.raw" in said, said
     for s in splits:
         for c in ("cat", "dog"): (root/s/c/"a.png").unlink()
     r = cinic("predict", tmp_path/"no-study", root)
-    assert r.returncode==2 and "no images inside" in r.stderr and "6 .heic" in r.stderr
+    assert r.returncode==2 and "no images inside" in r.stderr and "6 .raw" in r.stderr
 
 cat = "\u732b \u00e9 \U0001f408"
 
