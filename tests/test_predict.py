@@ -44,11 +44,11 @@ def test_one_picture_in_many_files_has_one_answer(study, files, tmp_path):
     Image.fromarray(clear, "RGBA").save(tmp_path/"clear.png")
     Image.fromarray(np.rot90(clear).copy(), "RGBA").save(tmp_path/"both.webp", exif=exif, lossless=True)
     for o in ("bmp", "tif", "ppm"): Image.fromarray(x).save(tmp_path/f"plain.{o}")
-    (tmp_path/"phone.heic").write_bytes(b"x")
+    (tmp_path/"phone.raw").write_bytes(b"x")
     r = cinic("predict", study[0], tmp_path, "--json")
     found = json.loads(r.stdout)["images"]
     assert r.returncode==0 and len(found)==7 and len({tuple(o["probabilities"].values()) for o in found})==1, r.stderr
-    assert "1 file not read: 1 .heic" in r.stderr and "phone.heic" in r.stderr
+    assert "1 file not read: 1 .raw" in r.stderr and "phone.raw" in r.stderr
 
 def ascii_only(): sys.stdout.reconfigure(encoding="ascii", errors="strict")
 
