@@ -108,13 +108,12 @@ def test_trials_are_added(out, pack, monkeypatch):
 @pytest.mark.parametrize("changes,said", [
     ({"epochs = 2": "epochs = 3"}, "run runs/net-1: epochs is 2 there, 3 here"),
     ({"[1, 2]": "[1, 3]", '"net-2"': '"best"'}, "run runs/net-2 is left out"),
-    ({'from = "search:s"': ""}, "run final/best: from is search:s there, None here"),
+    ({'from = "search:s"': "seed = 3"}, "run final/best: seed is 42 there, 3 here"),
     ({"1e-1]": "2e-1]"}, "search s: space.lr.log is [0.001, 0.1] there, [0.001, 0.2] here"),
     ({"random = 2": "random = 3"}, "search s: random is 2 there, 3 here"),
     ({"guided = 1": "guided = 0"}, "search s: guided is 1 there, 0 here"),
     ({"control = true": ""}, "search s~control is left out"),
-    ({"repeats = 1": ""}, "search s: repeats is 1 there, 0 here"),
-    ({'method = "soft"': 'method = "hard"'}, "ensemble vote: method is soft there, hard here")])
+    ({"repeats = 1": "seed = 7"}, "search s: seed is 42 there, 7 here")])
 def test_what_has_results_is_not_changed(finished, pack, monkeypatch, changes, said):
     "Before any work, with the cure"
     text,before = PLAN,(finished/"study.json").read_bytes()
