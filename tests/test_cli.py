@@ -25,6 +25,8 @@ def test_bad_input_ends_a_process_with_plain_words(args, said, tmp_path):
     (["study", "demo", "--trials", "5"], "expected R+G"),
     (["study", "demo", "--data", "nowhere"], "nowhere"),
     (["train", "modle=resnet18"], "did you mean 'model'"),
+    (["train", "batch_size=64"], "Unknown key 'batch_size': here it is bs"),
+    (["train", "patience=5"], "rungs = [...]"),
     (["data", "check", "nowhere"], "nowhere"),
     (["data", "pack", "nowhere"], "nowhere"),
     (["data", "split", "nowhere", "there"], "nowhere"),
@@ -55,6 +57,46 @@ def test_train_one(images, tmp_path):
     assert 0<=done["test_acc"]<=1 and (run/"done.json").exists()
     env = json.loads((run/"env.json").read_text(encoding="utf-8"))
     assert env["threads"]==2 and env["precision"] in ("float32", "bf16")
+
+def test_what_train_leaves_is_a_study(study, images, tmp_path):
+    "Two trainings, then all that works on a study; fewer images are another one, in the same folder"
+    out,words = tmp_path/"t",["train", "model=custom_cnn", "epochs=1", "bs=12", "--data", images, "--out", tmp_path/"t"]
+    ids = [json.loads(cinic(*words, f"lr={lr}", "--json").stdout)["run_id"] for lr in (.01, .02)]
+    status = json.loads(cinic("status", out, "--json").stdout)
+    assert status["counts"]=={"done": 2} and {r["what"] for r in status["rows"]}=={
+        f"runs/custom_cnn-{rid[:6]}" for rid in ids}
+    photo,member = next((images/"test").rglob("*.png")),f"runs/custom_cnn-{ids[0][:6]}"
+    r = cinic("predict", out, photo, "--member", member)
+    assert r.returncode==0 and f"By {member}" in r.stdout, r.stderr
+    r = cinic("report", out, "--format", "md")
+    assert r.returncode==0 and "custom_cnn" in r.stdout, r.stderr
+    r = cinic("export", out, "--format", "safetensors", "--dest", tmp_path/"e")
+    assert r.returncode==0 and "custom_cnn" in (tmp_path/"e"/"README.md").read_text(encoding="utf-8"), r.stderr
+    assert cinic(*words, "--limit", 18, "lr=0.01").returncode==0
+    assert json.loads(cinic("status", out, "--json").stdout)["counts"]=={"done": 1}
+    r = cinic(*words[:-1], study[0])
+    assert r.returncode==2 and "holds the study 'tiny'" in r.stderr, r.stderr
+
+def test_weights_of_a_run_of_ones_own(images, tmp_path):
+    "By its folder; what differs is said in settings"
+    words = ["train", "epochs=1", "bs=12", "--data", images, "--out", tmp_path/"t", "--json"]
+    small = ["model=speednet", "width=0.125"]
+    first = tmp_path/"t"/"runs"/json.loads(cinic(*words, *small).stdout)["run_id"]
+    more = ["pretrained=true", "--weights", first]
+    r = cinic(*words, *small, *more, "frozen_epochs=1")
+    assert r.returncode==0, r.stderr
+    from cinic_fastai.files import sha256
+    from cinic_fastai.store import RunStore
+    from cinic_fastai.train.checkpoint import load_tensors
+    second = json.loads(r.stdout)["run_id"]
+    assert RunStore(tmp_path/"t"/"runs").config(second).weights==sha256(first/"best.safetensors")
+    before,after = (load_tensors(o/"best.safetensors")[0] for o in (first, first.parent/second))
+    filters = {k for k in before if before[k].ndim==4} # a frozen body keeps them, the whitened ones, too
+    assert filters and all((before[k]==after[k]).all() for k in filters)
+    r = cinic(*words, "model=speednet", "width=0.25", *more)
+    assert r.returncode==2 and "width is 0.125 there, 0.25 here" in r.stderr and "Traceback" not in r.stderr
+    r = cinic(*words, *small, "pretrained=true", "--weights", tmp_path/"t")
+    assert r.returncode==2 and "runs/ID" in r.stderr
 
 def test_pretrained_weights_from_a_file(images, tmp_path):
     "Frozen first, then everything, from a file in torchvision's key layout; the run names the file's checksum"

@@ -67,6 +67,20 @@ SAID = """[study]: seed = 4.2 is float
 [[search]] 3 'resnet18-sgd': space.momm: Unknown key 'momm' (did you mean 'mom'?)
 [[ensemble]] 2 'hard': Unknown method 'hrad' (did you mean 'hard'?)"""
 
+def test_what_others_call_a_setting():
+    "In each table that may have it; others list what they know, once"
+    text = '[study]\nname = "x"\nn_epochs = 3\n[defaults]\nweight_decay = 0.1\nnum_workers = 2\n' \
+        '[[run]]\nname = "a"\narch = "custom_cnn"\n[[search]]\nname = "s"\nspace = {learning_rate = [0.1,1]}'
+    with pytest.raises(PlanError) as e: parse_plan(text)
+    said = str(e.value).splitlines()
+    places = {"[defaults]": "weight_decay wd", "[[run]] 1 'a'": "arch model",
+        "[[search]] 1 's': space.learning_rate": "learning_rate lr"}
+    for place,words in places.items():
+        word,ours = words.split()
+        assert f"  {place}: Unknown key '{word}': here it is {ours}" in said
+    assert any("num_workers': images lie in memory" in o for o in said)
+    assert "  [study]: Unknown key 'n_epochs'. Known: name, title, seed, track, threads" in said
+
 def test_every_error_is_listed_with_its_place():
     "One plan, an error in each of its tables"
     text = plan_text("report")

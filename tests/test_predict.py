@@ -1,5 +1,5 @@
 "A finished study's answer on new images, and as files for other programs."
-import json, subprocess, sys
+import csv, json, subprocess, sys
 import pytest
 from conftest import ENV, cinic
 from cinic_fastai.studyfolder import StudyFolder
@@ -29,6 +29,20 @@ def test_bad_images_are_named_and_the_rest_is_predicted(study, files, tmp_path):
     assert r.returncode==1 and str(files[0]) in r.stdout.replace("\n", "")
     assert [l.split(":")[0] for l in r.stderr.strip().splitlines()]==["cinic", "cinic"]
     assert "bad.png" in r.stderr and "none.jpg" in r.stderr and "Traceback" not in r.stderr
+
+def test_a_csv_of_predictions(study, files, tmp_path):
+    "As the JSON has them, a column a class; what can't be read is named and has no row"
+    bad = tmp_path/"bad.png"
+    bad.write_bytes(b"x")
+    r = cinic("predict", study[0], *files[:3], bad, "--csv", tmp_path/"there"/"found.csv", "--json")
+    assert r.returncode==1 and "bad.png" in r.stderr
+    good = [o for o in json.loads(r.stdout)["images"] if "error" not in o]
+    text = (tmp_path/"there"/"found.csv").read_text(encoding="utf-8")
+    found = list(csv.DictReader(text.splitlines()))
+    assert [o["file"] for o in found]==list(map(str, files[:3]))==[o["file"] for o in good]
+    for o,p in zip(found, good):
+        assert o["class"]==p["class"] and float(o[o["class"]])==float(o["probability"])==p["probability"]
+        assert {k: float(o[k]) for k in p["probabilities"]}==p["probabilities"]
 
 def test_one_picture_in_many_files_has_one_answer(study, files, tmp_path):
     "Turned by EXIF, on a transparent ground, as WebP, BMP, TIFF and PNG: equal to a viewer, equal to a predictor"
@@ -114,7 +128,11 @@ def test_onnx_equals_pytorch(study, files, tmp_path):
     r = cinic("export", study[0], "--format", "onnx", "--member", "soft", "--dest", tmp_path)
     assert r.returncode==0, r.stderr
     x = np.stack([np.asarray(Image.open(f).convert("RGB"), np.float32).transpose(2, 0, 1) for f in files])
-    probs, = onnxruntime.InferenceSession(str(tmp_path/"model.onnx")).run(None, {"images": x})
+    session = onnxruntime.InferenceSession(str(tmp_path/"model.onnx"))
+    about = session.get_modelmeta().custom_metadata_map
+    assert json.loads(about["classes"])==["cat", "dog", "ship"] and about["size"]=="32" and about["channels"]=="RGB"
+    assert len(json.loads(about["networks"]))==2
+    probs, = session.run(None, {"images": x})
     from cinic_fastai.results.export import in_float32
     from cinic_fastai.results.predict import load_predictor
     assert abs(probs-in_float32(load_predictor(study[0], "soft")).probs(files)).max()<1e-4

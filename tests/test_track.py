@@ -84,8 +84,8 @@ def test_switched_on_and_off_later(pack, bare, seen, tmp_path):
     run_study(plan(True), pack, out) # all is done: what runs are there is shown, trials stay in their journal
     assert sorted(o[:2] for o in seen)==sorted(o for o in ALL if not o[0].startswith("s "))
     run_study(plan(False), pack, out)
-    other = parse_plan(PLAN.format(track='title = "another"'))
-    with pytest.raises(StoreError, match="reads differently"): run_study(other, pack, out)
+    other = parse_plan(PLAN.format(track="").replace("epochs = 2", "epochs = 3"))
+    with pytest.raises(StoreError, match="epochs is 2 there, 3 here"): run_study(other, pack, out)
 
 def test_tensorboard_reads_what_was_cut_off_and_continued(pack, monkeypatch, tmp_path):
     "With TensorBoard itself, and its own reader"
