@@ -135,9 +135,10 @@ def test_a_class_that_a_split_lacks_is_named(tmp_path, monkeypatch):
     known = recall_score(p.targs, p.preds, labels=[0, 2], average="macro")
     balanced = load_report(tmp_path).tables.table2_predictors.balanced_acc[0]
     assert balanced==pytest.approx(known)
-    unlearnt = whole.using(whole.rows|dict(train=whole.rows["train"][whole.targs[whole.rows["train"]]!=1]))
+    train = whole.rows["train"]
+    unlearnt = whole.using(whole.rows|dict(train=train[whole.targs[train]!=1]))
     with pytest.raises(DataError, match="No train image is of dog. Move some there"):
-        run_study(plan, unlearnt, tmp_path/"other", StudyOptions(data_name="photos"), stop=lambda: 0, fit=_Fit(0, False))
+        run_study(plan, unlearnt, tmp_path/"b", StudyOptions(data_name="photos"), stop=lambda: 0, fit=_Fit(0, False))
 
 SCORED = """
 [study]
