@@ -355,6 +355,7 @@ width=2., whiten=False, dirac=False, policy="combined",
     opt="adam", lr=.5, mom=.5, nesterov=True, beta1=.5, beta2=.5,
     wd=.01, schedule="one-cycle", bias_lr=64., muon=.2, hard=.5,
     average=.9, epochs=7, frozen_epochs=3, frozen_lr=.7, precision="bf16",
+    class_weights="balanced", sampling="balanced", metric="macro_f1",
     compile=True, channels_last=False, select="last", validate="last", train_on="train+valid", seed=7,
     name="soft", method="hard") # Another value of every field that a statement may read
 
