@@ -8,6 +8,7 @@ from cinic_fastai.data.decode import FITS, decode_image, open_image, read_image
 from cinic_fastai.data.layout import check_folder
 from cinic_fastai.data.pack import get_pack, open_pack
 from cinic_fastai.files import read_json, write_json
+from cinic_fastai.study.expand import enlarged_words
 from cinic_fastai.studyfolder import StudyFolder
 from cinic_fastai.test_utils import tiny_folder
 
@@ -153,7 +154,7 @@ def test_a_pack_from_before_is_read(tmp_path):
     write_json(pack.path/"manifest.json", old)
     again = open_pack(pack.path)
     assert (again.digest, again.fit, again.shape_words())==(pack.digest, "squish", "")
-    assert "--size 64" in again.enlarged_words(64) # it may be so
+    assert "--size 64" in enlarged_words(again, 64) # it may be so
 
 # --- size
 

@@ -202,15 +202,15 @@ def said(make, root):
 
 def test_what_can_not_be_read_is_said(tmp_path):
     "A message that is true, whatever lies there"
-    cases = {"train has no folders of classes": ["train", "test"],
-        "'cat' is missing in test": ["train/cat", "train/dog", "test/dog"],
+    cases = {"10 images without two folders": ["train", "test"],
+        "class 'cat' has no images in train": ["train/dog", "train/frog", "test/cat", "test/dog"],
         "Valid and val both stand for valid": [f"{s}/{c}" for s in ("train", "val", "Valid") for c in "xy"],
         "a is no class, as it holds splits of its own": [f"{a}/{s}/{c}" for a in "ab" for s in BOTH for c in "xy"],
         "10 images without two folders of classes": ["only/here", "only"]}
     for i,(why,folders) in enumerate(cases.items()):
         assert why in said(lambda o: write(o, *folders), tmp_path/str(i)), why
     assert "there are no images in it" in said(lambda o: o.mkdir(), tmp_path/"empty")
-    assert "too few for train, valid and test" in said(lambda o: write(o, "cat", "dog", n=2), tmp_path/"few")
+    assert "there would be none for test" in said(lambda o: write(o, "cat", "dog", n=2), tmp_path/"few")
     def two(o): return [as_csv(write(o, "images"), f"{k}.csv", labels(5), ["id", "breed"]) for k in "ab"]
     assert "give one of a.csv, b.csv" in said(two, tmp_path/"two")
     odd = hub_odd_names(tmp_path/"odd")[0]
@@ -218,7 +218,7 @@ def test_what_can_not_be_read_is_said(tmp_path):
 
 def test_what_is_left_out_is_counted(tmp_path):
     root = write(tmp_path/"a", "train/cat", "train/dog", "test", "sample")
-    for o in ("train/cat/x.heic", "train/dog/notes.txt"): (root/o).write_bytes(b"x")
+    for o in ("train/cat/x.raw", "train/dog/notes.txt"): (root/o).write_bytes(b"x")
     info = folder_info(root)
     assert len(info.unlabelled)==5 and "5 images have no class" in " ".join(info.notes)
     assert sorted(info.ignored)[:5]==[f"sample/{i}.png" for i in range(5)] and len(info.ignored)==7
@@ -265,7 +265,7 @@ def test_train_draws_what_is_missing(tmp_path):
     root = write(tmp_path/"photos", "train/cat", "train/dog", "Testing/cat", "Testing/dog", n=12)
     args = ("train", "model=custom_cnn", "epochs=1", "bs=8", "--data", root, "--out", tmp_path/"out")
     done = cinic(*args, "--split", "70/15/15")
-    assert done.returncode==0 and "valid is drawn from train, 15 %" in done.stderr, done.stderr
+    assert done.returncode==0 and "Drawn from train: valid, 15 %." in done.stderr, done.stderr
     assert not list(root.glob(".*"))
     bad = cinic(*args, "--split", "70/30")
     assert bad.returncode==2 and "three numbers above 0" in bad.stderr
