@@ -14,6 +14,7 @@ from cinic_fastai.report import render
 from cinic_fastai.report.facts import load_report
 from cinic_fastai.report.render import Drawn, draw_figure, lay_out, make_report, page_html, write_page
 from cinic_fastai.report.words import say
+from cinic_fastai.results.metrics import majority_score
 from cinic_fastai.results.plots.style import new_axes
 from cinic_fastai.results.predictions import choose_predictor, predictions
 from cinic_fastai.results.tables.predictors import MANY_CLASSES, TOTAL
@@ -22,7 +23,7 @@ from cinic_fastai.study.trainer import StudyOptions
 from cinic_fastai.studyfolder import StudyFolder
 from cinic_fastai.test_utils import tiny_pack
 
-BY_CLASS = {"fig14_test_accuracy", "class_ranks", "class_origin", "confusion", "confused_pairs", "mistakes"}
+BY_CLASS = {"fig14_test_accuracy", "class_origin", "confusion", "confused_pairs", "mistakes"}
 
 def names(n): return tuple(f"golden retriever {i}" for i in range(n))
 
@@ -59,9 +60,9 @@ def test_names_are_drawn_where_they_fit(many):
     "None on another one, and not too few: twenty where there are more classes"
     study, n, report = many
     shown = {d.name: figure_of(d) for d in report.all_figures if d.name in BY_CLASS and d.kind=="chart"}
-    assert set(shown)>={"fig14_test_accuracy", "confusion"} and ("class_ranks" in shown)==(n>MANY_CLASSES)
+    assert set(shown)>={"fig14_test_accuracy", "confusion"}
     assert not {k: overlaps(fig) for k,fig in shown.items() if overlaps(fig)}
-    rows = {k: len(labels(fig.axes[0].yaxis)) for k,fig in shown.items() if k!="class_ranks"}
+    rows = {k: len(labels(fig.axes[0].yaxis)) for k,fig in shown.items()}
     assert rows["fig14_test_accuracy"]==min(n, MANY_CLASSES)+1 and min(n, 12)<=rows["confusion"]<=MANY_CLASSES
     assert all(fig.get_size_inches()[1]<9 for fig in shown.values())
 
@@ -108,7 +109,7 @@ def test_classes_of_different_size(tmp_path, counts):
     "Scores that count each class the same stand beside accuracy, and the level to beat is said"
     out = study_of(tmp_path, len(counts), images=counts)
     study, f = StudyFolder(out), load_report(out)
-    assert study.data.class_counts["test"]==list(counts) and study.data.majority_acc("test")==max(counts)/sum(counts)
+    assert study.data.class_counts["test"]==list(counts) and majority_score(study.data, "test")==max(counts)/sum(counts)
     for p in (p for p in predictions(study) if p.done):
         row = f.tables.table2_predictors.set_index("predictor").loc[p.name]
         assert row.balanced_acc==pytest.approx(balanced_accuracy_score(p.targs, p.preds))
