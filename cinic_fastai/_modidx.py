@@ -517,6 +517,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cinic_fastai.example._Pictures.__getitem__': ( 'example.html#_pictures.__getitem__',
                                                                                       'cinic_fastai/example.py'),
                                       'cinic_fastai.example._accuracy': ('example.html#_accuracy', 'cinic_fastai/example.py'),
+                                      'cinic_fastai.example._asked_once': ('example.html#_asked_once', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._carry_out': ('example.html#_carry_out', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._claim_search': ('example.html#_claim_search', 'cinic_fastai/example.py'),
                                       'cinic_fastai.example._example_pack': ('example.html#_example_pack', 'cinic_fastai/example.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['example_study', 'as_the_report']
 
-# %% ../nbs/61_example.ipynb #4347843c
+# %% ../nbs/61_example.ipynb #b0547e1f
 import functools, shutil, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +22,7 @@ from .record import Journal, StudyChanges, StudyRecord, read_journal
 from .plan_file import parse_plan, read_plan
 from .data.pack import Manifest, Pack
 from .study.expand import run_config, trial_config, with_options
+from .study.search import proposals
 from .study.samples import SHOWN_POLICIES, write_samples
 from .study.runner import StudyRunner
 from .study.trainer import StudyOptions
@@ -257,19 +258,37 @@ def _make_up_times(runner, out, extras):
     seconds = sum(runner.store.done(rid)["seconds"] for rid in runner.store.ids())
     runner.mark(runner.record, started="2024-01-01T12:00:00+00:00", seconds=seconds)
 
-# %% ../nbs/61_example.ipynb #bccfb5cb
+# %% ../nbs/61_example.ipynb #6c7a93c7
 def _interrupt(at):
     "A listener that ends the study when a training of that name begins"
     def on_event(kind, name="", **info):
         if kind=="start" and name.startswith(at): raise Interrupted("Stopped.")
     return on_event
 
+_ASKED = {} # Points by what a search is and what it has heard
+
+def _asked_once(header):
+    "As `proposals`, which are asked for what no search like this one was told before"
+    live,told,heard = None,None,[]
+    while True:
+        heard.append(told)
+        state = header.model_dump_json()+repr(heard)
+        if state not in _ASKED:
+            if live is None:
+                live = proposals(header)
+                for before in heard[:-1]: live.send(before)
+            _ASKED[state] = live.send(told)
+        else: live = None
+        told = yield _ASKED[state]
+
+# %% ../nbs/61_example.ipynb #938c2778
 def _carry_out(out, seed, state, classes, images, epochs, trials, origins, extras):
     "Make an example as `example_study` describes it"
     pack = _example_pack(classes, images, origins, seed)
     options = StudyOptions(changes=StudyChanges(scale=.1, trials=list(trials)), data_name="example",
         command="cinic study example --data example --scale 0.1")
-    runner = StudyRunner(_example_plan(epochs, trials, extras), pack, out, options, fit=_Fit(seed, state=="unfinished"))
+    fit = _Fit(seed, state=="unfinished")
+    runner = StudyRunner(_example_plan(epochs, trials, extras), pack, out, options, fit=fit, propose=_asked_once)
     if state=="unfinished": runner.trainer.on_event = _interrupt(f"resnet18-adam trial {trials[0]+1}/")
     if state!="fresh":
         with suppress(Interrupted): runner.run()

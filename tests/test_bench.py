@@ -133,14 +133,14 @@ def test_a_small_study_beside_fastai(b):
     row, = study_rows(b, "study", trainings=2, epochs=1)
     assert row.peer=="fastai" and row.ours>0 and row.theirs>0
 
-def test_rows_of_benchmarks(b):
+@pytest.mark.parametrize("name,peers", [("loader-shift", ["fastai", "torchvision"]), ("vote", ["bare"]),
+    pytest.param("step-customcnn", ["bare"], marks=pytest.mark.slow)])
+def test_rows_of_a_benchmark(b, name, peers):
     seen = []
     def hear(kind, **info):
         if kind=="progress": seen.append(info)
-    rows = [r for name in ("loader-shift", "step-customcnn", "vote") for r in catalog.bench(name, b.root, reps=1,
-        on_event=hear)]
-    assert [(r.name, r.peer) for r in rows][:3]==[("loader-shift", "fastai"), ("loader-shift", "torchvision"),
-        ("step-customcnn", "bare")]
+    rows = list(catalog.bench(name, b.root, reps=1, on_event=hear))
+    assert [(r.name, r.peer) for r in rows]==[(name, o) for o in peers]
     for r in rows: assert r.ours>0 and r.theirs>0 and r.spread[0]<=r.ratio<=r.spread[1]
     assert {"what", "done", "total", "left"}<=set(seen[-1])
 

@@ -119,25 +119,39 @@ def copy_tree(
 def script(name): return str(Path(sys.executable).with_name(name))
 
 TEST = """
-import os, sys
-if hasattr(os, "fork"): import cinic_fastai.all # once, for all processes that nbdev forks from this one
+import os, sys, tempfile
+from pathlib import Path
 os.fsync = lambda fd: None # what notebooks write needn't outlive the machine
-from nbdev.test import nbdev_test
-nbdev_test(*sys.argv[1:], n_workers=2, save=True)
+if hasattr(os, "fork"): # once, for all processes that are forked from this one
+    import cinic_fastai.all
+    from cinic_fastai.example import example_study
+    for state in ("done", "unfinished"):
+        with tempfile.TemporaryDirectory() as d: example_study(d, state=state)
+from fastcore.parallel import parallel
+from nbdev.config import get_config
+from nbdev.test import test_nb
+files = [Path(o).absolute() for o in sys.argv[1:]]
+how = dict(method="spawn") if sys.platform=="darwin" else {}
+results = parallel(test_nb, files, skip_flags=get_config().tst_flags.split(), basepath=Path.cwd(), save=True,
+    n_workers=min(2, len(files)-1), pause=.01, **how)
+sys.exit(not all(passed for passed,_ in results))
 """
 
 def run(
     tree:Path, # Root of the notebooks
-    notebooks:list[Path], # To run, from there; all where there are none
+    notebooks:list[Path], # To run, from there
     env:dict # More of the environment
 )->bool: # Did all run to their end?
-    "Run notebooks and store what they print"
+    "Run notebooks and store what they print; tutorials take longest and come first"
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
-    todo = [[str(o)] for o in notebooks] or [[]]
+    names = sorted(map(str, notebooks), key=lambda o: "tutorials" not in o)
     with tempfile.TemporaryDirectory() as cache:
         env = own|ALIKE|{"PYTHONPATH": str(tree), "CINIC_CACHE": cache}|env
-        codes = [subprocess.run([sys.executable, "-c", TEST, *args], cwd=tree, env=env).returncode for args in todo]
-    return not any(codes)
+        return subprocess.run([sys.executable, "-c", TEST, *names], cwd=tree, env=env).returncode==0
+
+def all_of(tree):
+    found = (f.relative_to(tree) for f in (tree/"nbs").rglob("*.ipynb"))
+    return sorted(f for f in found if ".ipynb_checkpoints" not in f.parts)
 
 def read(f): return json.loads(f.read_text(encoding="utf-8"))
 
@@ -145,7 +159,7 @@ def store(
     notebooks:list[Path] # From the root; all where there are none
 ):
     "Store what notebooks print"
-    if not run(root, notebooks, {}): sys.exit("A notebook failed.")
+    if not run(root, notebooks or all_of(root), {}): sys.exit("A notebook failed.")
     for args in [["--fname", str(o)] for o in notebooks] or [[]]:
         subprocess.run([script("nbdev-clean"), *args], cwd=root, check=True)
 
@@ -156,8 +170,8 @@ def check(
     "Compare what notebooks print with what is stored"
     with tempfile.TemporaryDirectory() as tmp:
         copy = copy_tree(Path(tmp)/root.name)
-        ran = run(copy, notebooks, env)
-        names = notebooks or sorted(f.relative_to(copy) for f in (copy/"nbs").rglob("*.ipynb"))
+        names = notebooks or all_of(copy)
+        ran = run(copy, names, env)
         wrong = {n: blemishes(read(root/n))+differences(read(root/n), read(copy/n)) for n in names}
     for n,found in wrong.items():
         for o in found: print(f"{n.as_posix()}, {o}\n")

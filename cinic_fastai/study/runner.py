@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'repeat_points', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #f5ca209a
+# %% ../../nbs/43b_study.runner.ipynb #a604543a
 import math, threading, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -30,12 +30,12 @@ from .clock import DECISIVE
 from ..plan import Plan, PlanRun, PlanSearch
 from .expand import check_fits, middle_bs, run_config, trial_config, typical_config
 from .samples import write_samples
-from .search import first_batch, search as search_space
+from .search import first_batch, proposals, search as search_space
 from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #d692c98f
+# %% ../../nbs/43b_study.runner.ipynb #5b06b3e4
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -45,9 +45,10 @@ class StudyRunner:
         options:StudyOptions=StudyOptions(), # How it is carried out
         on_event:Callable=noop, # Receives events
         stop:Callable=lambda: 0, # Gives the number of a signal that asks for an end, or 0
-        fit:Callable|None=None # As for `Trainer`
+        fit:Callable|None=None, # As for `Trainer`
+        propose:Callable=proposals # As for `search`
     ):
-        self.plan = plan
+        self.plan,self.propose = plan,propose
         self.out = Path(out)
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options))
@@ -149,7 +150,7 @@ def _after(self:StudyRunner, s, number, cfg):
     waiting = total-max(number+1, first_batch(s, total))
     return math.ceil(waiting/s.batch)*self.trainer.expected(cfg)
 
-# %% ../../nbs/43b_study.runner.ipynb #e3ee2ad3
+# %% ../../nbs/43b_study.runner.ipynb #c355e82a
 @patch
 def _trials(self:StudyRunner, s, name):
     "All trials of a search or its control, made or continued"
@@ -157,7 +158,7 @@ def _trials(self:StudyRunner, s, name):
     budget = {k: getattr(s, k) for k in SearchBudget.__dataclass_fields__}
     header = dict(search=s.name, data=data.digest, base=non_defaults(trial_config(s, {})))
     return search_space(s.space, partial(self._try_point, s, name), journal_path(self.out, name),
-        data.majority_acc("valid"), self.trainer.on_event, thread_map if self.trainer.workers else map,
+        data.majority_acc("valid"), self.trainer.on_event, thread_map if self.trainer.workers else map, self.propose,
         **budget, **header, **search_sources(s, self.weights), result_version=RESULT_VERSION)
 
 # %% ../../nbs/43b_study.runner.ipynb #9b53dcb9

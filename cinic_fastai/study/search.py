@@ -221,7 +221,7 @@ def run(self:_Search, points):
         told = [self.told(o) for o in trials[number:number+len(xs)]]
         number += len(xs)
 
-# %% ../../nbs/41_study.search.ipynb #1ec1fd8c
+# %% ../../nbs/41_study.search.ipynb #16f1d4c4
 def _check_points(journal):
     "Refuse a journal with a trial outside of its space"
     for trial in journal.trials:
@@ -237,13 +237,14 @@ def search(
     chance:float=0., # Accuracy that a failed trial counts as
     on_event:Callable=noop, # Receives `"trial"` (`trial, done, total`) after each new trial, and `"note"` (`text`)
     map_fn:Callable=map, # Like `map`; it may evaluate side by side
+    propose:Callable=proposals, # Gives points as `proposals` does
     **settings # Fields of `SearchBudget`, and what else the header should say of this search
 )->list[Trial]: # All trials
     "Search a space, or go on with a search that was cut off"
     own = {k: settings.pop(k) for k in SearchBudget.__dataclass_fields__ if k in settings}
     with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
     header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
-    points = proposals(header)
+    points = propose(header)
     found,total = read_journal(journal),budget.n_points(header.space)
     found.begin(header)
     _check_points(found)

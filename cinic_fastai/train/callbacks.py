@@ -117,7 +117,7 @@ def epoch_means(
         out |= {f"{split}_loss": loss/n, f"{split}_acc": hits/n}
     return out
 
-# %% ../../nbs/20c_train.callbacks.ipynb #89a1fa9c
+# %% ../../nbs/20c_train.callbacks.ipynb #5d41160e
 @dataclass
 class TrainState:
     "Where a training stands"
@@ -125,6 +125,7 @@ class TrainState:
     batch:int = 0 # Training batches of the next epoch that are done
     history:list = field(default_factory=list) # One dict an epoch
     best:dict|None = None # Weights of the best epoch so far, on the CPU
+    outputs:Tensor|None = None # Of valid images, by the weights that are kept so far `(n,c)`; None where not known
     average:dict|None = None # The running average of the weights, where the training is
     seconds:float = 0. # Time spent on the current epoch
     sums:dict = field(default_factory=lambda: dict(train=[], valid=[])) # `batch_sums` of the current epoch
@@ -253,7 +254,7 @@ def _not_finite(row, lr):
         if not math.isfinite(loss): return CinicError(f"The {name} loss became {loss} in epoch {row['epoch']+1}. "
             f"Take a smaller learning rate (lr = {lr:g}).")
 
-# %% ../../nbs/20c_train.callbacks.ipynb #2822ce18
+# %% ../../nbs/20c_train.callbacks.ipynb #099423d4
 class FollowConfig(Callback):
     "Train as a `RunConfig` says, from where a `TrainState` stands"
     order,error = 68,None
@@ -265,6 +266,7 @@ class FollowConfig(Callback):
 
     def before_epoch(self):
         state,train = self.state,self.dls.train
+        self.outputs = []
         if state.batch==0: state.sums["train"] = []
         self.opt.freeze_to(-1 if state.epoch<self.cfg.frozen_epochs else 0)
         train.epoch,train.start_batch = state.epoch,state.batch
@@ -282,6 +284,7 @@ class FollowConfig(Callback):
         split = "train" if self.training else "valid"
         self.state.sums[split].append(batch_sums(self.loss, self.pred, self.yb[0]))
         if self.training: self.state.batch += 1
+        else: self.outputs.append(self.pred.detach().as_subclass(Tensor))
 
     def after_epoch(self):
         state,cfg = self.state,self.cfg
@@ -292,5 +295,7 @@ class FollowConfig(Callback):
         if self.error: raise CancelFitException
         state.history.append(row)
         state.epoch,state.batch,state.seconds = state.epoch+1,0,0.
-        if cfg.select=="best" and state.best_epoch()==row["epoch"]:
+        if state.best_epoch(cfg.select)!=row["epoch"]: return
+        state.outputs = torch.cat(self.outputs).cpu() if self.outputs else None
+        if cfg.select=="best":
             state.best = {k: v.detach().cpu().clone() for k,v in self.model.state_dict().items()}

@@ -48,7 +48,7 @@ def _networks(learn):
     beside = getattr(learn, "hard_examples", None)
     if beside: yield "proxy",beside.proxy,"proxy_opt",beside.proxy_opt
 
-# %% ../../nbs/23_train.fit.ipynb #0d2aa16c
+# %% ../../nbs/23_train.fit.ipynb #9e81c4ba
 def save_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # In training
@@ -57,11 +57,12 @@ def save_training(
     "Write everything a training needs to go on to the same bits"
     sums = {k: torch.stack(batches) for k,batches in state.sums.items() if batches}
     parts = dict(best=state.best or {}, rng=rng_tensors(learn.dls.device), sums=sums, average=state.average or {})
+    if state.outputs is not None: parts["outputs"] = dict(valid=state.outputs)
     for name,net,opt_name,opt in _networks(learn): parts |= {name: net.state_dict(), opt_name: opt_tensors(opt)}
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, with_prefix(parts), dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #5727c1a0
+# %% ../../nbs/23_train.fit.ipynb #ba79dd5a
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -79,7 +80,8 @@ def restore_training(
         load_opt_tensors(opt, take_prefix(opt_name, tensors))
     load_rng_tensors(parts["rng"], learn.dls.device)
     sums,average = ({k: v.to(learn.dls.device) for k,v in parts[part].items()} for part in ("sums", "average"))
-    state = TrainState(best=parts["best"], average=average, **meta)
+    outputs = take_prefix("outputs", tensors).get("valid")
+    state = TrainState(best=parts["best"], average=average, outputs=outputs, **meta)
     state.sums |= {k: [*v] for k,v in sums.items()}
     return state
 
@@ -167,30 +169,32 @@ def mean_preds(
     "Outputs averaged over the views of each image"
     with autocast(precision, xb.device): return sum(weight*model(x).float() for weight,x in views(xb, tta))
 
-# %% ../../nbs/23_train.fit.ipynb #d71782e1
+# %% ../../nbs/23_train.fit.ipynb #09d17ea1
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
     dl:PackDL, # Batches in row order
     on_event:Callable=noop, # Hears of `progress` after each batch
     tta:str="none", # As for `views`
-    share:float=1. # Of the images, the least certain ones, that get these views
+    share:float=1., # Of the images, the least certain ones, that get these views
+    outputs:torch.Tensor|None=None # Of the images as they are, `(n,c)`, where they are known
 )->tuple[np.ndarray,np.ndarray]: # Probabilities `(n,c)` float32, targets `(n,)`
     "Class probabilities of every image of a loader"
     model,precision = learn.model.eval(),"bf16" if hasattr(learn, "bf16") else "float32"
     def look(xb, tta): return learn.loss_func.activation(mean_preds(model, xb, tta, precision)).cpu()
-    probs,targs = [],[]
-    for xb,yb in dl:
-        probs.append(look(xb, tta if share==1 else "none"))
-        targs.append(yb.cpu())
+    first = tta if share==1 else "none"
+    known = outputs is not None and first=="none"
+    probs = [learn.loss_func.activation(outputs)] if known else []
+    for xb,_ in () if known else dl:
+        probs.append(look(xb, first))
         on_event("progress", what="probabilities", done=len(probs), total=len(dl))
-    probs,targs = torch.cat(probs).numpy(),torch.cat(targs).numpy()
+    probs = torch.cat(probs).numpy()
     again = least_certain(probs, share) if share<1 else ()
     for i in range(0, len(again), dl.bs):
         places = again[i:i+dl.bs]
         probs[places] = look(dl.batch_of(places)[0], tta)
         on_event("progress", what="views", done=i+len(places), total=len(again))
-    return probs,targs
+    return probs,dl.targs
 
 # %% ../../nbs/23_train.fit.ipynb #b8dfdd67
 @dataclass(frozen=True)
@@ -245,12 +249,12 @@ def _kept(run, damage):
     history = run.store.history(run.rid).to_dict("records")
     return TrainState(run.cfg.epochs, history=history, best=load_tensors(weights)[0])
 
-# %% ../../nbs/23_train.fit.ipynb #7da11135
-def _store_probs(run, learn, split):
+# %% ../../nbs/23_train.fit.ipynb #0d0e1799
+def _store_probs(run, learn, split, outputs=None):
     "Write a split's probabilities and give the accuracy"
     rows = run.pack.rows[split]
     hear,cfg = interruptible(noop, run.stop),run.cfg
-    probs,targs = predict_probs(learn, test_dl(learn.dls, run.pack, split), hear, cfg.tta, cfg.tta_share)
+    probs,targs = predict_probs(learn, test_dl(learn.dls, run.pack, split), hear, cfg.tta, cfg.tta_share, outputs)
     write_npz(run.folder/f"probs_{split}.npz", probs=probs, targs=targs, rows=np.asarray(rows, dtype=np.int64),
         classes=np.array(run.pack.classes), origins=np.asarray(run.pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())
@@ -263,13 +267,13 @@ def _summary(learn, state):
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)
 
-# %% ../../nbs/23_train.fit.ipynb #d481ab32
+# %% ../../nbs/23_train.fit.ipynb #9bf73bec
 def _finish(run, learn, state):
     "Store what a finished training comes to"
     run.store.write_history(run.rid, state.history)
     done = _summary(learn, state)|dict(full=run.options.full)
     try:
-        if run.cfg.train_on=="train": _store_probs(run, learn, "valid")
+        if run.cfg.train_on=="train": _store_probs(run, learn, "valid", state.outputs)
         if run.options.full: done |= dict(test_acc=_store_probs(run, learn, "test"))
     except Interrupted:
         if learn.opt: save_training(run.checkpoint, learn, state)
