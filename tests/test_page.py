@@ -348,7 +348,8 @@ def test_a_plan_of_ones_own(tmp_path):
     assert "“mine” reaches" in page.text() or "“yours” reaches" in page.text()
     assert {a["id"] for a in page.all("figure")}>={"curves_my-nets_accuracy", "curves_my-nets_loss"} and page.stack==[]
 
-OTHER = dict(model="speednet", pretrained=True, weights="ab"*32, stem="small", size=64, softmax=True, dropout=.3,
+OTHER = dict(model="speednet", pretrained=True, weights="ab"*32, head="logistic", stem="small", size=64, softmax=True,
+    dropout=.3,
 width=2., whiten=False, dirac=False, policy="combined",
     interp="nearest", mix_alpha=.2, mix_per="batch", flip="random", shift=2, tta="flip", tta_share=.25,
     sizes=(16, 32), label_smoothing=.2, bs=32,
