@@ -144,6 +144,6 @@ def test_of_many_images_a_seed_draws_some(pack, monkeypatch):
     from cinic_fastai.train import callbacks
     monkeypatch.setattr(callbacks, "MOST_FITTED", 20)
     learn = make_learner(pack, LINEAR)
-    draws = [callbacks.head_inputs(learn.model.eval(), learn.model.head, learn.dls.train, seed) for seed in (1, 1, 2)]
+    draws = [callbacks.head_inputs(learn.model.eval(), learn.model[-1], learn.dls.train, seed) for seed in (1, 1, 2)]
     assert [len(x) for x,_ in draws]==[20]*3 and np.array_equal(draws[0][0], draws[1][0])
     assert not np.array_equal(draws[0][0], draws[2][0])
