@@ -124,7 +124,7 @@ def test_what_does_not_go_with_it_is_refused(pack):
         make_learner(pack, LINEAR, net=torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 3)))
 
 def test_weights_at_hand(tv_folder, tmp_path, monkeypatch):
-    "From the folder, else from a cache, without asking anyone"
+    "From the folder that is given, else from a cache, without asking anyone"
     monkeypatch.setattr("cinic_fastai.train.models.head_status", lambda *args: pytest.fail("asked"))
     monkeypatch.setattr("cinic_fastai.train.models.try_to_load_from_cache", lambda **file: None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
