@@ -1,5 +1,6 @@
 "What a network has to beat: logistic regression on pixels and on a pretrained network's features, by scikit-learn"
 import numpy as np, pytest, torch, torchvision
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -147,3 +148,25 @@ def test_of_many_images_a_seed_draws_some(pack, monkeypatch):
     draws = [callbacks.head_inputs(learn.model.eval(), learn.model[-1], learn.dls.train, seed) for seed in (1, 1, 2)]
     assert [len(x) for x,_ in draws]==[20]*3 and np.array_equal(draws[0][0], draws[1][0])
     assert not np.array_equal(draws[0][0], draws[2][0])
+
+@pytest.mark.slow
+def test_weights_of_a_short_training_in_timms_and_torchvisions_layout(pack, tmp_path):
+    "One folder with a file for each network; frozen epochs leave what was trained before as it was"
+    store, folder = RunStore(tmp_path/"runs"), tmp_path/"weights"
+    folder.mkdir()
+    states = {}
+    for model in ("resnet10t.c3_in1k", "resnet18.tv_in1k"):
+        cfg = RunConfig(model=model.split(".")[0], bs=16, lr=1e-2, epochs=2)
+        fit_run(cfg, pack, store)
+        states[model] = load_file(store.folder(run_id(cfg, pack.digest))/WEIGHTS_FILE)
+    save_file(states["resnet10t.c3_in1k"], folder/"resnet10t.c3_in1k.safetensors")
+    tv = torchvision.models.resnet18(weights=None, num_classes=3)
+    tv.load_state_dict(states["resnet18.tv_in1k"])
+    torch.save(tv.state_dict(), folder/"resnet18-f37072fd.pth")
+    for model,before in states.items():
+        cfg = RunConfig(model=model, pretrained=True, bs=16, epochs=2, frozen_epochs=2)
+        fit_run(cfg, pack, store, weights=folder)
+        rid = run_id(with_weights(cfg, folder), pack.digest)
+        after = read_member(store.folder(rid)).net.state_dict()
+        assert all(torch.equal(v, before[k]) for k,v in after.items() if v.ndim==4)
+        assert not torch.equal(after["fc.weight"], before["fc.weight"])
