@@ -90,7 +90,7 @@ def test_again_does_nothing(answered, photos, tmp_path):
 @pytest.mark.parametrize("words,said", [
     (["answer", "nowhere"], "There is no folder"),
     (["answer", "{photos}", "--metric", "f1"], "Unknown metric 'f1'"),
-    (["answer", "{photos}", "--split", "80/20"], "expected")])
+    (["answer", "{photos}", "--split", "80/20"], "no shares")])
 def test_mistakes_are_named(photos, tmp_path, words, said):
     done = cinic(*(o.format(photos=photos) for o in words), cwd=tmp_path)
     assert done.returncode==2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
