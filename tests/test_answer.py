@@ -87,6 +87,10 @@ def test_again_does_nothing(answered, photos, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}==times
     assert len(list(photos.rglob("*")))==3+90+1 # nothing is written beside the photos
 
+def test_another_question_takes_another_folder(answered, photos):
+    done = ask(photos, answered[0], 1.25, "--metric", "macro_f1")
+    assert done.returncode==2 and "has an answer by accuracy with seed 1" in done.stderr, done.stderr
+
 @pytest.mark.parametrize("words,said", [
     (["answer", "nowhere"], "There is no folder"),
     (["answer", "{photos}", "--metric", "f1"], "Unknown metric 'f1'"),
