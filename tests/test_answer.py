@@ -1,0 +1,142 @@
+"`cinic answer`: photos and minutes become a plan, a study, a page that opens with the answer"
+import os, shutil, signal, time
+from dataclasses import asdict
+import numpy as np, pytest
+from PIL import Image
+from cinic_fastai.files import sha256, write_json
+from cinic_fastai.plan_file import parse_plan, read_plan
+from cinic_fastai.record import StudyRecord
+from cinic_fastai.study.answer import Basis, answer_plan, known_basis
+from conftest import cinic, no_figures, started
+
+LINES = ("What to take.", "Networks.", "Augmentation.", "Search.", "Ensembling.")
+COLOURS = dict(sea=(40, 90, 200), wood=(60, 150, 60), sand=(210, 180, 90))
+
+def make_photos(root):
+    "Three classes without splits, JPEGs of different sizes, one file that is none"
+    r = np.random.default_rng(0)
+    for name,colour in COLOURS.items():
+        (root/name).mkdir(parents=True)
+        for i in range(30):
+            noise = r.normal(colour, 60, (*r.integers(33, 47, 2), 3)).clip(0, 255)
+            Image.fromarray(noise.astype(np.uint8)).save(root/name/f"{i}.jpg")
+    (root/"sea"/"broken.jpg").write_text("no photo")
+    return root
+
+@pytest.fixture(scope="session")
+def photos(made_once): return made_once("photos", make_photos)
+
+def planned(out):
+    "A folder whose candidate is timed, so that its plan is the same everywhere: short, all questions, time in reserve"
+    basis = Basis(dict(train=72, valid=9, test=9), 3, jobs=2, seconds={"custom_cnn": (1e-3, 1e-4)}, training=3.3)
+    write_json(out/"speed.json", asdict(basis))
+    return out
+
+def ask(photos, out, minutes=1.25, *options):
+    return cinic("answer", photos, "--minutes", minutes, "--out", out, *options, before=no_figures)
+
+@pytest.fixture(scope="session")
+def answered(photos, made_once):
+    "An answer's folder, and what the command printed"
+    def make(folder):
+        done = ask(photos, planned(folder/"out"))
+        assert done.returncode==0, done.stdout+done.stderr
+        (folder/"said").write_text(done.stdout, encoding="utf-8")
+    folder = made_once("answered", make)
+    return folder/"out",(folder/"said").read_text(encoding="utf-8")
+
+def sums(out): return {p.relative_to(out): sha256(p) for p in out.glob("runs/*/best.safetensors")}
+def run_ids(out): return {r.key: r.run_id for r in StudyRecord.read(out).runs}
+
+def test_the_answer_has_five_lines(answered):
+    out,said = answered
+    lines = (out/"answer.txt").read_text(encoding="utf-8").splitlines()
+    assert len(lines)==5 and all(line.startswith(o) for line,o in zip(lines, LINES)), lines
+    for words in ("test images are right (95 % interval", "Take CustomCNN on images of 32 pixels", "learning rate"):
+        assert any(words in o for o in lines), words
+    assert all(o in said for o in lines[1:])
+    assert f"cinic predict {out} photo.jpg --member " in said and str(out/"report.html") in said
+
+def test_the_page_opens_with_them(answered):
+    html = (answered[0]/"report.html").read_text(encoding="utf-8")
+    summary = html[html.index('<section id="summary">'):html.index("</section>")]
+    at = [summary.index(f"<strong>{o}</strong>") for o in LINES]
+    assert at==sorted(at) and "sea/broken.jpg" in html # left out, and named
+
+def test_what_it_says_to_take_takes_photos(answered, photos):
+    said = answered[1]
+    name = said.split('--member "')[1].split('"')[0]
+    done = cinic("predict", answered[0], photos/"sand"/"1.jpg", "--member", name)
+    assert done.returncode==0 and "sand/1.jpg" in done.stdout.replace("\\", "/"), done.stderr
+
+def test_the_plan_is_there_and_repeats_it(answered, photos, tmp_path):
+    "The command in the plan does the same"
+    out,_ = answered
+    text = (out/"plan.toml").read_text(encoding="utf-8")
+    assert text==answer_plan(known_basis(out)) and read_plan(out/"plan.toml")==parse_plan(text)
+    assert f"cinic study {out/'plan.toml'} --data {photos} --out {out} --size 32" in StudyRecord.read(out).command
+    done = cinic("study", out/"plan.toml", "--data", photos, "--size", "32", "--on-bad", "skip", "--store", out/"runs",
+        "--out", tmp_path/"again", before=no_figures)
+    assert done.returncode==0 and run_ids(tmp_path/"again")==run_ids(out), done.stderr
+
+def test_again_does_nothing(answered, photos, tmp_path):
+    out = shutil.copytree(answered[0], tmp_path/"out")
+    times = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
+    assert ask(photos, out).returncode==0
+    assert ask(photos, out, 1).returncode==0 # less time takes nothing back
+    assert {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}==times
+    assert len(list(photos.rglob("*")))==3+90+1 # nothing is written beside the photos
+
+def test_another_question_takes_another_folder(answered, photos):
+    done = ask(photos, answered[0], 1.25, "--metric", "macro_f1")
+    assert done.returncode==2 and "has an answer by accuracy with seed 1" in done.stderr, done.stderr
+
+@pytest.mark.parametrize("words,said", [
+    (["answer", "nowhere"], "There is no folder"),
+    (["answer", "{photos}", "--metric", "f1"], "Unknown metric 'f1'"),
+    (["answer", "{photos}", "--split", "80/20"], "no shares")])
+def test_mistakes_are_named(photos, tmp_path, words, said):
+    done = cinic(*(o.format(photos=photos) for o in words), cwd=tmp_path)
+    assert done.returncode==2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.glob("out/*/plan.toml"))
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name=="nt", reason="SIGKILL is POSIX")
+def test_killed_three_times(answered, photos, tmp_path):
+    "The same plan, the same bits, the same answer"
+    out = planned(tmp_path/"out")
+    for n in (1, 6, 12):
+        p = started("answer", photos, "--minutes", "1.25", "--out", out, before=no_figures)
+        while p.is_alive() and len(list(out.glob("runs/*/config.json")))<n: time.sleep(.01)
+        os.kill(p.pid, signal.SIGKILL)
+        p.join()
+    assert ask(photos, out).returncode==0
+    assert (out/"plan.toml").read_text()==(answered[0]/"plan.toml").read_text().replace(str(answered[0]), str(out))
+    assert run_ids(out)==run_ids(answered[0]) and sums(out)==sums(answered[0])
+    assert (out/"answer.txt").read_bytes()==(answered[0]/"answer.txt").read_bytes()
+
+@pytest.mark.slow
+def test_more_minutes_go_on(answered, photos, tmp_path):
+    "More trials; what was there stays"
+    out = shutil.copytree(answered[0], tmp_path/"out")
+    before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}
+    trials = StudyRecord.read(out).searches[0].trials
+    assert ask(photos, out, 1.5).returncode==0
+    assert before.items()<={p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")}.items()
+    assert StudyRecord.read(out).searches[0].trials>trials
+
+@pytest.mark.slow
+def test_a_dry_run_prints_the_plan(photos, tmp_path):
+    done = cinic("answer", photos, "--minutes", "5", "--dry-run", cwd=tmp_path)
+    assert done.returncode==0 and "Nothing was trained" in done.stdout, done.stderr
+    assert parse_plan(done.stdout).ensembles and not (tmp_path/"out").exists()
+
+@pytest.mark.slow
+def test_two_minutes_are_kept(photos, tmp_path):
+    "As it is typed, page and all"
+    began = time.monotonic()
+    done = cinic("answer", photos, "--minutes", "2", cwd=tmp_path)
+    assert done.returncode==0 and time.monotonic()-began<=132, done.stderr
+    record = StudyRecord.read(tmp_path/"out"/"photos")
+    assert "What to take." in done.stdout and record.title.startswith("Which network?")
+    assert all(o.startswith("out of time") for o in (r.reason for r in record.runs if r.status=="skipped"))
