@@ -167,7 +167,7 @@ def finished(number, run_id, acc, loss=None, **kw):
     ([finished(0, "A", .9, None), finished(1, "B", .9, .7)], "B", "A")])
 def test_one_winner_everywhere(trials, winner, runner_up, tmp_path):
     "In the search, its repeats, its control, the record and the tables"
-    from cinic_fastai.study.runner import repeat_points
+    from cinic_fastai.study.search import repeat_points
     assert best_trial(trials).run_id==winner
     assert [(of, o.run_id) for of,o in repeat_points(trials, [])]==[("winner", winner), ("runner-up", runner_up)]
     others = [o.model_copy(update=dict(run_id=f"{o.run_id}2")) for o in trials]
