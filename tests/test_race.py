@@ -3,7 +3,7 @@ import json, time
 from dataclasses import replace
 import numpy as np, pytest
 from cinic_fastai.config import pruned_at, run_id
-from cinic_fastai.core import CinicError, Interrupted
+from cinic_fastai.core import OUT_OF_TIME, CinicError, Interrupted
 from cinic_fastai.files import write_json, write_npz
 from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.record import StudyRecord, journal_path, read_journal
@@ -232,10 +232,10 @@ def test_what_time_does_not_suffice_for_is_dropped(whole, pack, tmp_path, n):
     assert len(fit.calls)==n
     record = StudyRecord.read(tmp_path/"out")
     left = [r for r in record.runs if r.status!="done" and r.status!="stopped"]
-    assert left and all(r.status=="skipped" and r.dropped for r in left)
+    assert left and all(r.status=="skipped" and OUT_OF_TIME in r.reason for r in left)
     search, = record.searches
     tried = len(read_journal(journal_path(tmp_path/"out", "tuning")).trials)
-    assert search.status==("done" if tried==4 else "skipped") and search.dropped==(tried<4)
+    assert search.status==("done" if tried==4 else "skipped") and (OUT_OF_TIME in search.reason)==(tried<4)
     assert bool(search.best)==bool(tried)
     assert not study_status(tmp_path/"out").counts.get("failed")
     assert len(runner.pending_configs())>=len(left)
