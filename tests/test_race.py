@@ -108,9 +108,9 @@ class MadeUp:
         store.finish(rid, done)
         return done
 
-def carried_out(text, pack, out, fit, **options):
+def carried_out(text, pack, out, fit):
     "A study here and now, without its page: its runner"
-    runner = StudyRunner(parse_plan(text), pack, out, StudyOptions(**options), fit=fit)
+    runner = StudyRunner(parse_plan(text), pack, out, fit=fit)
     with runner._recorded(): runner.run()
     return runner
 
@@ -225,7 +225,7 @@ class Slow(MadeUp):
 def test_what_time_does_not_suffice_for_is_dropped(whole, pack, tmp_path, n):
     "It is named, and trained when there is more time, to the same results"
     fit = Slow(n)
-    runner = StudyRunner(parse_plan(PLAN), pack, tmp_path/"out", StudyOptions(deadline=1000.), fit=fit)
+    runner = StudyRunner(parse_plan(PLAN), pack, tmp_path/"out", fit=fit)
     def late(): runner.trainer.until = time.monotonic()-1
     fit.late = late
     with runner._recorded(): runner.run()
@@ -239,7 +239,7 @@ def test_what_time_does_not_suffice_for_is_dropped(whole, pack, tmp_path, n):
     assert bool(search.best)==bool(tried)
     assert not study_status(tmp_path/"out").counts.get("failed")
     assert len(runner.pending_configs())>=len(left)
-    again = carried_out(PLAN, pack, tmp_path/"out", MadeUp(), deadline=1000.)
+    again = carried_out(PLAN, pack, tmp_path/"out", MadeUp())
     assert standing(again.record)==standing(whole[0].record)
 
 def test_minutes_count_over_all_calls(pack, tmp_path):
