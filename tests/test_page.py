@@ -144,8 +144,9 @@ def test_what_to_take_is_chosen_on_valid_images_alone(tmp_path):
     out = example_study(tmp_path/"one", images=200)
     report = make_report(load_report(out))
     scores = {p.name: valid_score(p) for p in predictions(StudyFolder(out))}
-    best = report.choice.chosen
-    assert scores[best.predictor]==max(scores.values()) and fmt_pct(best.test_acc) in say(report.choice)
+    choice = report.briefs[0].about
+    best = choice.chosen
+    assert scores[best.predictor]==max(scores.values()) and fmt_pct(best.test_acc) in say(choice, "brief")
     out = example_study(tmp_path/"blind", images=50, trials=(1,1))
     blind = with_fields(out, (), train_on="train+valid", select="last")
     assert "What to take." not in blind
