@@ -36,7 +36,7 @@ def tv_folder(tmp_path_factory):
 def scikit(pack, features, split, **settings):
     "scikit-learn's probabilities, fitted to the training images"
     rows = pack.rows["train"]
-    model = LogisticRegression(C=1/(len(rows)*WD), max_iter=1000, **settings)
+    model = LogisticRegression(C=1/(len(rows)*WD), max_iter=2000, tol=1e-8, **settings)
     return model.fit(features("train"), pack.targs[rows]).predict_proba(features(split))
 
 def pixels(pack):
