@@ -686,7 +686,7 @@ def test_no_room(tmp_path):
     q = ctx.Queue()
     p = ctx.Process(target=limited_disk, args=(root, q))
     p.start()
-    assert f"needs {90*64*64*3:,} bytes" in q.get(timeout=60)
+    assert f"needs {2*90*64*64*3:,} bytes" in q.get(timeout=60)
     p.join()
     assert not list(cache_place(root, "packs").glob("*part*")) and len(get_pack(root, size=64))==90
 

@@ -144,7 +144,7 @@ def test_stopped_while_packing(tmp_path, sig, code, wait):
     args = ["train", "model=custom_cnn", "epochs=1", "--data", str(root), "--out", str(tmp_path/"out")]
     p = subprocess.Popen([*COMMAND, *args], env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True)
-    until(lambda: any(cache_place(root, "packs").glob(".pack-32.*.part/images.npy")), p)
+    until(lambda: any(cache_place(root, "packs").glob(".pack-32.*.part/raw")), p)
     time.sleep(wait)
     os.killpg(p.pid, sig)
     _,err = p.communicate(timeout=60)
