@@ -48,7 +48,7 @@ def test_running_again_trains_nothing(study, images, plan_file, tmp_path):
 
 def began(out, root, what):
     "Has a study come to this point?"
-    signs = dict(packing=cache_place(root, "packs").glob(".pack-*.part/images.npy"),
+    signs = dict(packing=cache_place(root, "packs").glob(".pack-*.part/raw"),
         saving=out.glob("runs/*/.last.safetensors.part"), search=out.glob("searches/*.jsonl"),
         page=out.glob("samples.npz"))
     return any(True for _ in signs[what])
