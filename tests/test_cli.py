@@ -96,7 +96,7 @@ def test_weights_of_a_run_of_ones_own(images, tmp_path):
     r = cinic(*words, "model=speednet", "width=0.25", *more)
     assert r.returncode==2 and "width is 0.125 there, 0.25 here" in r.stderr and "Traceback" not in r.stderr
     r = cinic(*words, *small, "pretrained=true", "--weights", tmp_path/"t")
-    assert r.returncode==2 and "runs/ID" in r.stderr
+    assert r.returncode==2 and "holds no weights of speednet" in r.stderr
 
 def test_pretrained_weights_from_a_file(images, tmp_path):
     "Frozen first, then everything, from a file in torchvision's key layout; the run names the file's checksum"
