@@ -258,7 +258,7 @@ def _make_up_times(runner, out, extras):
     seconds = sum(runner.store.done(rid)["seconds"] for rid in runner.store.ids())
     runner.mark(runner.record, started="2024-01-01T12:00:00+00:00", seconds=seconds)
 
-# %% ../nbs/61_example.ipynb #6c7a93c7
+# %% ../nbs/61_example.ipynb #72e83dca
 def _interrupt(at):
     "A listener that ends the study when a training of that name begins"
     def on_event(kind, name="", **info):
@@ -269,7 +269,8 @@ _ASKED = {} # Points by what a search is and what it has heard
 
 def _asked_once(header):
     "As `proposals`, which are asked for what no search like this one was told before"
-    live,told,heard = None,None,[]
+    live = told = None
+    heard = []
     while True:
         heard.append(told)
         state = header.model_dump_json()+repr(heard)
@@ -302,7 +303,7 @@ def _made(*settings):
     _carry_out(Path(folder.name), *settings)
     return folder
 
-# %% ../nbs/61_example.ipynb #c8cec796
+# %% ../nbs/61_example.ipynb #f55a3e5a
 def example_study(
     dest:Path, # Folder to write, made when missing
     seed:int=0, # Other seeds give other numbers
@@ -315,7 +316,7 @@ def example_study(
     extras:bool=True # Control, repeats, stopped trials, start points; a group of seeds; an ensemble that chooses?
 )->Path: # The study's folder
     "Carry out a small study whose trainings are made up"
-    made = _made(seed, state, tuple(classes), images, epochs, trials, origins, extras)
+    made = _made(seed, state, tuple(classes), images, epochs, tuple(trials), origins, extras)
     return Path(shutil.copytree(made.name, dest, dirs_exist_ok=True))
 
 # %% ../nbs/61_example.ipynb #50da3723

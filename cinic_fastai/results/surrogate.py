@@ -47,12 +47,17 @@ def _predict(result, xs):
     from threadpoolctl import threadpool_limits
     with threadpool_limits(1, user_api="blas"): return 1-result.models[-1].predict(xs)
 
-# %% ../../nbs/34_results.surrogate.ipynb #e224f9fd
+# %% ../../nbs/34_results.surrogate.ipynb #58f799de
 def _dependence(result, i, values):
     "Expected accuracy with dimension `i` at each of its values, averaged over 250 points"
-    others = result.space.rvs(250, random_state=0)
-    points = [[*o[:i], x, *o[i+1:]] for x in values for o in others]
-    return _predict(result, result.space.transform(points)).reshape(len(values), -1).mean(1)
+    space = result.space
+    dim = space.dimensions[i]
+    others = space.transform(space.rvs(250, random_state=0))
+    first = sum(d.transformed_size for d in space.dimensions[:i])
+    points = np.repeat(others[None], len(values), 0)
+    columns = slice(first, first+dim.transformed_size)
+    points[:,:,columns] = np.reshape(dim.transform(values), (len(values), 1, -1))
+    return _predict(result, points.reshape(-1, others.shape[1])).reshape(len(values), -1).mean(1)
 
 def _shown(dim, x):
     "A coordinate as the value a reader expects: a batch size as such, a choice as text"

@@ -146,14 +146,15 @@ def trainings(
     trials = [o for search in plan.searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #42d020a8
+# %% ../../nbs/38_study.expand.ipynb #91387039
 def _demands(plan, counts):
     "Place, settings at their largest and number of training images of each run and search"
     defaults = dict(bs=RunConfig.bs)
     for i,run in enumerate(plan.runs, 1):
-        both = run_settings(plan, run).get("train_on")=="train+valid"
+        settings = run_settings(plan, run)
+        both = settings.get("train_on")=="train+valid"
         images = counts["train"]+counts["valid"] if both else counts["train"]
-        yield f"[[run]] {i} '{run.name}'", run.settings if run.source else defaults|run.settings, images
+        yield f"[[run]] {i} '{run.name}'", settings if run.source else defaults|settings, images
     for i,search in enumerate(plan.searches, 1):
         largest = {k: max(dim_ends(search.space[k])) for k in ("bs", "shift") if k in search.space}
         yield f"[[search]] {i} '{search.name}'", defaults|search.settings|largest, counts["train"]

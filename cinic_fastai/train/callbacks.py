@@ -254,7 +254,7 @@ def _not_finite(row, lr):
         if not math.isfinite(loss): return CinicError(f"The {name} loss became {loss} in epoch {row['epoch']+1}. "
             f"Take a smaller learning rate (lr = {lr:g}).")
 
-# %% ../../nbs/20c_train.callbacks.ipynb #099423d4
+# %% ../../nbs/20c_train.callbacks.ipynb #28a30099
 class FollowConfig(Callback):
     "Train as a `RunConfig` says, from where a `TrainState` stands"
     order,error = 68,None
@@ -284,7 +284,9 @@ class FollowConfig(Callback):
         split = "train" if self.training else "valid"
         self.state.sums[split].append(batch_sums(self.loss, self.pred, self.yb[0]))
         if self.training: self.state.batch += 1
-        else: self.outputs.append(self.pred.detach().as_subclass(Tensor))
+        else:
+            pred = self.pred.detach()
+            self.outputs.append(pred.as_subclass(Tensor))
 
     def after_epoch(self):
         state,cfg = self.state,self.cfg
@@ -296,6 +298,7 @@ class FollowConfig(Callback):
         state.history.append(row)
         state.epoch,state.batch,state.seconds = state.epoch+1,0,0.
         if state.best_epoch(cfg.select)!=row["epoch"]: return
-        state.outputs = torch.cat(self.outputs).cpu() if self.outputs else None
+        state.outputs = None
+        if self.outputs: state.outputs = torch.cat(self.outputs).cpu()
         if cfg.select=="best":
             state.best = {k: v.detach().cpu().clone() for k,v in self.model.state_dict().items()}

@@ -6,7 +6,7 @@
 __all__ = ['save_training', 'restore_training', 'FitOptions', 'CheckpointCallback', 'train_epochs', 'mean_preds', 'predict_probs',
            'fit_run', 'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #6f7ce8b9
+# %% ../../nbs/23_train.fit.ipynb #d0340348
 import time, timeit
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,14 +16,14 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import noop, store_attr
-from ..core import CinicError, Interrupted, StoreError, WeightsError, diff_dicts
+from ..core import CinicError, ConfigError, Interrupted, StoreError, WeightsError, diff_dicts
 from ..core import stop_on_signals, interruptible
 from ..data.augment import least_certain, views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.pack import Pack
 from ..files import lock, write_json, write_npz
 from ..store import WEIGHTS_FILE, RunStore
-from ..config import RunConfig, pruned_at, run_id, with_weights
+from ..config import RunConfig, is_validated, pruned_at, run_id, with_weights
 from .callbacks import TrainState, train_batches
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors,
     load_tensors, opt_tensors, rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
@@ -169,7 +169,7 @@ def mean_preds(
     "Outputs averaged over the views of each image"
     with autocast(precision, xb.device): return sum(weight*model(x).float() for weight,x in views(xb, tta))
 
-# %% ../../nbs/23_train.fit.ipynb #09d17ea1
+# %% ../../nbs/23_train.fit.ipynb #293623ba
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
@@ -186,7 +186,8 @@ def predict_probs(
     known = outputs is not None and first=="none"
     probs = [learn.loss_func.activation(outputs)] if known else []
     for xb,_ in () if known else dl:
-        probs.append(look(xb, first))
+        found = look(xb, first)
+        probs.append(found)
         on_event("progress", what="probabilities", done=len(probs), total=len(dl))
     probs = torch.cat(probs).numpy()
     again = least_certain(probs, share) if share<1 else ()
@@ -214,13 +215,16 @@ class _Run:
     @property
     def checkpoint(self): return self.folder/"last.safetensors"
 
-# %% ../../nbs/23_train.fit.ipynb #c1247b95
+# %% ../../nbs/23_train.fit.ipynb #4b36b62c
 def _refuse_others(run):
-    "Refuse a folder that another run left, and another transform under one name"
+    "Refuse a folder that another run left, another transform under one name, and bars that nothing is measured by"
     try: there = run.store.config(run.rid)
     except (FileNotFoundError, StoreError): there = run.cfg
     _refuse_other(run.folder, there, run.cfg)
     run.store.refuse_other_policy(run.cfg)
+    if run.options.min_accs and not is_validated(run.cfg, 0):
+        raise ConfigError("min_accs asks for valid accuracies after each epoch; this run has one, after the last. "
+            "Take validate = 'each' and train_on = 'train', or no min_accs.")
 
 def _stopped(state):
     "What is told of a training that `min_accs` ended"
