@@ -7,9 +7,9 @@ __all__ = ['STRICT', 'Text', 'Fraction', 'Part', 'Seed', 'Sequence', 'config_fie
            'unknown_keys', 'error_lines', 'in_our_words', 'RunConfig', 'policy_names', 'mixes', 'own_policy',
            'other_policy', 'config_errors', 'make_config', 'parse_settings', 'parse_config', 'phases', 'scaled',
            'size_at', 'epoch_costs', 'best_epoch', 'pruned_at', 'is_validated', 'seed_name', 'setting_name',
-           'same_trainings', 'one_training', 'non_defaults', 'identity', 'run_id', 'with_weights']
+           'same_trainings', 'one_training', 'non_defaults', 'identity', 'run_id', 'weights_of', 'with_weights']
 
-# %% ../nbs/02_config.ipynb #827a8d27
+# %% ../nbs/02_config.ipynb #a42cb6a9
 import dataclasses, os, re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,9 +21,9 @@ from pydantic import (ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Posit
     ValidationError, model_validator)
 from pydantic.dataclasses import dataclass
 from pydantic_core import ArgsKwargs
-from cinic_fastai.core import (
-    FLIPS, MIXING, OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, WeightsError, check_choice,
-    nearest, unknown)
+from .core import (
+    FLIPS, METRICS, MIXING, OPTIMIZERS, POLICIES, PRECISIONS, SCHEDULES, STEMS, VIEWS, ConfigError, WeightsError,
+    called_here, check_choice, nearest, unknown)
 from .files import sha256, to_json
 
 # %% ../nbs/02_config.ipynb #64ddcc58
@@ -46,13 +46,16 @@ _LINES = dict(
     finite_number="{name} = {value!r} is not a finite number",
     string_too_short="{name} is empty", value_error="{error}")
 
-# %% ../nbs/02_config.ipynb #84ea8629
+# %% ../nbs/02_config.ipynb #97617c91
 def unknown_keys(
     found:Iterable[str], # Keys of a table
     known:Collection[str] # Those that it may have
 )->list[str]: # One line each
     "Keys that mean nothing"
-    return [f"Unknown key '{k}'{nearest(k, known)}" for k in found if k not in known]
+    meant = {k: called_here(k, known) for k in found if k not in known}
+    lines = [f"Unknown key '{k}'{hint or nearest(k, known)}" for k,hint in meant.items()]
+    if not all(meant.values()): lines[-1] += f". Known: {', '.join(known)}"
+    return lines
 
 # %% ../nbs/02_config.ipynb #cf4184ec
 def _error_line(cls, rule, name, value, details):
@@ -85,13 +88,14 @@ def in_our_words(
     try: yield
     except ValidationError as e: raise error.of(error_lines(e, cls)) from None
 
-# %% ../nbs/02_config.ipynb #eb305780
+# %% ../nbs/02_config.ipynb #c024d6df
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
     "Everything that decides a run's result, apart from the images"
-    model:Text = "resnet18" # `custom_cnn`, `speednet`, `resnet18` or any timm name, with its pretrained tag if wanted
+    model:Text = "resnet18" # `custom_cnn`, `speednet`, `linear`, `resnet18` or a timm name, with its tag if wanted
     pretrained:bool = False # Start from pretrained weights?
     weights:str = "" # SHA-256 of the file the pretrained weights come from; "" for timm's own
+    head:Literal["trained", "logistic"] = "trained" # Or fit the last layer alone, by logistic regression with L2 `wd`
     stem:Literal[STEMS] = "imagenet" # `imagenet` (7x7, stride 2, max-pool) or `small` (3x3, stride 1)
     size:NonNegativeInt = 0 # Side the network sees, images are resized; 0 for the images' own
     sizes:Annotated[tuple[PositiveInt, ...], Sequence] = () # Sides of training images, growing by epoch, up to `size`
@@ -109,6 +113,8 @@ class RunConfig:
     tta:Literal[VIEWS] = "none" # Average outputs over mirrored (`flip`) and shifted views (`flip-shift`)
     tta_share:Part = 1. # Share of a split that gets views: its least certain images
     label_smoothing:Fraction = 0. # Share of the target that is spread over all classes
+    class_weights:Literal["none", "balanced"] = "none" # Weigh rare classes up in the loss, by scikit-learn's rule?
+    sampling:Literal["none", "balanced"] = "none" # Draw each epoch's images so that classes come equally often?
     bs:PositiveInt = 128 # Batch size
     hard:Part = 1. # Part of each batch to learn from: the hardest, by a small network beside, as in airbench96
     opt:Literal[OPTIMIZERS] = "sgd" # `sgd`, `adam` or `rmsprop`
@@ -128,7 +134,8 @@ class RunConfig:
     precision:Literal[PRECISIONS] = "auto" # `float32`, `bf16`, or `auto`: a rule on hardware and network
     compile:bool = False # `torch.compile` the network? The time that takes is counted
     channels_last:bool = True # Lay images and weights out channels last? Off for networks that crash with it
-    select:Literal["best", "last"] = "best" # Keep the weights of the `best` epoch by valid accuracy, or of the `last`
+    select:Literal["best", "last"] = "best" # Keep the weights of the `best` epoch by `metric`, or of the `last`
+    metric:Literal[METRICS] = "accuracy" # Score of valid images by which epochs, trials and votes are chosen
     validate:Literal["each", "last"] = "each" # Look at valid images after `each` epoch, or after the `last` alone
     train_on:Literal["train", "train+valid"] = "train" # With valid images nothing is chosen: last weights
     seed:NonNegativeInt = 42 # Of everything random
@@ -143,12 +150,17 @@ class RunConfig:
     def _in_our_words(cls, given:ArgsKwargs, handler):
         values = dict(given.kwargs or {})
         if values.get("train_on")=="train+valid": values.setdefault("select", "last")
+        if values.get("head")=="logistic": values.setdefault("epochs", 1)
         with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
-# %% ../nbs/02_config.ipynb #f9e59b59
+# %% ../nbs/02_config.ipynb #70fe27b1
+_FITTED = dict(epochs=1, frozen_epochs=0, policy="none", flip="none", shift=0, sizes=(), sampling="none",
+    label_smoothing=0., softmax=False, hard=1., average=0., muon=0., compile=False) # Fields under head = 'logistic'
+
 def _conflicts(cfg):
     "Fields that don't go together"
     sizes = list(cfg.sizes)
+    others = [f"{k} = {v!r}" for k,v in _FITTED.items() if getattr(cfg, k)!=v]
     rules = {
         f"sizes = {sizes} shrink": sizes!=sorted(sizes),
         f"sizes = {sizes} don't end at size = {cfg.size}": cfg.size>0 and sizes[-1:] not in ([], [cfg.size]),
@@ -160,6 +172,10 @@ def _conflicts(cfg):
         f"muon = {cfg.muon} is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.muon>0,
         "nesterov = true needs mom above 0": cfg.nesterov and not cfg.mom,
         "weights are given but pretrained is false": bool(cfg.weights) and not cfg.pretrained,
+        f"head = 'logistic' is fitted once, to images as they are: take {', '.join(others)}":
+            cfg.head=="logistic" and len(others)>0,
+        "class_weights and sampling are both 'balanced', which helps rare classes twice: take one of them":
+            cfg.class_weights==cfg.sampling=="balanced",
         "select = 'best' needs valid images: with train_on = 'train+valid' take select = 'last'":
             cfg.train_on=="train+valid" and cfg.select=="best",
         "select = 'best' compares epochs: with validate = 'last' take select = 'last'":
@@ -289,9 +305,9 @@ def epoch_costs(
     if not sizes: return [1.]*epochs
     return [(size_at(sizes, e, epochs)/sizes[-1])**2 for e in range(epochs)]
 
-# %% ../nbs/02_config.ipynb #a31aecb0
+# %% ../nbs/02_config.ipynb #2d4b960f
 def best_epoch(
-    accs:list[float], # Valid accuracy by epoch
+    accs:list[float], # Valid accuracy by epoch, or the score that decides instead
     losses:list[float] # Valid loss by epoch
 )->int: # Its number, from 0
     "The epoch of the highest accuracy; of several the one with the lowest loss, then the earliest"
@@ -373,13 +389,26 @@ def run_id(
     "The name a run's result is stored under"
     return sha256(to_json([identity(cfg), data, version], indent=None).encode())[:12]
 
-# %% ../nbs/02_config.ipynb #6b958d39
+# %% ../nbs/02_config.ipynb #84040d5a
+def weights_of(
+    weights:Path|None, # A file, or a folder of files
+    model:str # A network's name, with its tag if wanted
+)->Path|None: # A file, None where nothing is given
+    "The file of weights that is meant for a network"
+    if not weights or not Path(weights).is_dir(): return weights
+    files = sorted(Path(weights).glob(f"{model.split('.')[0]}[!a-z0-9]*"))
+    found = [f for f in files if f.suffix in (".safetensors", ".pth", ".bin")]
+    if found: return min(found, key=lambda f: f.stem!=model)
+    raise WeightsError(f"{weights} holds no weights of {model}. Expected there: {model}.safetensors, .pth or .bin.")
+
+# %% ../nbs/02_config.ipynb #4cfc9c2c
 def with_weights(
     cfg:RunConfig, # One run
-    weights:Path|None # File with pretrained weights
+    weights:Path|None # As for `weights_of`
 )->RunConfig: # Naming the file's checksum, if it is pretrained
     "Declare the weights file of a pretrained run"
     if not (cfg.pretrained and weights): return cfg
+    weights = weights_of(weights, cfg.model)
     if not Path(weights).is_file(): raise WeightsError(f"There is no weights file {weights}.")
     found = sha256(Path(weights))
     if cfg.weights not in ("", found):

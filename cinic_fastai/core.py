@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZERS', 'SCHEDULES', 'FLIPS', 'VIEWS', 'STEMS',
-           'PRECISIONS', 'VOTES', 'TRACKERS', 'TRAINING_MEMORY', 'IMPORTS_MEMORY', 'GPU_MEMORY', 'CinicError',
-           'DataError', 'PlanError', 'StoreError', 'WeightsError', 'NetworkError', 'ConfigError', 'FatalError',
-           'WriteError', 'Interrupted', 'nearest', 'unknown', 'check_choice', 'needs_valid', 'method_error',
-           'diff_dicts', 'duration', 'usable_cores', 'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs',
-           'stop_on_signals', 'interruptible', 'signals_blocked']
+           'PRECISIONS', 'VOTES', 'METRICS', 'TRACKERS', 'OUT_OF_TIME', 'TRAINING_MEMORY', 'IMPORTS_MEMORY',
+           'GPU_MEMORY', 'CinicError', 'DataError', 'PlanError', 'StoreError', 'SkippedError', 'WeightsError',
+           'NetworkError', 'OutOfTime', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted', 'nearest', 'unknown',
+           'check_choice', 'called_here', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'usable_cores',
+           'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs', 'stop_on_signals', 'interruptible',
+           'signals_blocked']
 
 # %% ../nbs/00_core.ipynb #efaf044c
 import difflib, os, signal, sys, threading
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
-# %% ../nbs/00_core.ipynb #8f78264a
+# %% ../nbs/00_core.ipynb #29b0fb52
 CINIC_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SPLITS = ("train", "valid", "test")
 ORIGINS = ("cifar", "imagenet")
@@ -30,6 +31,7 @@ VIEWS = ("none", "flip", "flip-shift")
 STEMS = ("imagenet", "small")
 PRECISIONS = ("auto", "float32", "bf16")
 VOTES = ("soft", "hard", "greedy", "weighted") # Ways in which an ensemble decides
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1") # Scores that choices can be made by
 TRACKERS = ("tensorboard", "wandb") # Where epochs can be shown besides
 
 # %% ../nbs/00_core.ipynb #5f5a9949
@@ -51,9 +53,15 @@ class DataError(CinicError): "Images, packs or archives that can't be used"
 class PlanError(CinicError): "A plan that can't be carried out"
 class StoreError(CinicError): "A study's folder or run store that doesn't fit what is asked of it"
 
-# %% ../nbs/00_core.ipynb #8810eb8c
-class WeightsError(CinicError): "Pretrained weights that can't be had or don't fit"
+# %% ../nbs/00_core.ipynb #7e87945b
+class SkippedError(CinicError): "What can't be done here or now; a study goes on without it, and tries again next time"
+class WeightsError(SkippedError): "Pretrained weights that can't be had or don't fit"
 class NetworkError(CinicError): "A network that ends the process it works in"
+
+# %% ../nbs/00_core.ipynb #27aec2f5
+class OutOfTime(SkippedError): "A training that doesn't fit into the time that is left"
+
+OUT_OF_TIME = "out of time" # How such an error begins
 
 # %% ../nbs/00_core.ipynb #e3168295
 class ConfigError(CinicError): "A `RunConfig` field that is unknown or out of range, or another unusable setting"
@@ -98,6 +106,35 @@ def check_choice(
 ):
     "Raise `error` unless `name` is one of `known`"
     if name not in known: raise error(f"{unknown(what, name, known)}.")
+
+# %% ../nbs/00_core.ipynb #5f816135
+_ELSEWHERE = dict( # What others call a field of `RunConfig`
+    model="arch architecture backbone network net model_name", bs="batch batch_size batchsize train_batch_size",
+    lr="learning_rate learningrate lr0 max_lr lr_max base_lr eta", wd="weight_decay l2 decay", mom="momentum",
+    epochs="epoch n_epochs num_epochs max_epochs nb_epochs num_train_epochs max_iter", opt="optimizer optimiser optim",
+    size="img_size image_size imgsz imsize input_size resolution", schedule="scheduler lr_scheduler sched cos_lr",
+    label_smoothing="smoothing label_smooth smooth", dropout="drop_rate dropout_rate drop", average="ema model_ema",
+    policy="aug augment augmentation augmentations auto_augment transform transforms batch_tfms",
+    mix_alpha="mixup mixup_alpha cutmix cutmix_alpha", precision="amp half fp16 bf16 mixed_precision dtype",
+    seed="random_state random_seed manual_seed", frozen_epochs="freeze freeze_epochs", beta1="betas",
+    flip="fliplr hflip", tta="test_time_augmentation", muon="muon_lr", select="save_best save_best_only")
+_OURS = {word: field for field,words in _ELSEWHERE.items() for word in words.split()}
+
+_INSTEAD = dict.fromkeys(("patience", "early_stopping", "early_stop"), "a training goes to its last epoch and keeps "
+    "the best one's weights (select = 'best'); a search ends poor trials early (rungs = [...])")
+_INSTEAD |= dict.fromkeys(("num_workers", "workers", "n_jobs"), "images lie in memory and need no workers; "
+    "trainings are done side by side with `cinic study --jobs`")
+
+# %% ../nbs/00_core.ipynb #bd4ffbca
+def called_here(
+    name:str, # A setting that isn't known
+    known:Collection[str] # Settings that are
+)->str: # For example `: here it is bs`, "" where nobody calls anything so
+    "What stands here for another library's setting"
+    word = str(name).lower().replace("-", "_")
+    ours = _OURS.get(word)
+    if word in _INSTEAD: return f": {_INSTEAD[word]}"
+    return f": here it is {ours}" if ours in known else ""
 
 # %% ../nbs/00_core.ipynb #cc6c2a94
 def needs_valid(

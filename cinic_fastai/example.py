@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['example_study', 'as_the_report']
 
-# %% ../nbs/61_example.ipynb #b0547e1f
+# %% ../nbs/61_example.ipynb #877f6bc3
 import functools, shutil, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +17,7 @@ from .core import CINIC_CLASSES, MIXING, SPLITS, CinicError, Interrupted, Weight
 from .seeds import rng
 from .files import write_json, write_npz
 from .config import RESULT_VERSION, RunConfig, best_epoch, non_defaults, pruned_at, run_id
-from .store import RunStore
+from .store import RunStore, epoch_scores, metric_column, score_column, score_of
 from .record import Journal, StudyChanges, StudyRecord, read_journal
 from .plan_file import parse_plan, read_plan
 from .data.pack import Manifest, Pack
@@ -92,7 +92,7 @@ class _Pictures:
         drawn = [tiny_image(self.targs[row], n, 32, rng("example", "pictures", self.seed, int(row))) for row in rows]
         return np.array(drawn, np.uint8).reshape(-1, 32, 32, 3)
 
-# %% ../nbs/61_example.ipynb #2ddd8e00
+# %% ../nbs/61_example.ipynb #28eb76e9
 def _file_names(pack, origins):
     "As those of CINIC-10, if the images have origins"
     prefixes = ["cifar10-test-", "cifar10-train-", *["n01234567_"]*7] if origins else [""]
@@ -104,7 +104,8 @@ def _file_names(pack, origins):
 
 def _example_pack(classes, images, origins, seed):
     "A pack that lies in memory alone"
-    counts = np.bincount(np.arange(images)%len(classes), minlength=len(classes)).tolist()
+    even = isinstance(images, int)
+    counts = np.bincount(np.arange(images)%len(classes), minlength=len(classes)).tolist() if even else [*images]
     manifest = Manifest(size=32, classes=list(map(str, classes)), counts=dict.fromkeys(SPLITS, counts), mean=[.5]*3,
         std=[.25]*3, items="", pixels="", digest="made-up", stamp=[], fingerprint="", skipped={}, ignored=[], shared=[])
     pack = Pack(Path("example"), manifest)
@@ -146,7 +147,7 @@ def _accuracy(
     luck = _luck(cfg, "luck", seed).normal(0, .006)
     return max(.1, (known-off)*cfg.epochs/(cfg.epochs+1)+luck)
 
-# %% ../nbs/61_example.ipynb #0df0741d
+# %% ../nbs/61_example.ipynb #9ac2914c
 def _history(
     cfg:RunConfig, # What would be trained
     top:float, # Valid accuracy to end near
@@ -161,9 +162,10 @@ def _history(
     gap = (.42 if cfg.policy=="none" else -.03)*(.5 if cfg.model=="custom_cnn" else 1)
     train = valid+gap*t**1.5
     frozen = epoch<cfg.frozen_epochs
-    return pd.DataFrame(dict(epoch=epoch, frozen=frozen, train_loss=2.4-2.3*train, train_acc=np.minimum(train, .995),
+    df = pd.DataFrame(dict(epoch=epoch, frozen=frozen, train_loss=2.4-2.3*train, train_acc=np.minimum(train, .995),
         valid_loss=2.4-2.2*valid+1.5*np.maximum(0, train-valid), valid_acc=valid,
         lr=np.where(frozen, cfg.frozen_lr, cfg.lr), seconds=r.uniform(2, 3, len(t))))
+    return df if cfg.metric=="accuracy" else df.assign(**{metric_column(cfg.metric): .9*valid})
 
 # %% ../nbs/61_example.ipynb #d8b9131a
 def _probs(
@@ -199,23 +201,27 @@ def _refuse(cfg, unfinished):
     cure = f"Take a smaller learning rate (lr = {cfg.lr:g})."
     raise CinicError(f"The training loss became nan in epoch {1+broken}. {cure}")
 
-# %% ../nbs/61_example.ipynb #f2ac6862
+# %% ../nbs/61_example.ipynb #1e01d5fc
 def _stopped(history):
     "What is told of a training that ended early"
-    accs = history.valid_acc.tolist()
-    best = int(np.argmax(accs))
-    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best, seconds=sum(history.seconds))
+    rows = history.to_dict("records")
+    best = max(rows, key=score_of)
+    scores = {k: best[k] for k in ("valid_acc", score_column(history))}
+    return dict(stopped=len(rows), **epoch_scores(rows), **scores, best_epoch=best["epoch"],
+        seconds=sum(history.seconds))
 
 def _summary(cfg, history, images):
     "What is told of a finished training"
-    best = best_epoch(history.valid_acc.tolist(), history.valid_loss.tolist())
-    at_best = history.loc[best, ["train_loss", "train_acc", "valid_loss", "valid_acc"]].to_dict()
+    score = score_column(history)
+    best = best_epoch(history[score].tolist(), history.valid_loss.tolist())
+    kept = dict.fromkeys(["train_loss", "train_acc", "valid_loss", "valid_acc", score])
+    at_best = history.loc[best, [*kept]].to_dict()
     seconds = sum(history.seconds)
     params,idle = (347_106, 0) if cfg.model=="custom_cnn" else (11_181_642, 6_946_816)
     return dict(epochs=cfg.epochs, best_epoch=best, params=params, idle=idle, seconds=seconds,
         images_per_s=images*cfg.epochs/seconds, **at_best)
 
-# %% ../nbs/61_example.ipynb #59af4db4
+# %% ../nbs/61_example.ipynb #4141ce04
 @dataclass(frozen=True)
 class _Fit:
     "Makes up what `fit_run` would give, and stores it in the same way"
@@ -229,7 +235,7 @@ class _Fit:
         history = _history(cfg, top, self.seed)
         store.write_config(rid, cfg)
         write_json(store.folder(rid)/"env.json", _ENV)
-        n = pruned_at(history.valid_acc.tolist(), min_accs or {})
+        n = pruned_at(history[score_column(history)].tolist(), min_accs or {})
         if n: return _stopped(history[:n])
         store.write_history(rid, history.to_dict("records"))
         done = _summary(cfg, history, len(pack.rows["train"]))|dict(full=full)
@@ -303,13 +309,13 @@ def _made(*settings):
     _carry_out(Path(folder.name), *settings)
     return folder
 
-# %% ../nbs/61_example.ipynb #f55a3e5a
+# %% ../nbs/61_example.ipynb #aa55f064
 def example_study(
     dest:Path, # Folder to write, made when missing
     seed:int=0, # Other seeds give other numbers
     state:str="done", # `done`; `unfinished` (left, skipped and failed parts); `fresh` (nothing was run yet)
     classes:tuple=CINIC_CLASSES, # Class names
-    images:int=1000, # In each split
+    images:int|tuple=1000, # In each split, shared evenly by the classes; or of each class
     epochs:int=6, # Of a run, twice as many of final ones
     trials:tuple=(3,4), # Random and guided trials of a search
     origins:bool=True, # Have the images origins, as CINIC-10's do?

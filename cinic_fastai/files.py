@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['emit', 'with_progress', 'sync_folder', 'atomic_path', 'disk_is_full', 'cannot_write', 'naming_full_disk',
-           'write_bytes', 'write_text', 'check_writable', 'require_empty', 'atomic_folder', 'sha256', 'to_json',
-           'json_sum', 'write_json', 'read_json', 'write_npz', 'parse_npz', 'read_npz', 'line_of', 'parse_line',
-           'read_lines', 'append_line', 'lock', 'is_locked', 'folder_lock']
+           'write_bytes', 'write_text', 'csv_text', 'check_writable', 'require_empty', 'atomic_folder', 'sha256',
+           'to_json', 'json_sum', 'write_json', 'read_json', 'write_npz', 'parse_npz', 'read_npz', 'line_of',
+           'parse_line', 'read_lines', 'append_line', 'lock', 'is_locked', 'folder_lock', 'cache_folder', 'cache_place']
 
-# %% ../nbs/01_files.ipynb #adf5a9c1
-import datetime as dt, errno, glob, hashlib, io, json, os, secrets, shutil, socket, sys, tempfile, time, zlib
+# %% ../nbs/01_files.ipynb #c62dc099
+import csv, datetime as dt, errno, glob, hashlib, io, json, os, secrets, shutil, socket, sys, tempfile, time, zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,6 +117,15 @@ def write_text(
 ):
     "Write a text file whole or not at all"
     write_bytes(path, text.encode())
+
+# %% ../nbs/01_files.ipynb #8e9e8517
+def csv_text(
+    rows:Iterable[Iterable] # The heading first
+)->str: # A line each
+    "Rows as CSV"
+    out = io.StringIO(newline="")
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
 
 # %% ../nbs/01_files.ipynb #51cb74ec
 def check_writable(
@@ -365,3 +374,20 @@ def folder_lock(
     "Let one process at a time make `dest`; others wait"
     dest = Path(dest).absolute()
     with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_event=on_event): yield
+
+# %% ../nbs/01_files.ipynb #04798ac3
+def cache_folder()->Path: # Perhaps missing
+    "Where packs and unpacked tables go: the user's cache, or what CINIC_CACHE names"
+    own = os.environ.get("CINIC_CACHE")
+    if own: return Path(own).absolute()
+    from platformdirs import user_cache_path
+    return user_cache_path("cinic_fastai", appauthor=False)
+
+def cache_place(
+    src:Path, # A folder or table of images
+    kind:str # `packs` or `tables`
+)->Path: # Perhaps missing; called as the source is
+    "Where the cache keeps what is made of a source"
+    real = Path(src).resolve()
+    key = sha256(os.fsencode(real))[:12]
+    return cache_folder()/kind/key/(real.name or "root")

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['KNOWN_NETWORKS', 'with_seeds', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_schema']
 
-# %% ../nbs/04a_plan_file.ipynb #37b3c554
+# %% ../nbs/04a_plan_file.ipynb #1a2e23a4
 import tomllib
 from collections import Counter
 from dataclasses import fields
 from importlib import resources
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from pydantic import ValidationError, TypeAdapter
 from .config import RunConfig, config_errors, config_fields, error_lines, seed_name, unknown_keys
 from .core import PlanError, nearest, needs_valid, unknown, POLICIES
-from cinic_fastai.plan import (Plan, PlanEnsemble, PlanRun, PlanSearch, counted_twice, run_settings, runs_by_name,
-    table_keys)
+from .plan import (Plan, PlanEnsemble, PlanRace, PlanRun, PlanSearch, counted_twice, possible_settings,
+    runs_by_name, source_depth, table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
 # %% ../nbs/04a_plan_file.ipynb #9a95aa6d
@@ -39,8 +40,8 @@ def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
     return {k:v for k,v in table.items() if k in config_fields}
 
-# %% ../nbs/04a_plan_file.ipynb #3b1690a1
-KNOWN_NETWORKS = ("custom_cnn", "speednet", "resnet18", "resnet18.tv_in1k", "seresnet18") # Those of shipped plans
+# %% ../nbs/04a_plan_file.ipynb #f63d7a4a
+KNOWN_NETWORKS = ("custom_cnn", "speednet", "linear", "resnet18", "resnet18.tv_in1k", "seresnet18") # Ours, and of plans
 
 def _network_errors(model):
     "What is wrong with a network's name; what is no text is left to other checks"
@@ -51,24 +52,40 @@ def _network_errors(model):
     wrong = f"Unknown network '{model}'{hint}. Known: custom_cnn, resnet18 and timm's (timm.list_models())"
     return [] if model in listed else [wrong]
 
-# %% ../nbs/04a_plan_file.ipynb #7d0866b0
+# %% ../nbs/04a_plan_file.ipynb #21217db1
 def _settings_errors(own, together):
     "What is wrong with a table's settings by themselves, or with all that it comes to"
     alone = config_errors(own, alone=True)+_network_errors(own.get("model"))
+    if "metric" in own: alone.append("metric belongs in [study]: everything in a study is chosen by one score")
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
-# %% ../nbs/04a_plan_file.ipynb #1df99cd8
+# %% ../nbs/04a_plan_file.ipynb #658ab40e
+def _blind_errors(plan, group, **blind):
+    "What keeps runs of a group from being compared by valid images"
+    runs = [r for r in plan.runs if r.group==group]
+    for r,(k,v) in product(runs, blind.items()):
+        if any(o.get(k)==v for o in possible_settings(plan, r)):
+            yield f"'{r.name}' has {k} = '{v}': it can't be compared with others of '{group}' by valid images"
+
+def _source_errors(part, table, plan, searches):
+    "What is wrong with where a run or search takes its settings from"
+    source,known = table.get("from"),dict.fromkeys([*searches, *(f"best:{r.group}" for r in plan.runs)])
+    if not isinstance(source, str): return
+    if source not in known: yield unknown("from", source, known)
+    try: source_depth(plan, part)
+    except PlanError as e: yield str(e)
+    if source.startswith("best:"): yield from _blind_errors(plan, source[5:], train_on="train+valid")
+
+# %% ../nbs/04a_plan_file.ipynb #c7d3422d
 def _run_errors(run, table, plan):
     "What is wrong with a run beside the others"
-    yield from _settings_errors(_fields(table), run_settings(plan, run))
+    for settings in possible_settings(plan, run): yield from _settings_errors(_fields(table), settings)
     if "seeds" in table and "seed" in table: yield "seed and seeds are both given: take one of them"
     elif "seeds" in table: yield f"seeds = {table['seeds']!r}: expected a list of whole numbers, one or more"
-    source,known = table.get("from"),[f"search:{s.name}" for s in plan.searches]
-    if not isinstance(source, str) or source in known: return
-    yield f"from = '{source}' is no search of this plan{nearest(source, known)}. Expected 'search:NAME'"
+    yield from _source_errors(run, table, plan, [f"search:{s.name}" for s in plan.searches])
 
-# %% ../nbs/04a_plan_file.ipynb #8713a572
-_NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "validate", "weights")
+# %% ../nbs/04a_plan_file.ipynb #475d1748
+_NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "metric", "validate", "weights")
 
 def _field_errors(name, dim, settings):
     "What is wrong with a well-formed dimension as a field of `RunConfig`"
@@ -93,13 +110,19 @@ def _space_errors(space, own, settings):
         if dim_error(dim): continue
         for e in _field_errors(name, dim, settings): yield f"space.{name}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #3a723b18
+# %% ../nbs/04a_plan_file.ipynb #0f144926
 def _search_errors(search, table, plan):
     "What is wrong with a search beside the others"
-    own,settings,space = _fields(table),search.settings,search.space or {}
-    yield from _settings_errors(own, settings)
-    yield from _space_errors(space, own, settings)
+    own,space = _fields(table),search.space or {}
+    yield from _source_errors(search, table, plan, [])
     if not space_errors(space): yield from start_errors(space, search.start)
+    for settings in possible_settings(plan, search):
+        yield from _settings_errors(own, settings)
+        yield from _space_errors(space, own, settings)
+        yield from _trial_errors(search, settings)
+
+def _trial_errors(search, settings):
+    "What of a search's settings keeps its trials from being compared"
     if settings.get("validate")=="last":
         yield "validate = 'last': a search looks at every epoch. Take validate = 'each'"
     if settings.get("train_on")=="train+valid":
@@ -109,7 +132,14 @@ def _search_errors(search, table, plan):
     if isinstance(epochs, int) and (rungs!=sorted(set(rungs)) or max(rungs, default=0)>=epochs):
         yield f"rungs = {rungs}: expected rising whole numbers of epochs, from 1 to {epochs-1}"
 
-# %% ../nbs/04a_plan_file.ipynb #552ff3af
+# %% ../nbs/04a_plan_file.ipynb #14db6cf8
+def _race_errors(race, table, plan):
+    "What is wrong with a race beside the others"
+    groups = dict.fromkeys(r.group for r in plan.runs)
+    if race.group and race.group not in groups: yield unknown("group", race.group, groups)
+    yield from _blind_errors(plan, race.group, train_on="train+valid", validate="last")
+
+# %% ../nbs/04a_plan_file.ipynb #436c4953
 def _ensemble_errors(ensemble, table, plan):
     "What is wrong with an ensemble beside the others"
     fitted = needs_valid(ensemble.method, ensemble.temperature, ensemble.member_temperature)
@@ -119,11 +149,11 @@ def _ensemble_errors(ensemble, table, plan):
         runs = known.get(m, [])
         if not runs: yield f"members: no run is called {m!r}{nearest(m, known)}"
         if len(runs)>1: yield f"members: {len(runs)} runs are called '{m}', write 'GROUP/{m}'"
-        if chooses and any(run_settings(plan, r).get("train_on")=="train+valid" for r in runs):
+        if chooses and any(o.get("train_on")=="train+valid" for r in runs for o in possible_settings(plan, r)):
             yield f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures"
 
-# %% ../nbs/04a_plan_file.ipynb #eb47880f
-_ONE,_MANY = ("study", "defaults"),("run", "search", "ensemble")
+# %% ../nbs/04a_plan_file.ipynb #1d1aa8f1
+_ONE,_MANY = ("study", "defaults"),("run", "search", "race", "ensemble")
 
 def _tables(d, kind):
     "The tables of one kind, of a parsed plan"
@@ -140,13 +170,13 @@ def _outline_errors(d):
     if "study" not in d: yield "[study] is missing; it holds the study's name"
     if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
 
-# %% ../nbs/04a_plan_file.ipynb #a6fcff07
+# %% ../nbs/04a_plan_file.ipynb #865b9f0b
 def _twice(plan):
     "Names that two tables share"
     runs,votes = [r for r in plan.runs if r.name],[e.name for e in plan.ensembles if e.name]
     names = [("run", f"{r.group}/{r.name}") for r in runs]
     names += [("search", s.name.lower()) for s in plan.searches if s.name]
-    names += [("ensemble", name) for name in votes]
+    names += [("race", o.group) for o in plan.races if o.group]+[("ensemble", name) for name in votes]
     for (kind,name),n in Counter(names).items():
         if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
     for name in dict.fromkeys(r.name for r in runs if r.name in votes):
@@ -169,19 +199,22 @@ def with_seeds(
     if not isinstance(runs, list): return d
     return {**d, "run": [o for t in runs for o in _each_seed(t)]}
 
-# %% ../nbs/04a_plan_file.ipynb #af172b84
-def _derived(table, shared):
+# %% ../nbs/04a_plan_file.ipynb #70ef299e
+def _derived(table, shared, chained):
     "What a run or search is told besides its keys: all settings it comes to, the study's seed, whether it has its own"
+    source = str(table.get("from"))
     known = dict(epochs=shared.get("epochs", RunConfig.epochs)) if "from" in table else shared
+    if source.startswith("best:") or source in chained: known = {}
     space = table.get("space")
     searched = space if isinstance(space, dict) else ()
     settings = {k: v for k,v in (known|_fields(table)).items() if k not in searched}
     return dict(settings=settings, seed=shared["seed"], own_seed="seed" in table)
 
-# %% ../nbs/04a_plan_file.ipynb #5312eb8a
+# %% ../nbs/04a_plan_file.ipynb #5c3323e6
 _KINDS = dict( # Where tables of a kind go, what they become, how they are checked
     run=("runs", PlanRun, _run_errors),
     search=("searches", PlanSearch, _search_errors),
+    race=("races", PlanRace, _race_errors),
     ensemble=("ensembles", PlanEnsemble, _ensemble_errors))
 
 def _defaults_errors(defaults):
@@ -198,16 +231,18 @@ def _table_errors(kind, tables, plan):
         place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
         for e in dict.fromkeys([*wrong, *check(made, table, plan)]): yield f"{place}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #c3196ec3
+# %% ../nbs/04a_plan_file.ipynb #da58889a
 def _read(d, text=""):
     "Read and check all tables: the plan, or what is wrong with it"
     study,defaults = (d[k] if isinstance(d.get(k), dict) else {} for k in _ONE)
     plan,wrong = _read_table(Plan, study, text=text)
     shared = dict(seed=plan.seed)|_fields(defaults)
+    if plan.metric!=RunConfig.metric: shared["metric"] = plan.metric
     draft = SimpleNamespace(**vars(plan)|dict(title=study.get("title", plan.name)))
+    chained = [f"search:{t.get('name')}" for t in _tables(d, "search") if "from" in t]
     found = {}
     for kind,(part,cls,_) in _KINDS.items():
-        found[kind] = [(t, _read_table(cls, t, **_derived(t, shared))) for t in _tables(d, kind)]
+        found[kind] = [(t, _read_table(cls, t, **_derived(t, shared, chained))) for t in _tables(d, kind)]
         setattr(draft, part, tuple(made for _,(made,_) in found[kind]))
     errors = [*_outline_errors(d), *(f"[study]: {e}" for e in wrong if "study" in d)]
     errors += [f"[defaults]: {e}" for e in _defaults_errors(defaults)]
@@ -300,7 +335,7 @@ def _dimension():
     forms = dict(log=real, int=whole, log2=whole, choices=_many({})|dict(minItems=2))
     return dict(oneOf=[real, *(_table({k: v}, (k,)) for k,v in forms.items())])
 
-# %% ../nbs/04a_plan_file.ipynb #74849c93
+# %% ../nbs/04a_plan_file.ipynb #d83f4121
 def plan_schema()->dict: # JSON Schema
     "What a plan may hold, for editors"
     settings = _properties(RunConfig)
@@ -313,5 +348,6 @@ def plan_schema()->dict: # JSON Schema
         defaults=_table({k: v for k,v in settings.items() if k!="seed"}),
         run=_many(_table(run, ("name",))),
         search=_many(_table(search, ("name", "space"))),
+        race=_many(_table(_properties(PlanRace), ("group", "rungs"))),
         ensemble=_many(_table(_properties(PlanEnsemble), ("name", "method", "members"))))
     return {"$schema": "http://json-schema.org/draft-07/schema#"}|_table(tables, ("study",))

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['ReadOnceStore', 'StudyFolder', 'run_status', 'plan_entry', 'declared_settings', 'source_of', 'Part', 'planned_trials',
-           'study_parts', 'StatusRow', 'StudyStatus', 'study_status', 'Removable', 'removable_files']
+           'trial_failures', 'study_parts', 'StatusRow', 'StudyStatus', 'study_status', 'Removable', 'removable_files']
 
-# %% ../nbs/05b_studyfolder.ipynb #c5da71dd
+# %% ../nbs/05b_studyfolder.ipynb #f831badf
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from .record import Journal, control_name, journal_path, read_journal, trial_failures
-from .record import DataInfo, RunEntry, SearchEntry, StudyRecord
+from .record import (DataInfo, Journal, RunEntry, SearchEntry, StudyRecord, Trial, control_name,
+    journal_path, read_journal)
 from .space import SearchBudget
 from .store import RunStore
 from .config import config_fields
@@ -50,11 +50,11 @@ class StudyFolder:
         "The images of the study"
         return self.record.data
 
-# %% ../nbs/05b_studyfolder.ipynb #100569fc
+# %% ../nbs/05b_studyfolder.ipynb #a236ab52
 def run_status(
     study:StudyFolder, # Where it belongs to
     run:RunEntry # One of its runs
-)->tuple[str,str]: # `done`, `skipped`, `failed` or `left`, and the reason
+)->tuple[str,str]: # `done`, `stopped`, `skipped`, `failed` or `left`, and the reason
     "How a run stands, by what the store holds"
     if run.run_id and study.store.is_done(run.run_id, full=True): return "done", ""
     gone = f"its results are not in {study.store.path.name}/ any more; run the study again"
@@ -62,7 +62,7 @@ def run_status(
     if run.status=="running": return "left", "begun, not finished"
     return run.status, run.reason
 
-# %% ../nbs/05b_studyfolder.ipynb #f8059f8a
+# %% ../nbs/05b_studyfolder.ipynb #0dc9c7d5
 def plan_entry(
     study:StudyFolder, # Where it belongs to
     run:RunEntry # One of its runs
@@ -78,7 +78,8 @@ def declared_settings(
     "What the plan declares of a run, before `scale`"
     plan, own = study.record.plan, plan_entry(study, run)
     search = next((o for o in plan.get("search", []) if f"search:{o.get('name')}"==own.get("from")), {})
-    settings = plan.get("defaults", {})|search|own
+    first = study.record.find_run(run.of) if run.of else None
+    settings = (declared_settings(study, first) if first else plan.get("defaults", {}))|search|own
     return {k: v for k,v in settings.items() if k in config_fields}
 
 def source_of(
@@ -86,7 +87,8 @@ def source_of(
     run:RunEntry # One of its runs
 )->str: # A search's name, "" for a run that takes no search's point
     "The search whose best point a run takes"
-    return "" if study.record.options.published else plan_entry(study, run).get("from", "").removeprefix("search:")
+    kind,_,name = plan_entry(study, run).get("from", "").partition(":")
+    return name if kind=="search" and not study.record.options.published else ""
 
 # %% ../nbs/05b_studyfolder.ipynb #db36c247
 @dataclass(frozen=True)
@@ -118,7 +120,17 @@ def planned_trials(
     if journal.header: planned = journal.header.budget
     return max(len(journal.trials), planned if search.trials is None else search.trials)
 
-# %% ../nbs/05b_studyfolder.ipynb #cccec9a1
+# %% ../nbs/05b_studyfolder.ipynb #7c69bdff
+def trial_failures(
+    trials:list[Trial] # Of a search
+)->str: # For example `trial 3, 5: out of memory`, "" where none failed
+    "Which trials failed, and why"
+    by = {}
+    for o in trials:
+        if o.status=="failed": by.setdefault((o.cause or "no cause is known").rstrip("."), []).append(str(o.number+1))
+    return "; ".join(f"trial {', '.join(numbers)}: {cause}" for cause,numbers in by.items())
+
+# %% ../nbs/05b_studyfolder.ipynb #4a2c7269
 def _trial_part(name, kind, trials, total):
     "Trials of a journal by what became of them"
     counts = Counter(o.status for o in trials)
@@ -142,9 +154,9 @@ def _run_parts(study):
     "Runs; nothing to count where an earlier one is the same training"
     seen = set()
     for run in study.record.runs:
-        (status, reason), key = run_status(study, run), _training_key(study, run)
-        yield Part(run.key, "run", run.group, Counter({status} if key not in seen else ()), reason)
-        seen.add(key)
+        (status, reason), keys = run_status(study, run), {_training_key(study, run), run.run_id or run.key}
+        yield Part(run.key, "run", run.group, Counter(() if keys&seen else {status}), reason)
+        seen |= keys
 
 # %% ../nbs/05b_studyfolder.ipynb #7bb2eb04
 def study_parts(

@@ -5,25 +5,31 @@
 # %% auto #0
 __all__ = ['REPOSITORY', 'train', 'load_benchmarks', 'bench']
 
-# %% ../../nbs/54_cli.train.ipynb #13153b30
-import importlib, sys, tempfile, cinic_fastai
+# %% ../../nbs/54_cli.train.ipynb #f65d8478
+import importlib, shlex, sys, tempfile, cinic_fastai
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from .app import (AsJson, Data, Deterministic, Device, Limit, OnBad, SaveEvery, Screen, Threads, Weights,
-    app, argument, command, image_folder, option, packed_images, print_json, print_table, valid_words)
+from .app import (AsJson, Data, Deterministic, Device, Fit, GroupBy, GroupNear, Limit, OnBad, SaveEvery,
+    Screen, Size, Split, Threads, Weights, app, argument, command, image_folder, option, packed_images, print_json,
+    print_table, valid_words)
 from ..core import CinicError, ConfigError, duration
 from ..files import check_writable
 
-# %% ../../nbs/54_cli.train.ipynb #e60a3f80
+# %% ../../nbs/54_cli.train.ipynb #8bc249bb
 @command(app, "train", "cinic train model=resnet18 policy=advanced epochs=5")
 def train(
     settings:argument(list[str], "Fields of a run, for example model=resnet18 policy=advanced epochs=5.",
         metavar="KEY=VALUE...")=None,
     data:Data=None,
     out:option(Path, "Where the result goes.")=Path("out/train"),
+    size:Size=0,
+    fit:Fit="",
     limit:Limit=0,
     weights:Weights=None,
+    split:Split="",
+    group:GroupBy="",
+    group_near:GroupNear=False,
     on_bad:OnBad="stop",
     threads:Threads=0,
     device:Device="auto",
@@ -31,25 +37,43 @@ def train(
     save_every:SaveEvery=60.,
     as_json:AsJson=False
 ):
-    "Train one network, without a plan."
+    "Train one network, without a plan; `cinic status`, `predict`, `report` and `export` take the folder then."
     from cinic_fastai.store import RunStore
     from cinic_fastai.config import parse_config, run_id, with_weights
+    from cinic_fastai.data.sources import parse_drawing
+    from cinic_fastai.study.expand import enlarged_words
+    from cinic_fastai.study.samples import write_samples
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     store = RunStore(out/"runs")
     saw_valid = cfg.train_on!="train"
-    with packed_images(data, out, on_bad, limit) as (pack,screen,stop):
+    how = dict(size=size, fit=fit, on_bad=on_bad, drawing=parse_drawing(split, group, group_near))
+    with packed_images(data, out, limit, **how) as (pack,screen,stop):
+        if words := enlarged_words(pack, cfg.size): screen("note", text=words)
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")
+        record = partial(_record, out, cfg, pack, data)
+        record()
         from cinic_fastai.train.fit import fit_run
         from cinic_fastai.train.device import use_threads
         use_threads(threads)
         on_event = partial(screen, name=cfg.model, epochs=cfg.epochs, saw_valid=saw_valid)
         done = fit_run(cfg, pack, store, weights=weights, on_event=on_event, stop=stop, save_every=save_every,
             device=device, deterministic=deterministic)
+        record()
+        write_samples(out, pack)
     rid = run_id(cfg, pack.digest)
     if as_json: return print_json(dict(run_id=rid, saw_valid=saw_valid, **done))
     _show_run(cfg, done, store.history(rid), store.folder(rid))
+
+# %% ../../nbs/54_cli.train.ipynb #27843a9a
+def _record(out, cfg, pack, data):
+    "Say in the folder's record what is trained there"
+    from cinic_fastai.study.begin import record_training
+    from cinic_fastai.study.trainer import StudyOptions
+    options = StudyOptions(data_name=data.name if data else "digits", demo=data is None,
+        command=shlex.join(["cinic", *sys.argv[1:]]))
+    record_training(out, cfg, pack, options)
 
 # %% ../../nbs/54_cli.train.ipynb #27f202fb
 def _show_run(cfg, done, history, folder):

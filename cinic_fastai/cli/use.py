@@ -5,24 +5,26 @@
 # %% auto #0
 __all__ = ['Member', 'predict', 'export']
 
-# %% ../../nbs/55_cli.use.ipynb #99dfae11
+# %% ../../nbs/55_cli.use.ipynb #3fc95574
 import sys, typer
 from collections import Counter
 from pathlib import Path
 from cinic_fastai.cli.app import (AsJson, Device, Out, Screen, app, argument, command, option, print_json,
     print_table)
 from ..core import DataError
-from ..files import check_writable
+from ..files import check_writable, write_text
 
-# %% ../../nbs/55_cli.use.ipynb #08d91eb1
+# %% ../../nbs/55_cli.use.ipynb #94b8ab53
 Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.",
     "--member")
 
-@command(app, "predict", "cinic predict out/demo photo.png")
+@command(app, "predict", "cinic predict out/demo photo.png", "cinic predict out/demo photos --csv classes.csv")
 def predict(
     out:Out,
     images:argument(list[Path], "Image files, or folders of them."),
     member:Member="",
+    table:option(Path, "Write a CSV file instead of a table: file, class, probability, and a column a class.",
+        "--csv")=None,
     device:Device="auto",
     as_json:AsJson=False
 ):
@@ -32,12 +34,15 @@ def predict(
     words = left_out(other_files(images))
     if not files: raise DataError(f"{', '.join(map(str, images))}: no images inside. {words}".strip())
     if words: print(f"cinic: {words}", file=sys.stderr)
-    from cinic_fastai.results.predict import load_predictor, predict_files
+    if table: check_writable(table.parent)
+    from cinic_fastai.results.predict import load_predictor, predict_files, predictions_csv
     predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
     good = [r for r in rows if "error" not in r]
     bad = [r for r in rows if "error" in r]
+    if table: write_text(table, predictions_csv(predictor.classes, rows))
     if as_json: print_json(dict(predictor=predictor.name, images=rows))
+    elif table: print(f"{table}: {len(good):,} images, by {predictor.name}")
     elif good: print_table([_shown(r) for r in good], f"By {predictor.name}")
     for r in bad: print(f"cinic: {r['file']}: {r['error']}.", file=sys.stderr)
     if bad: raise typer.Exit(1)

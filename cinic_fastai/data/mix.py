@@ -131,14 +131,15 @@ def draw_mix(
     each = (np.broadcast_to(o, (bs,)+o.shape[1:]) for o in (lam, np.where(cut, 1., lam), boxes))
     return MixDraw(gen.permutation(bs), *each)
 
-# %% ../../nbs/14_data.mix.ipynb #7a2bef5e
+# %% ../../nbs/14_data.mix.ipynb #d1eee11d
 class SoftLoss(nn.Module):
     "Cross-entropy in float32 at least, of classes or probabilities"
     y_int = True # fastai's own MixUp asks for it
     def __init__(self,
         label_smoothing:float=0., # Share of every target that is spread over all classes, while gradients are recorded
         softmax:bool=False, # Does the network end in a softmax?
-        reduction:str="mean" # `mean`, `sum` or `none`
+        reduction:str="mean", # `mean`, `sum` or `none`
+        weight:Tensor|None=None # Of each class `(c,)`, while gradients are recorded; None for equal ones
     ):
         super().__init__()
         store_attr()
@@ -150,8 +151,9 @@ class SoftLoss(nn.Module):
         preds,targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
         preds = preds.to(torch.promote_types(preds.dtype, torch.float32))
         targs = targs.to(preds.dtype) if targs.is_floating_point() else targs.long()
-        smoothing = self.label_smoothing if torch.is_grad_enabled() else 0.
-        return F.cross_entropy(preds, targs, reduction=self.reduction, label_smoothing=smoothing)
+        smoothing,weight = (self.label_smoothing, self.weight) if torch.is_grad_enabled() else (0., None)
+        if weight is not None: weight = weight.to(preds)
+        return F.cross_entropy(preds, targs, weight, reduction=self.reduction, label_smoothing=smoothing)
 
     def activation(self, preds):
         "Probabilities of the network's outputs `(bs,c)`"

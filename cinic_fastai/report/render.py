@@ -6,7 +6,7 @@
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure', 'Report', 'make_sections', 'make_report', 'Column', 'Cell',
            'shown_columns', 'shown_rows', 'as_frame', 'page_html', 'report_markdown', 'write_page']
 
-# %% ../../nbs/35k_report.render.ipynb #fd470cad
+# %% ../../nbs/35k_report.render.ipynb #8ad9ebfb
 import base64, io, matplotlib, hashlib, re, pandas as pd
 from dataclasses import dataclass
 from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ from ..results.plots.style import STYLE, new_axes, number_words
 from ..results.surrogate import surrogate_tables
 from ..studyfolder import StudyFolder
 from ..files import sha256, write_bytes, write_text
-from .words import KINDS, missing
+from .words import KINDS, NBSP, missing
 from .sections.ablation import ablation, is_ablation, soon
 from .sections.details import byline, environment_table, scale, size_table, training_tables
 from cinic_fastai.report.sections.overview import (checks, choice, key_numbers, missing_tables, predictor_figure,
@@ -96,7 +96,7 @@ def draw_figure(
     if figure.kind=="chart": files["svg"] = svg(fig, say(figure, "title"))
     return Drawn(figure, files, tuple(fig.get_size_inches()), numbered)
 
-# %% ../../nbs/35k_report.render.ipynb #89aa692c
+# %% ../../nbs/35k_report.render.ipynb #32ede2c9
 @dataclass(frozen=True)
 class Report:
     "Everything that a page says and shows"
@@ -104,8 +104,7 @@ class Report:
     command:str # Repeats the study
     byline:Statement
     keys:list # Statements: numbers that say most
-    choice:Statement # What to take
-    briefs:list[Section] # Whose statements are said in short
+    briefs:list[Section] # What to take, and experiments: their statements are said in short
     figures:list[Figure] # Beside the answer
     unfinished:Statement
     missing:list[Table] # What isn't there
@@ -114,6 +113,12 @@ class Report:
     scale:Statement # The study's size
     details:list[Table] # Size, every training
     environment:Table
+
+    @property
+    def lines(self)->list[tuple[str,str]]: # A word or two, and sentences
+        "The answer: what to take, and each experiment in short"
+        said = [(e, say(e.about, "brief")) for e in self.briefs]
+        return [(say(e, "short"), words) for e,words in said if words]
 
     @property
     def all_figures(self)->list[Figure]: # In order
@@ -132,14 +137,14 @@ def make_sections(
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
-# %% ../../nbs/35k_report.render.ipynb #4a4f2c53
+# %% ../../nbs/35k_report.render.ipynb #b5089254
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
     "Everything that the page says and shows of a study"
     r, sections = f.record, make_sections(f)
-    briefs = sections+[Section(ensembling(f))]*(not r.ensembles)
-    answer = byline(f), key_numbers(f), choice(f), briefs, predictor_figure(f), unfinished(f), missing_tables(f)
+    briefs = [Section(choice(f)), *sections, *[Section(ensembling(f))]*(not r.ensembles)]
+    answer = byline(f), key_numbers(f), briefs, predictor_figure(f), unfinished(f), missing_tables(f)
     details = checks(f), scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 
@@ -221,7 +226,7 @@ def _draw_figures(report, pool=None, on_event=noop):
         on_event("progress", what="figures", done=i, total=len(figures))
     return drawn
 
-# %% ../../nbs/35k_report.render.ipynb #a9cb5fb2
+# %% ../../nbs/35k_report.render.ipynb #631215f2
 _VIEWS = dict(columns=shown_columns, rows=shown_rows, paragraphs=paragraphs)
 
 def page_html(
@@ -233,10 +238,10 @@ def page_html(
     env.filters |= _VIEWS
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     run_ids = {o for t in report.details for o in t.anchors if o}
-    facts = dict(drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
+    facts = dict(lines=report.lines, drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
     return env.get_template("page.html").render(vars(report), **facts)
 
-# %% ../../nbs/35k_report.render.ipynb #a5534be8
+# %% ../../nbs/35k_report.render.ipynb #49e29f02
 def _escape_markdown(text):
     "Plain text as Markdown"
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", text)
@@ -247,7 +252,7 @@ def report_markdown(
     "A report as Markdown"
     env = environment()
     env.filters |= _VIEWS|dict(md=_escape_markdown)
-    return env.get_template("report.md").render(vars(report))
+    return env.get_template("report.md").render(vars(report), lines=report.lines)
 
 # %% ../../nbs/35k_report.render.ipynb #fc0bdbca
 _always = "table1_search table2_predictors runs histories trials classes gap".split() # Tables that every study has
@@ -256,20 +261,21 @@ def _csv_files(f):
     tables = {name: df for name,df in vars(f.tables).items() if len(df) or name in _always}
     return {f"tables/{k}.csv": df.to_csv(index=False, lineterminator="\n").encode() for k,df in tables.items()}
 
-# %% ../../nbs/35k_report.render.ipynb #a075beaf
+# %% ../../nbs/35k_report.render.ipynb #773f9518
 def write_page(
     out:Path, # A study's folder
     on_event:Callable=noop, # Hears of `progress` after each figure
     jobs:int=1 # Processes that draw
 )->Path: # `report.html`
-    "Write a study's page, `figures/*.png` and `*.svg`, `tables/*.csv` and their `SHA256SUMS`, finished or not"
+    "Write a study's page, `answer.txt`, `figures/*.png` and `*.svg`, `tables/*.csv`, `SHA256SUMS`, finished or not"
     out = Path(out)
     with _helpers(jobs-1) as pool:
         f = load_report(out, pool and pool.submit(_learn, out))
         report = make_report(f)
         drawn = _draw_figures(report, pool, on_event)
     made = {f"figures/{name}.{suffix}": data for name,d in drawn.items() for suffix,data in d.files.items()}
-    made |= _csv_files(f)|{"report.html": page_html(report, drawn).encode()}
+    said = "".join(f"{short} {words}\n" for short,words in report.lines).replace(NBSP, " ")
+    made |= _csv_files(f)|{"answer.txt": said.encode(), "report.html": page_html(report, drawn).encode()}
     for name,data in made.items(): write_bytes(out/name, data)
     write_text(out/"SHA256SUMS", "".join(f"{sha256(data)}  {name}\n" for name,data in made.items()))
     return out/"report.html"

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['NBSP', 'KINDS', 'FILTERS', 'TEMPLATES', 'READERS', 'missing', 'fmt_pct', 'fmt_points', 'fmt_span', 'fmt_mean_sd',
            'fmt_spread', 'fmt_range', 'fmt_sci', 'fmt_value', 'plural', 'fmt_fixed', 'fmt_p', 'from_one', 'nth',
-           'quote_name', 'dimension', 'join_words', 'slug', 'sep', 'verb', 'one_of', 'minus', 'upper_first', 'Kind',
-           'environment', 'fields_read', 'Tally', 'say', 'paragraphs', 'columns_of', 'reads']
+           'quote_name', 'dimension', 'metric_name', 'join_words', 'slug', 'sep', 'verb', 'one_of', 'minus',
+           'upper_first', 'Kind', 'environment', 'fields_read', 'Tally', 'say', 'paragraphs', 'columns_of', 'reads']
 
-# %% ../../nbs/35a_report.words.ipynb #699b5db5
+# %% ../../nbs/35a_report.words.ipynb #88495ec1
 import re, functools, cinic_fastai
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,8 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..core import duration
-from ..results.plots.style import DIMENSIONS, pretty
-from .facts import macro_name, rows_of
+from ..results.plots.style import DIMENSIONS, METRIC_NAMES, pretty
+from .facts import macro_name, row_score, rows_of
 
 # %% ../../nbs/35a_report.words.ipynb #a9788c48
 NBSP = "\u00a0" # Keeps a number and its unit on one line
@@ -143,7 +143,7 @@ def nth(
     "Which one of several"
     return "–" if missing(i) else f"{i if isinstance(i, str) else from_one(i)} of {n}"
 
-# %% ../../nbs/35a_report.words.ipynb #a036d19b
+# %% ../../nbs/35a_report.words.ipynb #41965a76
 def quote_name(
     name:str # As in the plan
 )->str: # For example `ResNet-18 Adam`, or `“gentle”`
@@ -155,6 +155,12 @@ def dimension(
 )->str: # For example `learning rate`
     "What a hyperparameter is called"
     return DIMENSIONS.get(field, field)
+
+def metric_name(
+    metric:str # One of `METRICS`
+)->str: # For example `macro-F1`
+    "What a score is called"
+    return METRIC_NAMES[metric]
 
 # %% ../../nbs/35a_report.words.ipynb #b86975cb
 def join_words(
@@ -249,10 +255,10 @@ _NUMBERS = dict(count=plural, nth=nth, of=_of, share=fmt_pct, valid=_valid, stat
 KINDS = {k: Kind(*o) for k,o in _WORDS.items()} # By the names that templates use
 KINDS |= {k: Kind("num", o) for k,o in _NUMBERS.items()}
 
-# %% ../../nbs/35a_report.words.ipynb #a4b9e986
+# %% ../../nbs/35a_report.words.ipynb #8586d1a5
 _filters = (fmt_pct, fmt_points, fmt_span, fmt_mean_sd, fmt_spread, fmt_range, fmt_sci, fmt_value, fmt_fixed, fmt_p,
-    duration, plural, nth, from_one, pretty, quote_name, dimension, join_words, slug, sep, verb, one_of, minus,
-    upper_first)
+    duration, plural, nth, from_one, pretty, quote_name, dimension, metric_name, join_words, slug, sep, verb, one_of,
+    minus, upper_first)
 FILTERS = {f.__name__: f for f in _filters} # By the names that templates use
 
 # %% ../../nbs/35a_report.words.ipynb #686f9428
@@ -265,14 +271,14 @@ def _words():
     names = [n for n in env.list_templates() if n.startswith("words/")]
     return {k: v for n in names for k,v in vars(env.get_template(n).module).items() if k[0]!="_"}
 
-# %% ../../nbs/35a_report.words.ipynb #920cb6e1
+# %% ../../nbs/35a_report.words.ipynb #3ddd6b72
 def environment(
     autoescape:bool=False # For HTML?
 )->Environment: # With the package's templates
     "Jinja with the filters of this module"
     env = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=autoescape, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True)
-    env.filters |= FILTERS|dict(say=say, rows_of=rows_of)
+    env.filters |= FILTERS|dict(say=say, rows_of=rows_of, row_score=row_score)
     env.globals |= dict(nbsp=NBSP)
     env.tests |= dict(missing=missing)
     return env

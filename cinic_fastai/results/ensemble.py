@@ -6,11 +6,12 @@
 __all__ = ['soft_vote', 'hard_vote', 'tied', 'apply_temperature', 'fit_temperature', 'greedy_weights', 'likely_weights',
            'FittedEnsemble', 'predict_ensemble', 'fit_ensemble', 'leave_one_out', 'Stored', 'check_members']
 
-# %% ../../nbs/31_results.ensemble.ipynb #833acd3e
+# %% ../../nbs/31_results.ensemble.ipynb #325ff28f
 from dataclasses import dataclass, replace
+from functools import partial
 import numpy as np
 from ..core import StoreError, method_error, needs_valid
-from .metrics import accuracy, nll
+from .metrics import nll, score
 
 # %% ../../nbs/31_results.ensemble.ipynb #533f42d9
 def soft_vote(
@@ -65,17 +66,18 @@ def fit_temperature(
     best = minimize_scalar(loss, bounds=(-widest, widest), method="bounded", options=dict(xatol=1e-4))
     return float(np.exp(best.x)) if best.fun<loss(0) else 1.
 
-# %% ../../nbs/31_results.ensemble.ipynb #067ee942
+# %% ../../nbs/31_results.ensemble.ipynb #5ecdb91a
 def greedy_weights(
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members
     targs:np.ndarray, # Right classes `(n,)`
-    rounds:int=30 # Members taken at most
+    rounds:int=30, # Members taken at most
+    metric:str="accuracy" # One of `METRICS`
 )->np.ndarray: # `(m,)`, sum 1
-    "Ensemble selection with replacement: by valid accuracy, then by the negative log-likelihood"
+    "Ensemble selection with replacement: by a score of valid images, then by the negative log-likelihood"
     counts, total = np.zeros(len(members)), np.zeros(np.shape(members[0]))
     best, weights = (-1., 0.), None
     for k in range(1, rounds+1):
-        scores = [(accuracy(total+m, targs), -nll((total+m)/k, targs)) for m in members]
+        scores = [(score(metric, total+m, targs), -nll((total+m)/k, targs)) for m in members]
         i = max(range(len(members)), key=scores.__getitem__)
         counts[i], total = counts[i]+1, total+members[i]
         if scores[i]>best: best, weights = scores[i], counts/k
@@ -137,30 +139,31 @@ def _check_request(method, members, targs, temperature, member_temperature):
     chosen = f"The weights of '{method}'" if needs_valid(method) else "Temperatures"
     raise StoreError(f"{chosen} are chosen on valid images; give `targs`.")
 
-# %% ../../nbs/31_results.ensemble.ipynb #51655c6b
+# %% ../../nbs/31_results.ensemble.ipynb #7bb06cfd
 def fit_ensemble(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each member
     targs:np.ndarray|None=None, # Right classes `(n,)`; None where nothing is chosen
     temperature:bool=False, # Scale the average?
-    member_temperature:bool=False # Scale each member?
+    member_temperature:bool=False, # Scale each member?
+    metric:str="accuracy" # By which greedy selection chooses, one of `METRICS`
 )->FittedEnsemble: # For `predict_ensemble`
     "Choose weights and temperatures on valid images"
     _check_request(method, members, targs, temperature, member_temperature)
     n = len(members)
     ts = tuple(fit_temperature(m, targs) if member_temperature else 1. for m in members)
     fitted = FittedEnsemble(method, (1/n,)*n, ts)
-    choose = {"greedy": greedy_weights, "weighted": likely_weights}.get(method)
+    choose = {"greedy": partial(greedy_weights, metric=metric), "weighted": likely_weights}.get(method)
     if choose: fitted = replace(fitted, weights=tuple(choose(fitted.scale(members), targs).tolist()))
     if not temperature: return fitted
     return replace(fitted, temperature=fit_temperature(predict_ensemble(fitted, members), targs))
 
-# %% ../../nbs/31_results.ensemble.ipynb #38aea4c4
+# %% ../../nbs/31_results.ensemble.ipynb #30ee0e6e
 def leave_one_out(
     method:str, # One of `VOTES`
     members:list[np.ndarray], # Valid probabilities `(n,c)` of each of `m` members, two or more
     targs:np.ndarray|None=None, # Right classes `(n,)`; None where nothing is chosen
-    **options # `temperature`, `member_temperature`
+    **options # `temperature`, `member_temperature`, `metric`
 )->list[FittedEnsemble]: # The `i`-th is without the `i`-th member, which keeps its place with weight 0
     "Fit an ensemble without each of its members in turn"
     fits = []

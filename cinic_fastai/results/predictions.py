@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #9973540e
+# %% ../../nbs/32_results.predictions.ipynb #4837aa6b
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,11 +13,11 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
-from .metrics import accuracy, as_preds, nll
+from .metrics import as_preds, nll, score
 from ..config import one_training
 from ..studyfolder import StudyFolder, run_status
 
-# %% ../../nbs/32_results.predictions.ipynb #aa055cb5
+# %% ../../nbs/32_results.predictions.ipynb #28433970
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
 
 @dataclass(frozen=True, eq=False)
@@ -35,11 +35,12 @@ class Prediction:
     no_valid:str = "" # Why there are none
     fitted:FittedEnsemble = _ALONE # What was chosen on valid images
     answers:np.ndarray|None = None # Probabilities of the test images `(n,c)`, of a hard vote classes `(n,)`
+    metric:str = "accuracy" # By which the study chooses
 
     def fit_with(self, fit):
         "What `fit_ensemble` or `leave_one_out` chooses on valid images; without those there is nothing to choose"
         targs = self.valid[0].targs if self.valid else None
-        return fit(self.kind, [m.probs for m in self.valid or self.test], targs, **self.options)
+        return fit(self.kind, [m.probs for m in self.valid or self.test], targs, metric=self.metric, **self.options)
 
     def vote(self, stored, temperature=True):
         "What the fitted vote makes of its members' stored probabilities"
@@ -89,11 +90,11 @@ def _with_valid(p, study, run_id):
     if len(valid.targs): return replace(p, valid=(valid,))
     return replace(p, no_valid="has seen no valid images, so nothing can be chosen by them")
 
-# %% ../../nbs/32_results.predictions.ipynb #0c25aeea
+# %% ../../nbs/32_results.predictions.ipynb #731a9de1
 def _of_run(study, name, run):
     "One run's prediction"
     status, reason = run_status(study, run)
-    p = Prediction(name, "run", status, reason, run_ids=(run.run_id,))
+    p = Prediction(name, "run", status, reason, run_ids=(run.run_id,), metric=study.record.metric)
     if status!="done": return p
     try: test = _stored(study, run.run_id, "test")
     except StoreError as e: return replace(p, status="failed", reason=str(e))
@@ -131,17 +132,18 @@ def _standing(members):
     twice = one_training({m.name: m.run_ids[0] for m in members})
     return "skipped" if twice else "done", twice
 
-# %% ../../nbs/32_results.predictions.ipynb #88e1d1c4
-def _of_vote(ensemble, runs):
+# %% ../../nbs/32_results.predictions.ipynb #ae4066cf
+def _of_vote(ensemble, runs, metric):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
     members = [runs.get(n, Prediction(n, "run", "skipped")) for n in ensemble.members]
     ids = tuple(m.run_ids[0] for m in members if m.done)
-    p = Prediction(ensemble.name, ensemble.method, *_standing(members), tuple(ensemble.members), ids, options)
+    p = Prediction(ensemble.name, ensemble.method, *_standing(members), tuple(ensemble.members), ids, options,
+        metric=metric)
     try: return p if p.reason else _voted(p, members)
     except StoreError as e: return replace(p, status="failed", reason=str(e))
 
-# %% ../../nbs/32_results.predictions.ipynb #17df5c3a
+# %% ../../nbs/32_results.predictions.ipynb #31545cee
 _made = WeakKeyDictionary() # Predictions by `StudyFolder`
 
 def predictions(
@@ -152,17 +154,18 @@ def predictions(
     made = _made.setdefault(study, {})
     if everyone not in made:
         runs = {n: _of_run(study, n, r) for n,r in _compared_runs(study, everyone).items()}
-        made[everyone] = [*runs.values(), *(_of_vote(e, runs) for e in study.record.ensembles)]
+        metric = study.record.metric
+        made[everyone] = [*runs.values(), *(_of_vote(e, runs, metric) for e in study.record.ensembles)]
     return made[everyone]
 
-# %% ../../nbs/32_results.predictions.ipynb #6997c4c8
+# %% ../../nbs/32_results.predictions.ipynb #3fd5ea4d
 def valid_score(
     p:Prediction # From `predictions`, done
-)->tuple[float,float]: # Accuracy, mean log-likelihood (-inf of a hard vote); (-1, 0) where nothing is known
+)->tuple[float,float]: # The study's `metric`, mean log-likelihood (-inf of a hard vote); (-1, 0) if nothing is known
     "How good a predictor is on valid images it was not trained on, the higher the better"
     if not p.valid: return -1., 0.
     voted, targs = p.vote(p.valid), p.valid[0].targs
-    return accuracy(voted, targs), -np.inf if p.kind=="hard" else -nll(voted, targs)
+    return score(p.metric, voted, targs), -np.inf if p.kind=="hard" else -nll(voted, targs)
 
 # %% ../../nbs/32_results.predictions.ipynb #f4c72b52
 def best_run(

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['surrogate', 'dependence_table', 'sobol_table', 'importance_table', 'surrogate_tables']
 
-# %% ../../nbs/34_results.surrogate.ipynb #a6e4ca4d
+# %% ../../nbs/34_results.surrogate.ipynb #d3b1ff50
 import warnings
 import numpy as np, pandas as pd
 from ..record import Trial
 from ..space import coordinates, dim_kind, levels, make_space, outside
+from .metrics import majority_score
+from ..store import metric_column
 from ..studyfolder import StudyFolder
 
-# %% ../../nbs/34_results.surrogate.ipynb #708b6fb7
+# %% ../../nbs/34_results.surrogate.ipynb #e054a3ab
 _LEAST = 4 # Trials with an accuracy, below which nothing is said
 
 def surrogate(
@@ -21,7 +23,7 @@ def surrogate(
     chance:float=0. # Valid accuracy of always saying train's most frequent class, which a failed trial counts as
 ): # skopt's `OptimizeResult`, None when fewer than four trials have an accuracy
     "Fit the search's Gaussian process to a journal's trials"
-    accs = [chance if t.status=="failed" else t.valid_acc for t in trials]
+    accs = [chance if t.status=="failed" else t.value for t in trials]
     if sum(t.status!="failed" for t in trials)<_LEAST: return None
     from skopt.utils import cook_estimator, create_result, normalize_dimensions
     from threadpoolctl import threadpool_limits
@@ -110,16 +112,16 @@ def importance_table(
     if result is None: return pd.DataFrame(columns=["dimension", "first", "total"])
     return sobol_table(lambda xs: _predict(result, result.space.transform(xs)), spec)
 
-# %% ../../nbs/34_results.surrogate.ipynb #ebe508be
+# %% ../../nbs/34_results.surrogate.ipynb #5902cb69
 def _fit_search(study, search):
     "The surrogate of one search and its space; None and an empty one where there is too little"
     journal = study.journals[search.name]
     if journal.header is None or any(outside(journal.header.space, t.point) for t in journal.trials): return None, {}
-    level = study.data.majority_acc("valid")
+    level = majority_score(study.data, "valid", study.record.metric)
     if np.isnan(level): level = 1/len(study.data.classes) # what a search was told before
     return surrogate(journal.header.space, journal.trials, level), journal.header.space
 
-# %% ../../nbs/34_results.surrogate.ipynb #7e208e47
+# %% ../../nbs/34_results.surrogate.ipynb #2dc8c5b7
 def surrogate_tables(
     study:StudyFolder # A study's folder
 )->dict[str,pd.DataFrame]: # `dependence` and `importance`
@@ -129,4 +131,5 @@ def surrogate_tables(
     importance = [importance_table(*o).assign(search=search) for search,o in fitted.items()]
     def joined(parts): return pd.concat([t for t in parts if len(t)] or parts, ignore_index=True)
     columns = ["search", "dimension", "first", "total"]
-    return dict(dependence=joined(dependence), importance=joined(importance)[columns])
+    named = joined(dependence).rename(columns=dict(valid_acc=metric_column(study.record.metric)))
+    return dict(dependence=named, importance=joined(importance)[columns])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_pack', 'Study']
 
-# %% ../../nbs/44_study.face.ipynb #8be7ad33
+# %% ../../nbs/44_study.face.ipynb #d6a18c73
 import argparse, shlex
 from dataclasses import replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from ..core import DataError, StoreError, nearest
 from ..data.pack import Pack, get_pack
+from ..data.sources import parse_drawing
 from ..record import RunEntry
 from ..results.predictions import choose_predictor, predictions
 from ..results.tables.predictors import predictors_table
@@ -24,12 +25,14 @@ from ..store import WEIGHTS_FILE
 from ..config import RunConfig
 from ..studyfolder import StudyFolder
 
-# %% ../../nbs/44_study.face.ipynb #40e907ac
-def _data_folder(command):
-    "The image folder that a command names, \"\" where it names none"
+# %% ../../nbs/44_study.face.ipynb #889d3021
+def _typed(command):
+    "The images that a command names, \"\" where it names none, and how their splits are drawn"
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--data", default="")
-    return parser.parse_known_args(shlex.split(command))[0].data
+    for o in ("--data", "--split", "--group"): parser.add_argument(o, default="")
+    parser.add_argument("--group-near", action="store_true")
+    found = parser.parse_known_args(shlex.split(command))[0]
+    return found.data,parse_drawing(found.split, found.group, found.group_near)
 
 def find_pack(
     study:StudyFolder # Whose images
@@ -37,9 +40,11 @@ def find_pack(
     "The images of a study, by the command that carried it out"
     record = study.record
     cure = "Give them: Study(out, pack)."
-    folder = Path(_data_folder(record.command) or study.out/"data")
+    data,drawing = _typed(record.command)
+    folder = Path(data or study.out/"data")
     if not folder.exists(): raise DataError(f"The images of {study.out} are not in {folder}. {cure}")
-    return _same_images(study, get_pack(folder).limit(record.options.limit))
+    pack = get_pack(folder, record.data.size, fit=record.data.fit, drawing=drawing)
+    return _same_images(study, pack.limit(record.options.limit))
 
 def _same_images(study, pack):
     if pack.digest==study.data.digest: return pack

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_track', 'track_folder', 'Tracker']
 
-# %% ../../nbs/39_study.track.ipynb #3efd798b
+# %% ../../nbs/39_study.track.ipynb #868462ec
 import re, secrets, threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +16,7 @@ from fastcore.basics import noop, patch, store_attr
 from ..config import RunConfig
 from ..core import TRACKERS, ConfigError, check_choice
 from ..files import read_json, write_json
-from ..store import HISTORY
+from ..store import HISTORY, SCORE_COLUMNS
 
 # %% ../../nbs/39_study.track.ipynb #e5428816
 def check_track(
@@ -60,8 +60,8 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
-# %% ../../nbs/39_study.track.ipynb #6c2db74a
-def _known(row): return {k: row[k] for k in HISTORY if k in row and row[k]==row[k]}
+# %% ../../nbs/39_study.track.ipynb #6342a04c
+def _known(row): return {k: row[k] for k in (*HISTORY, *SCORE_COLUMNS) if k in row and row[k]==row[k]}
 
 class Tracker:
     "Writes each epoch of each training once, to where people watch curves"
@@ -78,7 +78,7 @@ class Tracker:
     def __call__(self,
         name:str, # Of the training
         cfg:RunConfig, # What is trained
-        rows:list[dict] # One dict an epoch; keys besides `HISTORY`'s are left out
+        rows:list[dict] # One dict an epoch; keys besides those of `history.csv` are left out
     ):
         "Write the epochs that are not there yet"
         self._attempt(self._write, name, cfg, rows)

@@ -6,8 +6,8 @@
 __all__ = ['STOPPED', 'StudyOptions', 'Job', 'Trainer', 'look_at_device', 'in_place', 'retry_lost_worker', 'on_worker',
            'cause_of', 'trace_of']
 
-# %% ../../nbs/43_study.trainer.ipynb #26bfef1e
-import datetime as dt, os, threading, time, traceback
+# %% ../../nbs/43_study.trainer.ipynb #ba8659bc
+import datetime as dt, math, os, threading, time, traceback
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from fastcore.basics import noop, patch, store_attr
-from ..core import CinicError, Interrupted, NetworkError, WeightsError, gpu_jobs, parse_jobs
+from ..core import OUT_OF_TIME, CinicError, Interrupted, NetworkError, OutOfTime, WeightsError
+from ..core import gpu_jobs, parse_jobs
 from ..data.pack import Pack
 from ..files import cannot_write
 from ..record import StudyChanges
 from ..config import RunConfig, pruned_at, run_id
-from ..store import RunStore
-from .clock import Clock, estimate, network_of, time_network, timing_key, training_share
+from ..store import RunStore, score_column
+from .clock import Clock, estimate, network_of, time_networks, timing_key, training_share
 from .tasks import DeviceCheck, Outcome, RunError, Task, make_task
 from .workers import CRASHES, LostWorker, Workers, crash_words
 
-# %% ../../nbs/43_study.trainer.ipynb #b360289a
+# %% ../../nbs/43_study.trainer.ipynb #7e9ea594
 @dataclass(frozen=True)
 class StudyOptions:
     "How a study is carried out"
@@ -42,8 +43,9 @@ class StudyOptions:
     threads:int = 0 # Of each training; 0 for the plan's, which is 1 where it says nothing
     device:str = "auto" # Where to train: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`
     deterministic:bool = False # The same bits from one study to the next on a GPU, too? Slower
+    speed:dict = field(default_factory=dict) # What networks took, as for `estimate`, where they were timed before
 
-# %% ../../nbs/43_study.trainer.ipynb #09ff4d18
+# %% ../../nbs/43_study.trainer.ipynb #d816614c
 @dataclass(frozen=True)
 class Job:
     "One training that a study wants"
@@ -52,10 +54,14 @@ class Job:
     full:bool = True # As for `fit_run`
     min_accs:dict|None = None # Least accuracy after so many epochs; the training is stopped below
     after:float = 0. # Estimated seconds of trainings that come after it, one by one
+    part:float = 1. # Of the training, that is to be done now
     on_start:Callable = noop # Called when it begins, which may be long after it was asked for
 
     @property
     def saw_valid(self)->bool: return self.cfg.train_on!="train"
+
+    @property
+    def pauses(self)->bool: return self.full and bool(self.min_accs)
 
 # %% ../../nbs/43_study.trainer.ipynb #2c0ce880
 def _one_at_a_time(on_event):
@@ -65,7 +71,7 @@ def _one_at_a_time(on_event):
         with speaking: on_event(kind, **info)
     return tell
 
-# %% ../../nbs/43_study.trainer.ipynb #7dc7686d
+# %% ../../nbs/43_study.trainer.ipynb #3a98dad2
 class Trainer:
     "Trains what is missing of a study, tells and logs it, and keeps the clock"
     def __init__(self,
@@ -79,11 +85,12 @@ class Trainer:
     ):
         store_attr("out,pack,store,options,stop,fit")
         self.on_event = _one_at_a_time(on_event)
-        self.clock,self.speed = Clock(),{}
+        self.clock,self.speed = Clock(),dict(options.speed)
         self.workers = self.tracker = None # a `Workers`, a `Tracker`
         self.stop_file = store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
         self.guard,self.locks = threading.RLock(),defaultdict(threading.Lock)
         self.sound,self.no_weights,self.deadly,self.halted = set(),{},{},False
+        self.until = math.inf # When the time is up, by `time.monotonic`
 
     def is_sound(self,
         rid:str, # Run id
@@ -136,7 +143,7 @@ def _learn(self:Trainer, cfg, e):
     if isinstance(e, WeightsError): self.no_weights[cfg.model] = str(e)
     if isinstance(e, NetworkError): self.deadly[network_of(cfg)] = str(e)
 
-# %% ../../nbs/43_study.trainer.ipynb #6e463059
+# %% ../../nbs/43_study.trainer.ipynb #35eee86e
 def look_at_device(
     workers:Workers, # One of them looks
     jobs:int|str, # As for `open_workers`
@@ -161,21 +168,21 @@ def start_clock(self:Trainer,
     look_at_device(self.workers, jobs, device=o.device, deterministic=o.deterministic)
     self.clock.jobs = self.workers.jobs
     self.on_event("note", text="Timing the networks ...")
-    self.run_parallel([partial(self._time, cfg) for cfg in dict.fromkeys(map(timing_key, cfgs))])
+    untimed = [cfg for cfg in cfgs if timing_key(cfg) not in self.speed]
+    self.run_parallel([partial(self._time, untimed)])
     self.clock.total = sum(self.expected(cfg) for cfg in cfgs)
 
 @patch
-def _time(self:Trainer, cfg):
+def _time(self:Trainer, cfgs):
     def lost(text): self.on_event("note", text=text)
     o = self.options
-    took = time_network(self.workers, cfg, lost, n_out=len(self.pack.classes), size=self.pack.size,
+    self.speed |= time_networks(self.workers, cfgs, lost, n_out=len(self.pack.classes), size=self.pack.size,
         threads=self.threads, device=o.device, deterministic=o.deterministic)
-    if took: self.speed[cfg] = took
 
 @patch
 def expected(self:Trainer, cfg:RunConfig)->float: return estimate(cfg, self.pack.counts(), self.speed)
 
-# %% ../../nbs/43_study.trainer.ipynb #793fb321
+# %% ../../nbs/43_study.trainer.ipynb #7867fbb3
 @patch
 def train(self:Trainer,
     job:Job # What is wanted
@@ -183,7 +190,8 @@ def train(self:Trainer,
     "A run's result; it is trained where it is missing"
     rid = run_id(job.cfg, self.pack.digest)
     with self._lock(rid):
-        if self.is_sound(rid, job.full) and not self._falls_behind(rid, job.min_accs): return self.store.done(rid)
+        if self.is_sound(rid, job.full) and (job.full or not self._falls_behind(rid, job.min_accs)):
+            return self.store.done(rid)
         done = self._counted(job)
         self._ended(job, rid, done)
         return done
@@ -201,7 +209,9 @@ def _counted(self:Trainer, job):
     except CinicError as e:
         self._learn(job.cfg, e)
         raise
-    finally: self.clock.end(job.name, finished)
+    finally:
+        self.clock.end(job.name, finished)
+        if job.pauses and not finished: self.clock.done -= self.expected(job.cfg) # it goes on, or is stopped later
 
 @patch
 def _lock(self:Trainer, rid):
@@ -210,15 +220,19 @@ def _lock(self:Trainer, rid):
 
 @patch
 def _falls_behind(self:Trainer, rid, min_accs):
-    return min_accs and pruned_at(self.store.history(rid).valid_acc.tolist(), min_accs)
+    if not min_accs: return 0
+    history = self.store.history(rid)
+    return pruned_at(history[score_column(history)].tolist(), min_accs)
 
-# %% ../../nbs/43_study.trainer.ipynb #3c140bca
+# %% ../../nbs/43_study.trainer.ipynb #87a8f4a9
 @patch
 def _ended(self:Trainer, job, rid, done):
     "Tell the tracker, the log and the listener of a training"
     status,epochs = "done",f"{job.cfg.epochs} epochs"
-    if "stopped" in done: status,epochs = "stopped",f"stopped after {done['stopped']} of {epochs}"
-    if self.tracker: self.tracker(job.name, job.cfg, self._epochs(rid, done))
+    if "stopped" in done:
+        status = "paused" if job.pauses else "stopped"
+        epochs = f"{status} after {done['stopped']} of {epochs}"
+    if self.tracker and not job.pauses: self.tracker(job.name, job.cfg, self._epochs(rid, done))
     seen = " on images it was trained on" if job.saw_valid else ""
     acc = f"valid accuracy {done['valid_acc']:.4f}{seen}"
     self.log(f"{job.name}: {epochs}, {acc}, {done['seconds']:.1f} s, run {rid}")
@@ -229,13 +243,22 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #2fed66e0
+# %% ../../nbs/43_study.trainer.ipynb #5ea9a9b8
+@patch
+def _refuse_late(self:Trainer, job):
+    "Raise where a training doesn't fit into the time that is left"
+    left = self.until-time.monotonic()
+    wanted = self.expected(job.cfg)*job.part*self.clock.pace()
+    if wanted<=left: return
+    raise OutOfTime(f"{OUT_OF_TIME}: about {wanted:.0f} s are needed, {max(left, 0.):.0f} s are left")
+
 @patch
 def begin(self:Trainer,
     job:Job # That has a place
 ):
     "A training begins"
     if self.halted or self.stop(): raise Interrupted("Stopped before this run began.")
+    self._refuse_late(job)
     self.clock.begin(job.name)
     job.on_start()
     self.tell("start", job.name, epochs=job.cfg.epochs)
@@ -289,7 +312,7 @@ def retry_lost_worker(
     cure = "most likely for want of memory. Take a smaller bs or size, or fewer --jobs."
     raise RunError(f"{tries} workers were lost with this run ({how}), {cure}")
 
-# %% ../../nbs/43_study.trainer.ipynb #84e64006
+# %% ../../nbs/43_study.trainer.ipynb #fa421c40
 def on_worker(
     trainer:Trainer, # With workers
     job:Job # What is wanted

@@ -6,7 +6,7 @@
 __all__ = ['save_training', 'restore_training', 'FitOptions', 'CheckpointCallback', 'train_epochs', 'mean_preds', 'predict_probs',
            'fit_run', 'time_steps']
 
-# %% ../../nbs/23_train.fit.ipynb #d0340348
+# %% ../../nbs/23_train.fit.ipynb #3c8118af
 import time, timeit
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -22,8 +22,8 @@ from ..data.augment import least_certain, views
 from ..data.loaders import PackDL, pick_device, test_dl
 from ..data.pack import Pack
 from ..files import lock, write_json, write_npz
-from ..store import WEIGHTS_FILE, RunStore
-from ..config import RunConfig, is_validated, pruned_at, run_id, with_weights
+from ..store import WEIGHTS_FILE, RunStore, epoch_scores, score_column
+from ..config import RunConfig, is_validated, pruned_at, run_id, weights_of, with_weights
 from .callbacks import TrainState, train_batches
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors,
     load_tensors, opt_tensors, rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
@@ -85,18 +85,18 @@ def restore_training(
     state.sums |= {k: [*v] for k,v in sums.items()}
     return state
 
-# %% ../../nbs/23_train.fit.ipynb #23ae6635
+# %% ../../nbs/23_train.fit.ipynb #0092be1e
 @dataclass(frozen=True)
 class FitOptions:
     "How a run is trained and what is kept of it; none of it decides the result"
     full:bool = True # Keep weights and test probabilities? A search's trial doesn't
-    weights:Path|None = None # File with pretrained weights
+    weights:Path|None = None # File with pretrained weights, or a folder of such files, as for `weights_of`
     save_every:float = 60. # Seconds between checkpoints
-    min_accs:dict[int,float]|None = None # Least valid accuracy after so many epochs; below it the training ends
+    min_accs:dict[int,float]|None = None # Least accuracy, or `metric`, after so many epochs; below it the training ends
     device:str|torch.device|None = None # Where to train, as for `pick_device`
     deterministic:bool = False # The same bits from one training to the next on a GPU, too? Slower
 
-# %% ../../nbs/23_train.fit.ipynb #321eb46c
+# %% ../../nbs/23_train.fit.ipynb #8d15a15d
 class CheckpointCallback(Callback):
     "Report where it begins; after a batch report, save when due, stop when asked; see whether an epoch is worth while"
     order,error = 70,None
@@ -116,7 +116,7 @@ class CheckpointCallback(Callback):
 
     def before_epoch(self):
         bars = self.options.min_accs
-        if bars and pruned_at(self.state.column("valid_acc"), bars): raise CancelFitException
+        if bars and pruned_at(self.state.scores, bars): raise CancelFitException
 
     def after_batch(self):
         if time.monotonic()-self.reported>.2: self._report()
@@ -215,7 +215,7 @@ class _Run:
     @property
     def checkpoint(self): return self.folder/"last.safetensors"
 
-# %% ../../nbs/23_train.fit.ipynb #4b36b62c
+# %% ../../nbs/23_train.fit.ipynb #a94111ed
 def _refuse_others(run):
     "Refuse a folder that another run left, another transform under one name, and bars that nothing is measured by"
     try: there = run.store.config(run.rid)
@@ -228,16 +228,17 @@ def _refuse_others(run):
 
 def _stopped(state):
     "What is told of a training that `min_accs` ended"
-    accs,best = state.column("valid_acc"),state.best_epoch()
-    return dict(stopped=len(accs), accs=accs, valid_acc=accs[best], best_epoch=best,
+    rows,best = state.history,state.best_epoch()
+    scores = {k: rows[best][k] for k in ("valid_acc", score_column(rows[best]))}
+    return dict(stopped=len(rows), **epoch_scores(rows), **scores, best_epoch=best,
         seconds=sum(state.column("seconds")))
 
-# %% ../../nbs/23_train.fit.ipynb #e6d91d30
+# %% ../../nbs/23_train.fit.ipynb #8ca26824
 def _stored(run):
     "The result that is there, None where the run has to be trained or mended"
     if not run.store.is_sound(run.rid, run.options.full): return None
     history = run.store.history(run.rid)
-    n = pruned_at(history.valid_acc.tolist(), run.options.min_accs or {})
+    n = pruned_at(history[score_column(history)].tolist(), run.options.min_accs or {})
     if not n: return run.store.done(run.rid)
     return _stopped(TrainState(history=history.to_dict("records")[:n]))
 
@@ -263,15 +264,15 @@ def _store_probs(run, learn, split, outputs=None):
         classes=np.array(run.pack.classes), origins=np.asarray(run.pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())
 
-# %% ../../nbs/23_train.fit.ipynb #ecbc0c3b
+# %% ../../nbs/23_train.fit.ipynb #556831d2
 def _summary(learn, state):
     "What a finished training comes to, at the epoch whose weights are kept"
     epochs,best,seconds = learn.cfg.epochs,state.best_epoch(learn.cfg.select),sum(state.column("seconds"))
-    at_best = {k: v for k,v in state.history[best].items() if k.endswith(("_loss", "_acc"))}
+    at_best = {k: v for k,v in state.history[best].items() if k.startswith(("train_", "valid_"))}
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)
 
-# %% ../../nbs/23_train.fit.ipynb #9bf73bec
+# %% ../../nbs/23_train.fit.ipynb #e88e9b57
 def _finish(run, learn, state):
     "Store what a finished training comes to"
     run.store.write_history(run.rid, state.history)
@@ -284,8 +285,9 @@ def _finish(run, learn, state):
         raise
     if run.options.full:
         done |= dict(idle=idle_weights(learn.model, run.cfg.size or run.pack.size))
-        mean,std = run.pack.mean.tolist(),run.pack.std.tolist()
-        about = dict(config=asdict(run.cfg), classes=list(run.pack.classes), mean=mean, std=std, size=run.pack.size)
+        pack = run.pack
+        about = dict(config=asdict(run.cfg), classes=list(pack.classes), mean=pack.mean.tolist(), std=pack.std.tolist(),
+            size=pack.size, fit=pack.fit)
         save_tensors(run.folder/WEIGHTS_FILE, learn.model.state_dict(), about)
     run.store.finish(run.rid, done)
     return done
@@ -299,7 +301,7 @@ def _learner(run, device):
     seed_everything(run.cfg.seed)
     return make_learner(run.pack, run.cfg, run.options.weights, device=device)
 
-# %% ../../nbs/23_train.fit.ipynb #08362238
+# %% ../../nbs/23_train.fit.ipynb #ffede654
 def _train(run, learn):
     "Train, or take what is kept, and store the result"
     damage = run.store.corrupt_files(run.rid)
@@ -309,11 +311,13 @@ def _train(run, learn):
         write_json(run.folder/"env.json", environment(run.cfg, learn.dls.device))
     if state: learn.model.load_state_dict(state.best)
     else: state = train_epochs(learn, run.checkpoint, run.options, run.on_event, run.stop)
-    done = _stopped(state) if state.epoch<run.cfg.epochs else _finish(run, learn, state)
-    delete_checkpoint(run.checkpoint)
+    ended_early = state.epoch<run.cfg.epochs
+    done = _stopped(state) if ended_early else _finish(run, learn, state)
+    if ended_early and run.options.full: save_training(run.checkpoint, learn, state)
+    else: delete_checkpoint(run.checkpoint)
     return done
 
-# %% ../../nbs/23_train.fit.ipynb #33033864
+# %% ../../nbs/23_train.fit.ipynb #3698dceb
 def fit_run(
     cfg:RunConfig, # What to train
     pack:Pack, # On which images
@@ -325,6 +329,7 @@ def fit_run(
 )->dict: # As in `done.json`; with `stopped`, the number of epochs, and `accs` where `min_accs` ended it
     "Train one run, unless its result is there already; what is damaged of it is made again"
     options = replace(options, **settings)
+    options = replace(options, weights=weights_of(options.weights, cfg.model))
     cfg = with_weights(cfg, options.weights)
     with nullcontext(stop) if stop else stop_on_signals() as stop:
         run = _Run(cfg, pack, store, options, on_event, stop)

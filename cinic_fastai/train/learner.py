@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['make_dls', 'check_loaders', 'first_images', 'RunLearner', 'FitLeavesOut', 'make_learner']
 
-# %% ../../nbs/21_train.learner.ipynb #78a82883
+# %% ../../nbs/21_train.learner.ipynb #8dc28a4e
 import copy, dataclasses, warnings
 from functools import partial
 from itertools import islice
@@ -27,13 +27,13 @@ from ..data.mix import Mix, SoftLoss
 from ..data.pack import Pack
 from ..config import RunConfig, make_config
 from .callbacks import (Bf16, DeviceAccuracy, DeviceMean, DeviceSmooth, FollowConfig, LightProgress,
-    GrowingImages, HardExamples, LookaheadCallback, TrainState, proxy_config)
+    GrowingImages, HardExamples, LogisticHead, LookaheadCallback, TrainState, proxy_config)
 from .device import compile_, prepare_device, resolve_precision, seed_everything
 from .models import make_model
-from .networks import SpeedNet, inner_net, net_name, set_layout
+from .networks import SpeedNet, inner_net, linear_head, net_name, set_layout
 from .optim import opt_func, split_params
 
-# %% ../../nbs/21_train.learner.ipynb #4192bbd4
+# %% ../../nbs/21_train.learner.ipynb #805ecea2
 def make_dls(
     pack:Pack, # Decoded images
     cfg:RunConfig=RunConfig(), # Batch size, policy, interpolation, seed, size and rows come from here
@@ -47,7 +47,7 @@ def make_dls(
         raise ConfigError(f"sizes = {[*cfg.sizes]} don't end at the side of valid images, {cfg.size or pack.size}.")
     augment = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
-        size=cfg.size, device=device)
+        size=cfg.size, device=device, sampling=cfg.sampling)
 
 # %% ../../nbs/21_train.learner.ipynb #d5c0e381
 def _batch_error(dls, size):
@@ -62,17 +62,21 @@ def _batch_error(dls, size):
     return f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). " \
         f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...)."
 
-# %% ../../nbs/21_train.learner.ipynb #e40c8f4f
+# %% ../../nbs/21_train.learner.ipynb #e6d4991b
 def check_loaders(
     dls:DataLoaders, # Of fastai or PyTorch
-    cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`
+    cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`, `head`, `class_weights`, `sampling`
     own:bool=False # For a network of one's own, which takes what it takes?
 ):
-    "Refuse augmentation that other loaders than ours would leave out, and batches that our networks can't take"
+    "Refuse what other loaders than ours would leave out, and batches that our networks can't take"
     single = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
     if single is not None:
         raise ConfigError(f"{single} belongs to loaders from `make_dls`; these are others. Give them fastai's "
             "`batch_tfms`, and take policy 'none' or 'advanced', without flip and shift.")
+    if "balanced" in (cfg.class_weights, cfg.sampling):
+        raise ConfigError("class_weights and sampling count the images of loaders from `make_dls`; these are others. "
+            "Give fastai's a `WeightedDL`, or the `Learner` a loss_func of SoftLoss(weight=...).")
+    if cfg.head=="logistic": raise ConfigError("head = 'logistic' needs a pack's own loaders: give a pack instead.")
     why = "" if own else _batch_error(dls, max(cfg.sizes, default=cfg.size))
     if why: raise ConfigError(why)
 
@@ -91,13 +95,14 @@ def first_images(
     x = torch.from_numpy(np.ascontiguousarray(pack.images[dls.train.rows[:n]]))/255
     return ((x-torch.from_numpy(pack.mean))/torch.from_numpy(pack.std)).permute(0,3,1,2)
 
-# %% ../../nbs/21_train.learner.ipynb #25edb932
+# %% ../../nbs/21_train.learner.ipynb #b8964048
 def _network(dls, cfg, weights):
     "The configured network, for the loaders' classes and size"
     pack = _pack(dls)
     size = cfg.size or (dls.one_batch()[0].shape[-1] if pack is None else pack.size)
     model = make_model(cfg, len(dls.vocab), size, weights)
-    if cfg.whiten and isinstance(model, SpeedNet): model.init_whitening_(first_images(dls, 5000))
+    fresh = cfg.whiten and not cfg.pretrained
+    if fresh and isinstance(model, SpeedNet): model.init_whitening_(first_images(dls, 5000))
     return model
 
 def _try_sizes(model, sizes):
@@ -170,10 +175,11 @@ def _hard_examples(dls, cfg, device):
     _try_sizes(net, cfg.sizes)
     return HardExamples(net.to(device), proxy, cfg.hard)
 
-# %% ../../nbs/21_train.learner.ipynb #3a90622c
-def _callbacks(dls, cfg, device, own):
+# %% ../../nbs/21_train.learner.ipynb #0cbb78ca
+def _callbacks(dls, model, cfg, device, own):
     "The callbacks that a configuration asks for"
     out = [GrowingImages(cfg.sizes)] if cfg.sizes else []
+    if cfg.head=="logistic": out.append(LogisticHead(linear_head(model), cfg))
     if cfg.hard<1: out.append(_hard_examples(dls, cfg, device))
     if mixes(cfg.policy): out.append(Mix("random", alpha=cfg.mix_alpha, per=cfg.mix_per, seed=cfg.seed))
     precision = cfg.precision if own else resolve_precision(cfg, device)
@@ -182,7 +188,18 @@ def _callbacks(dls, cfg, device, own):
     if cfg.schedule!="constant" or cfg.frozen_epochs: out.append(FitLeavesOut(cfg))
     return out
 
-# %% ../../nbs/21_train.learner.ipynb #de6dce10
+# %% ../../nbs/21_train.learner.ipynb #f28a0545
+def _balanced_weights(dls):
+    from sklearn.utils.class_weight import compute_class_weight
+    classes = np.arange(len(dls.vocab))
+    return torch.from_numpy(compute_class_weight("balanced", classes=classes, y=dls.train.targs)).float()
+
+def _loss(dls, cfg, device):
+    "The configured loss"
+    weight = _balanced_weights(dls).to(device) if cfg.class_weights=="balanced" else None
+    return SoftLoss(cfg.label_smoothing, cfg.softmax, weight=weight)
+
+# %% ../../nbs/21_train.learner.ipynb #dbcab820
 def make_learner(
     data:Pack|DataLoaders, # A pack, or `DataLoaders` from `make_dls` or of fastai, of images and classes
     cfg:RunConfig|None=None, # Which network, optimiser, mixing, precision
@@ -203,9 +220,9 @@ def make_learner(
     device = torch.device(dls.device or "cpu")
     prepare_device(device)
     if cfg.compile: compile_(model, device)
-    learn = RunLearner(dls, model.to(device), loss_func=SoftLoss(cfg.label_smoothing, cfg.softmax), lr=cfg.lr,
+    learn = RunLearner(dls, model.to(device), loss_func=_loss(dls, cfg, device), lr=cfg.lr,
         opt_func=opt_func(cfg), splitter=partial(split_params, biases=cfg.bias_lr!=1, own=own), train_bn=False,
-        cbs=[*L(cbs), *_callbacks(dls, cfg, device, own)], metrics=DeviceAccuracy())
+        cbs=[*L(cbs), *_callbacks(dls, model, cfg, device, own)], metrics=DeviceAccuracy())
     learn.cfg,learn.own_net = cfg,own
     if hasattr(learn, "recorder"): learn.recorder.loss,learn.recorder.smooth_loss = DeviceMean(),DeviceSmooth()
     if hasattr(learn, "progress"): learn.remove_cb(learn.progress).add_cb(LightProgress())

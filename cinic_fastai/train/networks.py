@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['OWN', 'conv_out', 'cnn_side', 'FullSoftmax', 'CustomCNN', 'whitening', 'bias_only', 'bias_norm', 'SpeedNet',
-           'check_name', 'net_name', 'timm_net', 'small_stem', 'WithSoftmax', 'inner_net', 'set_layout', 'head_params']
+           'LinearNet', 'check_name', 'net_name', 'timm_net', 'small_stem', 'WithSoftmax', 'inner_net', 'set_layout',
+           'head_params', 'linear_head']
 
-# %% ../../nbs/18_train.networks.ipynb #8873a49b
+# %% ../../nbs/18_train.networks.ipynb #48185d80
 from importlib import import_module
 import numpy as np, timm, torch
 import torch.nn.functional as F
-from fastcore.basics import listify
+from fastcore.basics import listify, noop
 from timm.models import get_pretrained_cfg
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
@@ -130,8 +131,20 @@ class SpeedNet(nn.Module):
         "Take the filters of the first layer from training images, in place"
         self.first[0].weight.copy_(whitening(xb))
 
-# %% ../../nbs/18_train.networks.ipynb #fa007953
-OWN = ("custom_cnn", "speednet") # Networks that are not timm's
+# %% ../../nbs/18_train.networks.ipynb #346fb1c0
+class LinearNet(nn.Sequential):
+    "One linear layer on the pixels of an image, averaged to 16x16 where it is larger"
+    def __init__(self,
+        n_out:int=10, # Number of classes
+        size:int=32 # Side of the images
+    ):
+        side = min(size, 16)
+        super().__init__(nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(3*side*side, n_out))
+
+    def get_classifier(self): return self[-1]
+
+# %% ../../nbs/18_train.networks.ipynb #81737985
+OWN = ("custom_cnn", "speednet", "linear") # Networks that are not timm's
 
 def check_name(
     name:str # One of `OWN` or a timm name, with its pretrained tag if wanted
@@ -141,7 +154,7 @@ def check_name(
     base = name.split(".")[0]
     if not timm.is_model(name):
         raise ConfigError(f"Unknown network '{name}'{nearest(base, [*OWN, *timm.list_models()])}. "
-            "Known: custom_cnn, speednet, resnet18 and all of timm.list_models().")
+            "Known: custom_cnn, speednet, linear, resnet18 and all of timm.list_models().")
     try: get_pretrained_cfg(name)
     except RuntimeError:
         known = timm.list_pretrained(f"{base}.*")
@@ -230,3 +243,13 @@ def head_params(
     heads = nn.ModuleList([*listify(net.get_classifier()), *map(net.get_submodule, listify(names))])
     own = set(heads.parameters())
     return {k: p for k,p in net.named_parameters() if p in own}
+
+# %% ../../nbs/18_train.networks.ipynb #2421b912
+def linear_head(
+    model:nn.Module # A network, perhaps in `WithSoftmax`
+)->nn.Linear: # Its last layer
+    "The head of a network, where that is one linear layer"
+    net = inner_net(model)
+    head = getattr(net, "get_classifier", noop)()
+    if isinstance(head, nn.Linear): return head
+    raise ConfigError(f"{net_name(net)} doesn't end in one linear layer. Take head = 'trained', or another network.")

@@ -70,13 +70,13 @@ def _times_to_accuracy(f):
         seconds=("seconds", "mean"), total=("total", "mean"), longest=("total", "max"), best=("best", "max"),
         mean=("best", "mean"), sd=("best", "std")).reset_index()
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #d7470544
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #97c07dc6
 def soon(
     f:ReportData # The study
 )->list[Section]: # One, none where no run was that good
     "How long it takes to be as good as the report's best result, the quickest first"
     df = _times_to_accuracy(f)
     reached = df.query("reached>0").sort_values("seconds", kind="stable")
-    about = Statement("soon", mark=TARGET_ACC, reached=rows_of(reached), missed=rows_of(df.query("reached==0")))
     facts = dict(mark=TARGET_ACC, same_images=beside_published(f.data))
+    about = Statement("soon", reached=rows_of(reached), missed=rows_of(df.query("reached==0")), **facts)
     return [Section(about, tables=[Table("soon", df, "soon_table", facts)])]*bool(len(reached))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['size_table', 'scale', 'byline', 'training_tables', 'environment_table']
 
-# %% ../../../nbs/35i_report.sections.details.ipynb #4318a19c
+# %% ../../../nbs/35i_report.sections.details.ipynb #61e81c65
 import pandas as pd
 from dataclasses import replace
 from types import SimpleNamespace
 from ...core import SPLITS
 from ...results.tables.published import FULL_STUDY, is_cinic
+from ...results.tables.predictors import MANY_CLASSES
 from ...results.tables.search import POINT
 from ...studyfolder import declared_settings
 from ..facts import ReportData, Statement, Table, rows_of, trial_settings
@@ -100,7 +101,7 @@ def training_tables(
         Table("table-repeats", f.tables.repeats, "repeat_table")]
     return _with_anchors([t for t in tables if len(t.rows)])
 
-# %% ../../../nbs/35i_report.sections.details.ipynb #4b8b228c
+# %% ../../../nbs/35i_report.sections.details.ipynb #51cdfda7
 def environment_table(
     f:ReportData # The study
 )->Table: # A row a thing
@@ -109,7 +110,8 @@ def environment_table(
     most = df.groupby("what").trainings.sum(min_count=1).max()
     def is_same(d): return len(d)==1 and (pd.isna(most) or d.trainings.iloc[0]==most)
     rows = {what: Statement("values", values=rows_of(d), same=is_same(d)) for what,d in df.groupby("what")}
-    rows |= {"data digest": f.data.digest, "classes": f.data.classes, "image size": f.data.size,
+    names = Statement("class_names", names=f.data.classes[:MANY_CLASSES], left=len(f.data.classes[MANY_CLASSES:]))
+    rows |= {"data digest": f.data.digest, "classes": names, "image size": f.data.size,
         "options": dict(sorted(r.options.model_dump(exclude_none=True).items())), "started": r.started,
         "time of the whole study": Statement("seconds", seconds=r.seconds)}
     return Table("table-environment", pd.DataFrame(rows.items(), columns=["what", "value"]), "environment")

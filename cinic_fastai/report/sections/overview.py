@@ -6,18 +6,20 @@
 __all__ = ['key_numbers', 'predictor_figure', 'choice', 'unfinished', 'missing_tables', 'chooses_epochs', 'pretrained',
            'misnamed', 'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'rotation', 'checks']
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #d4765e4d
+# %% ../../../nbs/35j_report.sections.overview.ipynb #e32d7549
 import numpy as np, pandas as pd
 from functools import partial
 from types import SimpleNamespace
 from ...config import mixes
 from ...core import needs_valid
-from ...results.metrics import interval
+from ...results.metrics import confusion, interval, majority_score, most_confused
 from ...results.plots.predictors import plot_predictors
 from ...results.plots.style import pretty
-from ...results.predictions import choose_predictor
+from ...results.predictions import choose_predictor, predictions
+from ...results.tables.predictors import scored_on_test
 from ...space import dim_kind
-from ..facts import Figure, ReportData, Statement, Table, rows_of, search_settings, trial_settings
+from cinic_fastai.report.facts import (Figure, ReportData, Statement, Table, row_score, rows_of, search_settings,
+    trial_settings)
 from ..words import Tally, reads
 from .runs import augmentation_gains
 from .search import headers
@@ -37,17 +39,17 @@ def _best_single(f):
     low, high = interval(run.test_acc, f.data.counts["test"])
     return SimpleNamespace(predictor=run.name, test_acc=run.test_acc, low=low, high=high)
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #b393c3ea
+# %% ../../../nbs/35j_report.sections.overview.ipynb #5924d2f1
 def key_numbers(
     f:ReportData # The study
 )->list: # Statements with a label, a value and a note
     "The numbers that say most"
-    single, level, gains = _best_single(f), f.data.majority_acc("test"), augmentation_gains(f)
+    single, level, gains = _best_single(f), majority_score(f.data, "test"), augmentation_gains(f)
     found = [d for d in (*best_predictors(f)[:1], single) if d]
     best = max(found, key=lambda d: d.test_acc, default=None)
     keys = [_key(kind, d.predictor, d.test_acc, d.low, d.high, level)
         for kind,d in (("best", best), ("single", single)) if d]
-    keys += [_key("augmentation", r.name, r.valid_acc, gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
+    keys += [_key("augmentation", r.name, row_score(r), gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
     return [*keys, Statement("trainings_key", f=f)]
 
 # %% ../../../nbs/35j_report.sections.overview.ipynb #10d88500
@@ -60,14 +62,19 @@ def predictor_figure(
     facts = dict(shown=len(shown), total=len(df))
     return [Figure("predictors", shown, plot, (4.8, .95+.3*len(shown)), "middle", facts=facts)]*bool(len(df))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #9ce272a6
+# %% ../../../nbs/35j_report.sections.overview.ipynb #470f62d7
+def _choosable(preds): return [p for p in preds if p.done and p.valid]
+
 def choice(
     f:ReportData # The study
-)->Statement: # With its row of table 2, None where nothing may be chosen by valid images
+)->Statement: # With how it does on test images; empty where nothing may be chosen by valid ones
     "The predictor to take"
-    known = [p for p in f.preds if p.done and p.valid]
-    name = choose_predictor(known).name if known else ""
-    return Statement("choice", chosen=next((d for d in best_predictors(f) if d.predictor==name), None))
+    known = _choosable(f.preds) or _choosable(predictions(f.study, everyone=True))
+    if not known: return Statement()
+    p = choose_predictor(known)
+    mistakes = most_confused(confusion(p.preds, p.targs, len(p.classes)), p.classes, 1)
+    chosen = SimpleNamespace(predictor=p.name, **scored_on_test(p))
+    return Statement("choice", chosen=chosen, metric=f.record.metric, mistakes=mistakes)
 
 # %% ../../../nbs/35j_report.sections.overview.ipynb #7c285f71
 def _part_name(part):
@@ -132,8 +139,8 @@ def misnamed_votes(votes):
     "Votes that are called like another method than theirs"
     return Statement("misnamed_votes", votes=[v for v in votes if pretty(v.name)!=v.name!=v.method])
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #fbe73995
-@reads("select")
+# %% ../../../nbs/35j_report.sections.overview.ipynb #e779a6e8
+@reads("select", "metric")
 def kept_epochs(runs):
     "Which epoch's weights runs keep"
     return Tally("epochs_of_weights", runs)
@@ -169,7 +176,7 @@ def _decided(f, trainings):
         coupled_l2=coupled_l2(trainings),
         rotation=rotation(trainings))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #6721b0f1
+# %% ../../../nbs/35j_report.sections.overview.ipynb #41f4bd1a
 def _has_single(f):
     "Is there a training with one seed?"
     members = {(d.group, m) for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
@@ -194,5 +201,6 @@ def checks(
         pretrained=pretrained(done),
         cifar=cifar_tests(f),
         blind=blind(done),
+        absent=f.data.absent,
         misnamed=[misnamed(done+search_settings(f)), misnamed_votes(f.record.ensembles)],
         **_decided(f, trainings))

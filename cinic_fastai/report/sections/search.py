@@ -6,7 +6,7 @@
 __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'headers', 'about_searches', 'about_search', 'dimensions_of',
            'dimension_columns', 'search_section']
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #3541a97b
+# %% ../../../nbs/35f_report.sections.search.ipynb #5fc73812
 import pandas as pd
 from functools import partial
 from ...config import RunConfig, scaled
@@ -16,9 +16,10 @@ from ...results.plots.search import plot_convergence, plot_dependence, plot_impo
 from ...results.tables.published import FULL_STUDY
 from ...results.tables.search import POINT, other_dimensions
 from ..facts import Figure, ReportData, Section, Statement, Table, rows_of
-from ..facts import search_settings, trial_settings
+from ..facts import row_score, search_settings, trial_settings
+from ...store import score_column
 from ..words import Tally, dimension, reads, slug
-from .runs import compare
+from .runs import compare, score_columns
 from .setup import settings_of
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #0d1c67aa
@@ -40,8 +41,8 @@ def trial_epochs(
     planned = [plan.get("defaults", {})|s for s in plan.get("search", [])]
     return sorted(map(int, done)) or sorted({planned_epochs(f, o) for o in planned})
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #6fa746c5
-@reads("select")
+# %% ../../../nbs/35f_report.sections.search.ipynb #a1b0cee2
+@reads("select", "metric")
 def optimised(runs):
     "Which accuracy a search optimises: that of the best or of the last epoch"
     return Tally("optimised_accuracies", runs)
@@ -77,7 +78,15 @@ def _how_searched(f):
         together=all(s.control.shared for s in controlled),
         repeats={n: [s.name for s in searches if s.repeats==n] for n in sorted({s.repeats for s in searches}-{0})})
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #cd1a7f53
+# %% ../../../nbs/35f_report.sections.search.ipynb #d1a1b6d9
+def _found(f, top):
+    "The best trial's point, the run that its search began from, and whether that was as good"
+    entry = next(s for s in f.record.searches if s.name==top.search)
+    began = [r for r in f.done() if f"{r.group}/{r.name}"==entry.of]
+    kept = any(row_score(r)>=row_score(top) for r in began)
+    return Statement("found", point=entry.best.point, began=began, kept=kept)
+
+# %% ../../../nbs/35f_report.sections.search.ipynb #29e464aa
 def about_searches(
     f:ReportData # The study
 )->Statement: # Perhaps without any
@@ -86,14 +95,16 @@ def about_searches(
     best = rows_of(df)
     gains = (df.guided_best-df.random_best).set_axis(df.search).dropna()
     helped = [_helped(f, s.name) for s in f.record.searches if s.control]
+    top = max(best, key=row_score, default=None)
     return Statement("searches", f=f,
         best=best,
-        top=max(best, key=lambda b: b.valid_acc, default=None),
+        top=top,
+        found=top and _found(f, top),
         gains=[*gains.items()],
         helped=[o for o in helped if o],
         **_how_searched(f))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #f29b8eea
+# %% ../../../nbs/35f_report.sections.search.ipynb #19498299
 def _ranked(trials):
     "Trials that ran to their end, different points, the best first"
     first = {}
@@ -102,7 +113,8 @@ def _ranked(trials):
 
 def _repeated(f, name, of):
     "How a best point did when it was trained again"
-    return f.tables.repeats.query("search==@name and of==@of").valid_acc.dropna().tolist()
+    again = f.tables.repeats.query("search==@name and of==@of")
+    return again[score_column(again)].dropna().tolist()
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #b503387d
 def _told_apart(name, a, b):
@@ -126,7 +138,7 @@ def _control_state(entry, header, s):
     if s.ranked[0].point==s.ranked_others[0].point: return "same"
     return "repeated" if s.helped else "once"
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #3cfa3194
+# %% ../../../nbs/35f_report.sections.search.ipynb #53642ca4
 def about_search(
     f:ReportData, # The study
     name:str # Of a search
@@ -142,14 +154,15 @@ def about_search(
         ranked_others=_ranked(control.trials),
         helped=_helped(f, name),
         second=next(iter([*seconds, *(t.number for t in ranked[1:])]), None),
-        behind=ranked[0].valid_acc-ranked[1].valid_acc if ranked[1:] else None,
+        metric=f.record.metric,
+        behind=ranked[0].value-ranked[1].value if ranked[1:] else None,
         beside_second=_helped(f, name, "runner-up"),
         stops=bool(row.stopped or journal.header and journal.header.rungs),
         all_epochs=f.tables.trials.query("search==@name and status!='failed'").planned_epochs.sum())
     s.control = _control_state(entry, journal.header, s)
     return s
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #9ccdbd1f
+# %% ../../../nbs/35f_report.sections.search.ipynb #bc0b6ed3
 _FELT = .005 # A difference of accuracy that is worth a word
 
 def _search_figures(f):
@@ -157,29 +170,30 @@ def _search_figures(f):
     best, importance = f.tables.table1_search, f.tables.importance
     published = best.dropna(subset="published").set_index("search").published.to_dict()
     most = importance.loc[importance.groupby("search", sort=False).total.idxmax()]
-    facts = dict(best=rows_of(best.dropna(subset="valid_acc")), published=bool(published))
+    facts = dict(best=rows_of(best.dropna(subset="valid_acc")), published=bool(published), metric=f.record.metric)
     trials = Figure("trials", f.tables.trials, partial(plot_searches, published=published, colours=f.colours),
         width="middle", facts=facts)
     learnt = Figure("importance", importance, partial(plot_importance, colours=f.colours), width="middle",
         facts=dict(most=rows_of(most)))
     return [trials]+[learnt]*bool(len(importance))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #94188c62
+# %% ../../../nbs/35f_report.sections.search.ipynb #e86aebd1
 def _convergence_figure(f, name):
     "Best so far of a search and its control, and the best points with new seeds"
     df, repeats = f.tables.convergence.query("search==@name"), f.tables.repeats.query("search==@name")
     ends = df.dropna().groupby("which", sort=False).best_so_far.last().to_dict()
-    again = repeats.dropna(subset="valid_acc").groupby("of", sort=False).valid_acc
+    again = repeats.dropna(subset="valid_acc").groupby("of", sort=False)[score_column(repeats)]
     shared = any(s.control and s.control.shared for s in f.record.searches if s.name==name)
-    facts = dict(search=name, ends=ends, shared=shared, repeats={of: mean_interval(d)[:2] for of,d in again})
+    facts = dict(search=name, ends=ends, shared=shared, repeats={of: mean_interval(d)[:2] for of,d in again},
+        metric=f.record.metric)
     plot = partial(plot_convergence, repeats=repeats, colours=f.colours)
     return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, words="convergence", facts=facts)
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #420c553f
+# %% ../../../nbs/35f_report.sections.search.ipynb #14f38442
 def _dependence_figure(f, name):
     "What a search's surrogate makes of each dimension"
     df, trials = f.tables.dependence.query("search==@name"), f.tables.trials.query("search==@name")
-    by = df.groupby("dimension", sort=False).valid_acc
+    by = df.groupby("dimension", sort=False)[score_column(df)]
     peaks = df.loc[by.idxmax()][(by.max()-by.min()>_FELT).to_numpy()]
     facts = dict(search=name, peaks=rows_of(peaks), failed="failed" in set(trials.status))
     plot = partial(plot_dependence, trials=trials, colours=f.colours)
@@ -200,7 +214,7 @@ def dimension_columns(
     "Columns of hyperparameters"
     return tuple((dimension(k), "value", k) for k in fields)
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #6b078622
+# %% ../../../nbs/35f_report.sections.search.ipynb #3f1c750d
 def _search_table(f):
     "Table 1: best result of each search"
     ours = f.tables.table1_search.assign(source="here").astype(object)
@@ -208,7 +222,8 @@ def _search_table(f):
     theirs = known[["search"]].assign(source="published", valid_acc=known.published, number="?",
         planned=FULL_STUDY["random"]+FULL_STUDY["guided"], **{k: known[f"published_{k}"] for k in POINT})
     rows = pd.concat([ours, theirs]).sort_index(kind="stable")
-    return Table("table1", rows, "table1", more=dimension_columns([*POINT, *dimensions_of(f)]))
+    more = dimension_columns([*POINT, *dimensions_of(f)])+score_columns(f, "share")
+    return Table("table1", rows, "table1", more=more)
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #9f78f42f
 def search_section(

@@ -12,13 +12,14 @@ from ..facts import Statement
 from ..words import Tally, reads
 from ...config import config_fields, mixes
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #97afa274
+# %% ../../../nbs/35d_report.sections.setup.ipynb #01d9d4bc
 SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases rates_of_Muon parts_of_batches
-    L2_coefficients dropouts label_smoothings weight_averagings augmentations kinds_of_views networks stems
-    kinds_of_SpeedNet initial_weights image_sizes splits_to_learn_from precisions ways_to_compile
-    memory_layouts""".split() # Macros that say one setting
-_unsaid = """weights bias_lr muon hard dropout label_smoothing average policy flip shift tta tta_share stem size sizes
-    validate train_on precision compile channels_last width whiten dirac""".split() # Not said where they are as usual
+    L2_coefficients dropouts label_smoothings class_weightings ways_to_sample weight_averagings augmentations
+    kinds_of_views networks stems kinds_of_SpeedNet initial_weights ways_to_fit image_sizes splits_to_learn_from
+    precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
+_unsaid = """weights head bias_lr muon hard dropout label_smoothing class_weights sampling average policy flip shift tta
+    tta_share stem size sizes validate train_on precision compile channels_last width whiten
+    dirac""".split() # Not said where they are as usual
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #82610f27
 def effective(
@@ -102,7 +103,7 @@ def brackets(runs):
     "Do some accuracies stand in brackets, as their runs trained on valid images?"
     return any(map(saw_valid, runs))
 
-# %% ../../../nbs/35d_report.sections.setup.ipynb #26f637e4
+# %% ../../../nbs/35d_report.sections.setup.ipynb #635ad082
 @reads("tta", "softmax", "tta_share")
 def views(runs):
     "What is averaged over views, `probabilities` or `logits`, and whether all images have them"
@@ -110,7 +111,7 @@ def views(runs):
     outputs = ["probabilities" if r.softmax else "logits" for r in viewed]
     return Statement("views", outputs=dict.fromkeys(outputs), everyone=all(r.tta_share==1 for r in viewed))
 
-@reads("select")
+@reads("select", "metric")
 def kept(runs):
     "Whether runs keep the weights of their best or their last epoch"
     return Tally("kept_weights", runs)

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['best_predictors', 'better_alone', 'ensembling', 'cifar_tests', 'vote_section']
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #23dcc78b
+# %% ../../../nbs/35g_report.sections.votes.ipynb #53c7a791
 from functools import partial
 from ...core import needs_valid
 from ...results.ensemble import tied
 from ...results.metrics import confusion, most_confused
 from ...results.plots.photos import plot_mistakes, plot_pairs
-from cinic_fastai.results.plots.predictors import (MANY_CLASSES, plot_class_origin, plot_classes, plot_confusion,
+from cinic_fastai.results.plots.predictors import (plot_class_origin, plot_classes, plot_confusion,
     plot_disagreement, plot_reliability)
 from ...results.plots.style import pretty
-from ...results.tables.predictors import ALL, CIFAR_PARTS, TOTAL
+from ...results.tables.predictors import ALL, CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
 from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
 from .runs import scores
 
@@ -152,13 +152,18 @@ def _photo_figure(f, name, kind, plot, height):
     facts = dict(pairs=pairs, of=str(s.get("mistakes_of", "")))
     return [Figure(name, s, plot, (4.8, height(s, pairs)), "middle", "photo", facts=facts)]
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #bfbaa368
+# %% ../../../nbs/35g_report.sections.votes.ipynb #bc4d70a9
+def _few(f, df):
+    "Rows of the classes that there is room for, whether some are left out, and how many there are"
+    few = few_classes(df, f.tables.classes)
+    return few, dict(cut=few is not df, classes=len(f.data.classes))
+
 def _vote_figures(f):
     "Accuracy by class, and mistakes"
-    df = f.tables.classes
+    df, facts = _few(f, f.tables.classes)
     dots = Figure("fig14_test_accuracy", df, partial(plot_classes, colours=f.colours),
         (4.8, 1.25+.31*df["class"].nunique()), "middle", words="class_dots",
-        facts=dict(totals=rows_of(df[df["class"]==TOTAL])))
+        facts=facts|dict(totals=rows_of(df[df["class"]==TOTAL])))
     def height(s, _): return .05+.97*-(-len(s["mistakes"])//6)
     return [dots, *_photo_figure(f, "mistakes", "mistake", plot_mistakes, height)]
 
@@ -169,14 +174,15 @@ def _reliability_figure(f):
     facts = dict(names=df.predictor.unique().tolist(), calibration=_calibration(f))
     return Figure("reliability", df, partial(plot_reliability, colours=f.colours), width="middle", facts=facts)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #5614c5e8
+# %% ../../../nbs/35g_report.sections.votes.ipynb #3f9e6e5c
 def _map_figures(f):
     "The best predictor by class and origin, and what it takes for what"
     name, n, by = _top_predictor(f), len(f.data.classes), _origins(f)
     df = f.tables.confusion.query("predictor==@name")
     mistakes = df[df["class"]!=df.taken_for].nlargest(3, "share").rename(columns={"class": "right"})
-    origin_map = Figure("class_origin", f.tables.class_origin.query("predictor==@name"), plot_class_origin,
-        (4.6, .75+.26*(n+1)), facts=dict(origins=by, seen_before=_seen_before(f)))
+    few, facts = _few(f, f.tables.class_origin.query("predictor==@name"))
+    origin_map = Figure("class_origin", few, plot_class_origin, (4.6, .75+.26*few["class"].nunique()),
+        facts=facts|dict(origins=by, seen_before=_seen_before(f)))
     class_map = Figure("confusion", df, plot_confusion, (4.6, 1+.27*min(n, MANY_CLASSES)),
         facts=dict(top=name, mistakes=rows_of(mistakes)))
     pairs = _photo_figure(f, "confused_pairs", "pair", plot_pairs, lambda _,pairs: .1+.52*len(pairs))
@@ -198,17 +204,17 @@ def _predictor_table(f):
     rows = df.assign(run_id=df.predictor.map(ids).where(df.kind=="run", ""), vote_of=df.members.str.split(", "))
     return Table("table2", rows, "table2", dict(scores=scores(f, "test")), best=0 if df.test_acc.max()>0 else None)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #a777aef3
+# %% ../../../nbs/35g_report.sections.votes.ipynb #a3f4b08a
 def _class_table(f):
     "Figure 14 as numbers, with those that the report's text states"
-    df = f.tables.classes
+    df, facts = _few(f, f.tables.classes)
     df = df.assign(stated=df.published.mask(df["class"]==TOTAL))
     rows = df.pivot(index="class", columns="predictor", values=["accuracy", "stated"]).reindex(df["class"].unique())
     rows.columns = [" ".join(o) for o in rows.columns]
     images = df.drop_duplicates("class").images.to_numpy()
     rows = rows.assign(name=[c or "total" for c in rows.index], images=images)
     more = tuple((pretty(n), "stated", f"accuracy {n}", f"stated {n}") for n in df.predictor.unique())
-    return Table("classes", rows, "class_table", dict(stated=df.stated.notna().any()), more, total=True)
+    return Table("classes", rows, "class_table", facts|dict(stated=df.stated.notna().any()), more, total=True)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #fa17a82d
 def _ensemble_table(f):

@@ -82,7 +82,7 @@ def plot_mistakes(
     ax.set_axis_off()
     return ax
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #c786dc87
+# %% ../../../nbs/33b_results.plots.photos.ipynb #f5905a7e
 @in_style
 def plot_pairs(
     samples:dict, # From `samples_table`
@@ -94,6 +94,6 @@ def plot_pairs(
     ax = given_axes(ax, 5.6, .7*len(pairs))
     rows = np.concatenate([_rows_of(samples["pairs"][names==o], 8) for o in pairs])
     ax.imshow(mosaic(rows), interpolation="none")
-    _name_rows(ax, rows.shape[2], pairs)
+    _name_rows(ax, rows.shape[2], ["\n".join(short(line, 22) for line in o.split("\n")) for o in pairs])
     ax.set_xticks([])
     return ax

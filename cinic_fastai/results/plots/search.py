@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['MARKS', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance']
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #73a3cd7a
+# %% ../../../nbs/33c_results.plots.search.ipynb #746730e8
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
-from .style import (DIMENSIONS, GREY, clean_axes, given_axes, in_style, key_line,
+from .style import (
+    DIMENSIONS, GREY, METRIC_NAMES, clean_axes, given_axes, in_style, key_line,
     legend_above, new_axes, palette, percent_axis, pretty, short, small_multiples)
 from ...config import best_epoch
+from ...store import SCORE_COLUMNS, score_column
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #97ac01a7
 MARKS = dict(guided=dict(marker="o", markersize=5, label="guided"),
@@ -40,16 +42,20 @@ def _name_and_colour(df, colours):
     name = df.search.iloc[0]
     return name, (colours or palette([name]))[name]
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #df83027f
+# %% ../../../nbs/33c_results.plots.search.ipynb #edda1de6
+def _score_label(df):
+    "What the score is called that a table of trials is about"
+    return f"valid {METRIC_NAMES[SCORE_COLUMNS[score_column(df)]]}"
+
 def _plot_marks(ax, x, trials, colour):
-    "Trials at their valid accuracy; failed ones, which have none, along the bottom"
+    "Trials at their valid score; failed ones, which have none, along the bottom"
     marks = pd.Categorical(_mark_of(trials), [*MARKS])
     for mark,d in trials.assign(x=x).groupby(marks, observed=True):
         look = dict(color=colour, linestyle="")|MARKS[mark]
         if mark=="failed": ax.plot(d.x, [.03]*len(d), transform=ax.get_xaxis_transform(), **look)
-        else: ax.plot(d.x, d.valid_acc, **look)
+        else: ax.plot(d.x, d[score_column(d)], **look)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #01ea6d81
+# %% ../../../nbs/33c_results.plots.search.ipynb #547fc361
 @in_style
 def plot_trials(
     df:pd.DataFrame, # One search's rows of `trials_table`
@@ -65,10 +71,10 @@ def plot_trials(
     clean_axes(ax, percent=True)
     _plot_marks(ax, df.number+1, df, colour)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, min_n_ticks=1))
-    ax.set(xlabel="trial", ylabel="valid accuracy", title=pretty(name))
+    ax.set(xlabel="trial", ylabel=_score_label(df), title=pretty(name))
     return ax
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #0827b99a
+# %% ../../../nbs/33c_results.plots.search.ipynb #611e3175
 @in_style
 def plot_searches(
     df:pd.DataFrame, # From `trials_table`
@@ -81,9 +87,9 @@ def plot_searches(
     names = [*df.search.unique()] or [""]
     key = [*_mark_key(df), key_line("best so far", linewidth=1.2)]
     if published: key.append(key_line("published best", linestyle=":"))
-    return small_multiples(draw, names, 4.8, 1.75, key, "trial", "valid accuracy", sharex=True, sharey=True)
+    return small_multiples(draw, names, 4.8, 1.75, key, "trial", _score_label(df), sharex=True, sharey=True)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #df807495
+# %% ../../../nbs/33c_results.plots.search.ipynb #9dacee59
 _CONTROL = dict(color="#8A8A8A", linestyle="--", linewidth=1.4)
 
 def _plot_best(ax, df, looks):
@@ -93,16 +99,16 @@ def _plot_best(ax, df, looks):
         ax.step(np.arange(len(best))+.5, best, where="post", **looks[which])
     clean_axes(ax, percent=True)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    ax.set(xlabel="trial", ylabel="best valid accuracy so far")
+    ax.set(xlabel="trial", ylabel=f"best {_score_label(df)} so far")
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #24544bd7
+# %% ../../../nbs/33c_results.plots.search.ipynb #ac296039
 _REPEAT_NAMES = {"runner-up": "runner-\nup", "control": "control's\nwinner"}
 
 def _plot_repeats(ax, df, repeats, looks):
     "A column for each point that was trained again: its accuracies, and their mean ± standard deviation beside them"
     names = repeats.of.unique()
     for x,of in enumerate(names):
-        accs = repeats.valid_acc[repeats.of==of]
+        accs = repeats[score_column(repeats)][repeats.of==of]
         colour = looks.get(of, looks["search"])["color"]
         ax.plot([x]*len(accs), accs, "o", color=colour, markersize=4.5, alpha=.55, markeredgewidth=0)
         ax.errorbar(x+.3, accs.mean(), accs.std(), fmt="_", color=colour, markersize=9, markeredgewidth=1.6)
@@ -167,7 +173,7 @@ def _scale_axis(ax, scale, values):
         ax.set_xticks(powers, powers)
     ax.minorticks_off()
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #f2b59d8c
+# %% ../../../nbs/33c_results.plots.search.ipynb #07d405f7
 _BEST = dict(marker="o", markersize=9, linestyle="", markerfacecolor="none", markeredgecolor="#222222",
     markeredgewidth=1)
 
@@ -175,10 +181,11 @@ def _ring_best(ax, xs, trials):
     "A ring around the trial that the search would choose"
     done = trials.assign(x=xs)[trials.status=="done"]
     if done.empty: return
-    best = done.iloc[best_epoch(done.valid_acc.to_numpy(), done.valid_loss.to_numpy())]
-    ax.plot(best.x, best.valid_acc, **_BEST)
+    scores = done[score_column(done)].to_numpy()
+    i = best_epoch(scores, done.valid_loss.to_numpy())
+    ax.plot(done.x.iloc[i], scores[i], **_BEST)
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #c21a382b
+# %% ../../../nbs/33c_results.plots.search.ipynb #0f194ede
 def _plot_dimension(ax, df, trials, colour):
     "Trials along one dimension, and what the surrogate expects there"
     name, scale = df.iloc[0][["dimension", "scale"]]
@@ -187,7 +194,7 @@ def _plot_dimension(ax, df, trials, colour):
     if scale=="choices":
         at, xs = range(len(values)), xs.astype(str).map({str(v): i for i,v in enumerate(values)})
         look = dict(marker="_", markersize=18, markeredgewidth=2.4, linestyle="")
-    ax.plot(at, df.valid_acc, color=colour, alpha=.55, linewidth=2.4, **look)
+    ax.plot(at, df[score_column(df)], color=colour, alpha=.55, linewidth=2.4, **look)
     _plot_marks(ax, xs, trials, colour)
     _ring_best(ax, xs, trials)
     clean_axes(ax, percent=True)
@@ -195,7 +202,7 @@ def _plot_dimension(ax, df, trials, colour):
     _scale_axis(ax, scale, values)
     ax.set_title(DIMENSIONS.get(name, name))
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #0b55c721
+# %% ../../../nbs/33c_results.plots.search.ipynb #86194a89
 @in_style
 def plot_dependence(
     df:pd.DataFrame, # One search's rows of `dependence_table`
@@ -208,7 +215,7 @@ def plot_dependence(
     def draw(ax, name): _plot_dimension(ax, df[df.dimension==name], trials, colour)
     if "done" in set(trials.status): key.append(key_line("best", **_BEST))
     key.append(key_line("surrogate", linewidth=2.4, alpha=.6))
-    return small_multiples(draw, df.dimension.unique(), 4.6, 1.45, key, y="valid accuracy", sharey=True)
+    return small_multiples(draw, df.dimension.unique(), 4.6, 1.45, key, y=_score_label(df), sharey=True)
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #83a36d47
 def _plot_indices(ax, df, rows, colours):

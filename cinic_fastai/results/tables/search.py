@@ -5,12 +5,14 @@
 # %% auto #0
 __all__ = ['POINT', 'other_dimensions', 'trials_table', 'convergence_table', 'repeats_table', 'best_table']
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #ecd8079e
+# %% ../../../nbs/32d_results.tables.search.ipynb #b21b9311
 import pandas as pd
 from ...record import best_first, control_name
-from .runs import tidy
+from ..metrics import majority_score
+from .runs import other_scores, tidy
 from .published import PUBLISHED_BEST, PUBLISHED_POINTS, beside_published, report_search
 from ...config import config_fields
+from ...store import metric_column, score_column
 from ...studyfolder import StudyFolder, planned_trials
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #623281a3
@@ -24,7 +26,7 @@ def other_dimensions(
     dimensions = dict.fromkeys(k for h in headers if h for k in h.space)
     return [k for k in dimensions if k not in (*POINT, "model", "opt")]
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #8c9496aa
+# %% ../../../nbs/32d_results.tables.search.ipynb #eac77950
 _trial_columns = ("search model opt number kind status cause run_id valid_acc valid_loss best_so_far "
     "best_epoch epochs planned_epochs seconds ask_seconds").split()+POINT
 
@@ -33,10 +35,12 @@ def _trial_row(search, header, trial):
     point = dict(model=search.model, opt=search.opt)|trial.point
     planned = (dict(epochs=config_fields["epochs"].default)|header.base|point)["epochs"]
     row = vars(trial)|point|dict(search=search.name, kind=header.kind(trial.number))
-    if trial.status=="failed": row["valid_acc"] = None
+    score = metric_column(header.base.get("metric", "accuracy"))
+    row[score] = trial.value
+    if trial.status=="failed": row |= {score: None, "valid_acc": None}
     return row|dict(epochs=len(trial.accs or ()) or None, planned_epochs=planned)
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #df0f1007
+# %% ../../../nbs/32d_results.tables.search.ipynb #5d07b7f6
 def trials_table(
     study:StudyFolder, # A study's folder
     which:str="search" # Trials of the searches, or those of each one's `control`
@@ -47,11 +51,11 @@ def trials_table(
         journal = study.journals[control_name(s.name) if which=="control" else s.name]
         rows += [_trial_row(s, journal.header, t) for t in journal.trials]
     others = [k for k in config_fields if k not in _trial_columns and any(k in r for r in rows)]
-    df = tidy(rows, _trial_columns+others)
-    finished = df.valid_acc.where(df.status=="done")
+    df = tidy(rows, _trial_columns+other_scores(study)+others)
+    finished = df[score_column(df)].where(df.status=="done")
     return df.assign(best_so_far=finished.groupby(df.search).cummax().groupby(df.search).ffill())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #2e5d6fe0
+# %% ../../../nbs/32d_results.tables.search.ipynb #feb22d1b
 def convergence_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a trial of a search or of its control
@@ -60,15 +64,16 @@ def convergence_table(
     both["epochs_so_far"] = both.epochs.fillna(0).groupby([both.search, both.which]).cumsum()
     order = [s.name for s in study.record.searches]
     both = both.sort_values("search", key=lambda s: s.map(order.index), kind="stable", ignore_index=True)
-    return tidy(both, "search which number best_so_far epochs_so_far".split())
+    return tidy(both, "search which number best_so_far epochs_so_far".split()+other_scores(study))
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #cd49d40f
+# %% ../../../nbs/32d_results.tables.search.ipynb #8d65e30b
 def repeats_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a training with a new seed, `of` the `winner`, the `runner-up` or the `control`'s winner
     "The best points of searches, trained again"
-    rows = [dict(r, search=s.name) for s in study.record.searches for r in s.repeated]
-    return tidy(rows, "search of number seed run_id valid_acc reason".split())
+    score = metric_column(study.record.metric)
+    rows = [dict(r, search=s.name)|{score: r.value} for s in study.record.searches for r in s.repeated]
+    return tidy(rows, "search of number seed run_id valid_acc reason".split()+other_scores(study))
 
 # %% ../../../nbs/32d_results.tables.search.ipynb #5fb7b812
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
@@ -82,14 +87,15 @@ def _effort(trials):
     saved = (stopped.planned_epochs-stopped.epochs).sum()
     return counts|dict(saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #65ee5b6b
+# %% ../../../nbs/32d_results.tables.search.ipynb #5f13c110
 def _spread(trials):
     "How the accuracies of trials that ran to their end spread"
-    done = trials.query("status=='done'")
-    best = done.groupby("kind").valid_acc.max().add_suffix("_best")
-    return dict(best)|dict(zip(_scored, done.valid_acc.agg(["max", "median", "min"])))
+    done,score = trials.query("status=='done'"),score_column(trials)
+    best = done.groupby("kind")[score].max().add_suffix("_best")
+    ends = done[score].agg(["max", "median", "min"])
+    return dict(best)|dict(zip((score, "valid_median", "valid_min"), ends))
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #8094137a
+# %% ../../../nbs/32d_results.tables.search.ipynb #caaa00c7
 def _best_row(study, search, trials):
     "One search's best trial and spread, with what the report published of the same search"
     journal, status = study.journals[search.name], "left" if search.status=="running" else search.status
@@ -98,15 +104,16 @@ def _best_row(study, search, trials):
     row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
     row |= _effort(trials)|dict(published=PUBLISHED_BEST.get(known))
     for winner in best_first(journal.trials)[:1]:
-        level = study.data.majority_acc("valid")
+        level = majority_score(study.data, "valid")
         row |= vars(winner)|_spread(trials)|dict(winner.point, majority_acc=level, status=status)
     return row
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #9ed1df48
+# %% ../../../nbs/32d_results.tables.search.ipynb #adc9e1ef
 def best_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a search
     "Best point and accuracy of each search, ours and the published ones"
     trials = trials_table(study)
     rows = [_best_row(study, s, trials[trials.search==s.name]) for s in study.record.searches]
-    return tidy(rows, [*_counted, *POINT, *other_dimensions(study), *_scored, "published", *_published])
+    scores = [*_scored, *other_scores(study)]
+    return tidy(rows, [*_counted, *POINT, *other_dimensions(study), *scores, "published", *_published])
