@@ -74,7 +74,8 @@ def test_the_plan_is_there_and_repeats_it(answered, photos, tmp_path):
     out,_ = answered
     text = (out/"plan.toml").read_text(encoding="utf-8")
     assert text==answer_plan(known_basis(out)) and read_plan(out/"plan.toml")==parse_plan(text)
-    assert f"cinic study {out/'plan.toml'} --data {photos} --out {out} --on-bad skip --size 32" in StudyRecord.read(out).command
+    command = f"cinic study {out/'plan.toml'} --data {photos} --out {out} --on-bad skip --size 32"
+    assert command in StudyRecord.read(out).command
     done = cinic("study", out/"plan.toml", "--data", photos, "--size", "32", "--on-bad", "skip", "--store", out/"runs",
         "--out", tmp_path/"again", before=no_figures)
     assert done.returncode==0 and run_ids(tmp_path/"again")==run_ids(out), done.stderr

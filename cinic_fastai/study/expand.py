@@ -8,7 +8,6 @@ __all__ = ['PLAIN', 'trial_config', 'run_config', 'with_base', 'with_options', '
 
 # %% ../../nbs/38_study.expand.ipynb #f9ed6a91
 import math, json
-from collections import Counter
 from dataclasses import asdict, replace
 from typing import Annotated, NamedTuple
 from pydantic import Field, PositiveFloat
