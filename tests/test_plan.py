@@ -79,7 +79,7 @@ def test_what_others_call_a_setting():
         word,ours = words.split()
         assert f"  {place}: Unknown key '{word}': here it is {ours}" in said
     assert any("num_workers': images lie in memory" in o for o in said)
-    assert "  [study]: Unknown key 'n_epochs'. Known: name, title, seed, track, threads" in said
+    assert "  [study]: Unknown key 'n_epochs'. Known: name, title, seed, metric, track, threads, minutes" in said
 
 def test_every_error_is_listed_with_its_place():
     "One plan, an error in each of its tables"

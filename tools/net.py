@@ -30,7 +30,7 @@ def random_configs(n=200):
         flip=["none", "random", "alternating"], tta=["none", "flip", "flip-shift"], interp=["bilinear", "nearest"],
         schedule=["constant", "one-cycle", "triangle"], precision=["auto", "float32", "bf16"], select=["best", "last"])
     apart = ("weights train_on nesterov bias_lr muon hard sizes tta_share validate "
-        "class_weights sampling metric").split() # need others, or came later
+        "class_weights sampling metric head").split() # need others, or came later
     varied = {k: f for k,f in config_fields.items() if k not in apart}
     def value(k, f):
         if k in choices: return str(rng.choice(choices[k]))

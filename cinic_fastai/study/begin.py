@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 import numpy as np
-from ..core import SkippedError, StoreError, diff_dicts
+from ..core import OUT_OF_TIME, SkippedError, StoreError, diff_dicts
 from ..data.pack import Pack
 from ..record import control_name, header_differences, journal_path, ran_out_of_memory, read_journal
 from ..record import (ControlEntry, DataInfo, EnsembleEntry, JournalHeader, RunEntry, SearchEntry,
@@ -196,7 +196,9 @@ def group_best(
     "The best run of a group by valid images"
     runs = [r for r in record.runs if r.group==group]
     done = [(r.key, store.config(r.run_id), store.done(r.run_id)) for r in runs if r.status=="done"]
-    if not done: raise SkippedError(f"no run of {group} finished: {runs[0].name}: {runs[0].reason}")
+    if not done:
+        first = max(runs, key=lambda r: OUT_OF_TIME in r.reason) # more time is the cure, where it is one
+        raise SkippedError(f"no run of {group} finished: {first.name}: {first.reason}")
     best = rank_settings([(cfg, score_of(o), o["valid_loss"]) for _,cfg,o in done])[0][0]
     key,cfg,_ = done[best]
     return key,non_defaults(replace(cfg, weights=""))
