@@ -60,7 +60,7 @@ def pick_size(
     affordable = SIZES[0]*math.sqrt(looks/_LOOKS)
     return max((o for o in SIZES if o<=min(side, affordable)), default=SIZES[0])
 
-# %% ../../nbs/44a_study.answer.ipynb #051bf257
+# %% ../../nbs/44a_study.answer.ipynb #38c4b639
 @dataclass(frozen=True)
 class Basis:
     "What a plan depends on"
@@ -86,7 +86,7 @@ class Basis:
         "What the beginning and the page leave for trainings"
         return max(6., 60*self.minutes-self.spent-_PAGE)
 
-_PAGE = 30. # Seconds that the page takes
+_PAGE = 20. # Seconds that the page takes
 
 # %% ../../nbs/44a_study.answer.ipynb #9c712060
 _MOST = 60 # Epochs of a training
@@ -117,8 +117,8 @@ def candidate_configs(
     settings = {o["name"]: plan["defaults"]|o for o in plan["run"] if o["group"]=="architectures"}
     return {name: make_config({k: v for k,v in o.items() if k in config_fields}) for name,o in settings.items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #4e475bbc
-_PACE,_EACH = 1.33, 3. # Seconds that a timed one takes, and that a training takes besides
+# %% ../../nbs/44a_study.answer.ipynb #3e5f2a49
+_PACE,_EACH = 1.12, 1. # Seconds that a timed one takes, and that a training takes besides
 
 def expected(
     basis:Basis, # With the candidate's speed
@@ -140,14 +140,19 @@ def epochs_in(
         return bisect(range(1, _MOST+1), seconds, key=takes)
     return {name: most(name, cfg) for name,cfg in candidate_configs(basis).items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #467a224b
+# %% ../../nbs/44a_study.answer.ipynb #20635870
 def rounds(
     scope:Scope, # How much is asked
     basis:Basis # With speeds
-)->int:
+)->float:
     "Trainings that come one after the other"
-    steps = ((len(basis.seconds)+1,), (TEMPLATE.count('"augmentation"'),), (3, scope.guided, 1), (2,))
-    return sum(math.ceil(n/basis.jobs) for o in steps[:scope.questions] for n in o)
+    def after_another(n): return math.ceil(n/basis.jobs)
+    n = len(basis.seconds)
+    race = (after_another(n+1)+after_another(math.ceil(n/2)))/2
+    augmentations = after_another(TEMPLATE.count('"augmentation"')-1)
+    search = after_another(3)+after_another(scope.guided)+1
+    steps = (race, augmentations, search, after_another(2))
+    return sum(steps[:scope.questions])
 
 # %% ../../nbs/44a_study.answer.ipynb #64df74bd
 def training_time(
