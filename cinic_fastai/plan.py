@@ -7,12 +7,12 @@ __all__ = ['Name', 'PlanRun', 'PlanSearch', 'PlanRace', 'rung_epochs', 'PlanEnse
            'plan_search', 'plan_run', 'source_parts', 'source_depth', 'possible_settings', 'run_settings',
            'rank_settings', 'better_half', 'training_key', 'counted_twice']
 
-# %% ../nbs/04_plan.ipynb #f07b184b
+# %% ../nbs/04_plan.ipynb #fcba6ae0
 import dataclasses, math, re
 from itertools import chain
 from statistics import mean
 from typing import Annotated, Literal
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
 from .config import STRICT, RunConfig, Seed, Sequence, make_config, same_trainings, setting_name
 from .core import METRICS, TRACKERS, VOTES, PlanError, method_error, nearest
@@ -29,7 +29,7 @@ def _file_name(name):
 
 Name = Annotated[str, AfterValidator(_file_name), Field(json_schema_extra=dict(pattern=f"^{_NAME}$", maxLength=80))]
 
-# %% ../nbs/04_plan.ipynb #642e4582
+# %% ../nbs/04_plan.ipynb #f7824308
 @dataclass(frozen=True, config=STRICT)
 class PlanRun:
     "One training that the plan names"
@@ -37,6 +37,7 @@ class PlanRun:
     group:str = "runs" # The experiment it belongs to
     settings:dict = dataclasses.field(default_factory=dict) # Fields of `RunConfig`; with a `source` only its own
     source:Annotated[str, Field(alias="from")] = "" # `search:NAME` or `best:GROUP`: start from what was best there
+    longer:PositiveFloat = 1. # Factor on the epochs, those of a source, too
     own_seed:bool = False # Does it state its seed, so that another one for the study leaves it?
 
 # %% ../nbs/04_plan.ipynb #13b7fa9e
@@ -219,7 +220,7 @@ def better_half(
     ranked = rank_settings([(*o, 0.) for o in runs])
     return sorted(chain(*ranked[:math.ceil(len(ranked)/2)]))
 
-# %% ../nbs/04_plan.ipynb #e49d93dd
+# %% ../nbs/04_plan.ipynb #222bc6c5
 def training_key(
     plan:Plan, # A plan
     run:PlanRun # One of its runs
@@ -227,7 +228,7 @@ def training_key(
     "What tells a run's training from others"
     space = plan_search(plan, run.source).space if run.source.startswith("search:") else {}
     open = tuple(k for k in space if k not in run.settings)
-    return run.source,open,make_config(run_settings(plan, run))
+    return run.source,open,run.longer,make_config(run_settings(plan, run))
 
 # %% ../nbs/04_plan.ipynb #8e292b0e
 def counted_twice(

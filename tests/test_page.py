@@ -137,7 +137,7 @@ def test_the_page_begins_with_the_answer(example):
     assert [o for o in experiments if o in named]==named
     assert {a["href"] for a in page.all("a")}>={f"#{o}" for o in ids}
     text = page.text()
-    assert text.index("best predictor, test")<text.index("What to take.")<text.index("Networks.")
+    assert text.index("chosen predictor, test")<text.index("What to take.")<text.index("Networks.")
 
 def test_what_to_take_is_chosen_on_valid_images_alone(tmp_path):
     "Not the one that test images like best, and none where networks have seen the valid images"
@@ -475,7 +475,8 @@ def test_the_best_network_may_be_in_no_vote(tmp_path):
     assert runs.test_acc.idxmax()=="resnet18-pretrained-adam" and runs.test_acc.max()>best.test_acc
     numbers = {say(k, "label"): (say(k, "value"), re.split("[,;]", say(k, "note"))[0]) for k in report.keys}
     wanted = fmt_pct(runs.test_acc.max()), "ResNet-18 pretrained Adam"
-    assert numbers["best predictor, test"]==numbers["best single network, test"]==wanted
+    assert runs.valid_acc.idxmax()=="resnet18-pretrained-adam"
+    assert numbers["chosen predictor, test"]==numbers["chosen single network, test"]==wanted
     words = say(next(e.about for e in report.sections if e.key=="ensembling"), "results")
     assert "best predictor of table 2: " in words
     assert f"ResNet-18 pretrained Adam, which isn't one of them, reaches {wanted[0]}." in words

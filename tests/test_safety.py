@@ -316,6 +316,7 @@ def test_bad_and_shared_images_are_said_on_the_page(tmp_path):
     assert not (tmp_path/"out"/"study.json").exists()
     r = cinic(*args, "--on-bad", "skip")
     assert r.returncode==0 and "2 images lie in more than one split" in r.stderr
+    assert "1 bad image is left out:\n  train/cat/cut.png: " in r.stderr
     page = (tmp_path/"out"/"report.html").read_text(encoding="utf-8")
     assert "train/cat/cut.png" in page and "2 images lie in more than one split" in page and "twin.png" in page
     assert "train/cat/cut.png" in read_json(cache_place(root, "packs")/"pack-32"/"manifest.json")["skipped"]

@@ -159,13 +159,17 @@ def left_out(
         f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. "
         "In an image folder they lie in their class's folder.")
 
-# %% ../../nbs/10_data.folder.ipynb #282aa0b1
+# %% ../../nbs/10_data.folder.ipynb #1b98c880
 def note_left_out(
     on_event:Callable|None, # Listener
-    files:Iterable # As for `left_out`
+    files:Iterable, # As for `left_out`
+    bad:dict={} # Image -> why it can't be used
 ):
-    "Tell a listener how many files are not read, where there are some"
+    "Tell a listener which files are not read and which images are left out, where there are some"
     if words := left_out(files): emit(on_event, "note", text=words)
+    if not bad: return
+    why = bullet_lines((f"{f}: {o}" for f,o in bad.items()), most=5)
+    emit(on_event, "note", text=f"{len(bad):,} bad image{'s are' if len(bad)>1 else ' is'} left out:{why}")
 
 # %% ../../nbs/10_data.folder.ipynb #aa67a7b0
 class ImageItem(NamedTuple):

@@ -359,7 +359,7 @@ def _open_as_asked(path, size, fit, drawing):
     raise DataError(f"{path} is a pack of {pack.size}x{pack.size} images with fit = {pack.fit}, whose splits "
         "are drawn. Give its image folder, or leave size, fit and splits out.")
 
-# %% ../../nbs/11_data.pack.ipynb #5908452f
+# %% ../../nbs/11_data.pack.ipynb #be7d2009
 def get_pack(
     root:Path, # Images, as for `find_images`, or a pack
     size:int=0, # Side of the images; where 0, a pack's own, or `PACK_SIZE`
@@ -373,10 +373,11 @@ def get_pack(
     root = Path(root)
     if (root/"manifest.json").exists():
         pack = _open_as_asked(root, size, fit, drawing)
-        note_left_out(on_event, pack.manifest.ignored)
+        note_left_out(on_event, pack.manifest.ignored, pack.manifest.skipped)
         return pack
     job = _job(root, dest, size or PACK_SIZE, on_bad, on_event, drawing, fit or "squish")
     older = None if dest else _fresh(replace(job, dest=job.scan.root/f".pack-{job.name()}"), None)
     pack = older or _folder_pack(job)
     tell_found(job.scan, drawing, on_event)
+    note_left_out(on_event, [], pack.manifest.skipped)
     return pack

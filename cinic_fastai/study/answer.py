@@ -7,12 +7,13 @@ __all__ = ['SIZES', 'SCOPES', 'TEMPLATE', 'CANDIDATES', 'photo_side', 'pick_size
            'expected', 'epochs_in', 'rounds', 'training_time', 'scope_of', 'answer_plan', 'timed_basis', 'known_basis',
            'answer']
 
-# %% ../../nbs/44a_study.answer.ipynb #3c886fd3
+# %% ../../nbs/44a_study.answer.ipynb #ba6ca9ba
 import math, re, time, tomllib
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -60,7 +61,7 @@ def pick_size(
     affordable = SIZES[0]*math.sqrt(looks/_LOOKS)
     return max((o for o in SIZES if o<=min(side, affordable)), default=SIZES[0])
 
-# %% ../../nbs/44a_study.answer.ipynb #38c4b639
+# %% ../../nbs/44a_study.answer.ipynb #fcb22101
 @dataclass(frozen=True)
 class Basis:
     "What a plan depends on"
@@ -82,6 +83,11 @@ class Basis:
         return 2**int(math.log2(min(256, max(4, self.counts["train"]/8))))
 
     @property
+    def seeds(self)->list[int]: # Three; four where three would leave a place empty at the end
+        "Of the final trainings"
+        return [self.seed+i for i in range(min(4, math.ceil(3/self.jobs)*self.jobs))]
+
+    @property
     def left(self)->float: # Seconds
         "What the beginning and the page leave for trainings"
         return max(6., 60*self.minutes-self.spent-_PAGE)
@@ -100,14 +106,15 @@ class Scope(NamedTuple):
 _SPARE = [Scope(_MOST+1, 4, n) for n in (40, 28, 18, 12)] # Where full length leaves time
 SCOPES = (*_SPARE, Scope(8, 4, 8), Scope(4, 4, 5), Scope(2, 4, 2), Scope(2, 3, 2), Scope(2, 2), Scope(0, 1))
 
-# %% ../../nbs/44a_study.answer.ipynb #0e386f39
+# %% ../../nbs/44a_study.answer.ipynb #78c344b4
+_LONGER = 3 # Times that a final training takes of another one
 TEMPLATE = files("cinic_fastai.study").joinpath("answer.toml").read_text(encoding="utf-8")
 CANDIDATES = tuple(re.findall(r'(?:candidate|imagenet)\("([\w-]+)"', TEMPLATE)) # The first is the yardstick
 _plan = Template(TEMPLATE, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 
 def _filled(basis, scope, epochs):
     "A plan"
-    return _plan.render(basis=basis, scope=scope, epochs=epochs)
+    return _plan.render(basis=basis, scope=scope, epochs=epochs, longer=_LONGER)
 
 def candidate_configs(
     basis:Basis # Speeds aside
@@ -117,8 +124,8 @@ def candidate_configs(
     settings = {o["name"]: plan["defaults"]|o for o in plan["run"] if o["group"]=="architectures"}
     return {name: make_config({k: v for k,v in o.items() if k in config_fields}) for name,o in settings.items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #3e5f2a49
-_PACE,_EACH = 1.12, 1. # Seconds that a timed one takes, and that a training takes besides
+# %% ../../nbs/44a_study.answer.ipynb #f9bb1cff
+_PACE,_EACH = 1.06, 1. # Seconds that a timed one takes, and that a training takes besides
 
 def expected(
     basis:Basis, # With the candidate's speed
@@ -140,31 +147,33 @@ def epochs_in(
         return bisect(range(1, _MOST+1), seconds, key=takes)
     return {name: most(name, cfg) for name,cfg in candidate_configs(basis).items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #20635870
+# %% ../../nbs/44a_study.answer.ipynb #2f3907cf
 def rounds(
     scope:Scope, # How much is asked
-    basis:Basis # With speeds
+    basis:Basis, # With jobs and seed
+    racers:int # Candidates
 )->float:
     "Trainings that come one after the other"
     def after_another(n): return math.ceil(n/basis.jobs)
-    n = len(basis.seconds)
-    race = (after_another(n+1)+after_another(math.ceil(n/2)))/2
+    race = (3*after_another(racers+1)+after_another(math.ceil(racers/2)))/4
     augmentations = after_another(TEMPLATE.count('"augmentation"')-1)
-    search = after_another(3)+after_another(scope.guided)+1
-    steps = (race, augmentations, search, after_another(2))
+    search = after_another(3)+after_another(scope.guided)+_LONGER
+    steps = (race, augmentations, search, _LONGER*(after_another(len(basis.seeds))-1))
     return sum(steps[:scope.questions])
 
-# %% ../../nbs/44a_study.answer.ipynb #64df74bd
+# %% ../../nbs/44a_study.answer.ipynb #a922d54c
+def _racers(epochs): return sum(n>0 for n in epochs.values())
+
 def training_time(
     basis:Basis # With speeds and minutes
 )->float: # Seconds; `PlanError` where no candidate has time for an epoch
     "What each training may take"
     cfgs = candidate_configs(basis)
     longest = max(expected(basis, name, replace(cfgs[name], epochs=_MOST)) for name in basis.seconds)
-    for scope in SCOPES:
-        seconds = min(longest, basis.left/rounds(scope, basis))
+    for scope,racers in product(SCOPES, range(1, len(basis.seconds)+1)):
+        seconds = min(longest, basis.left/rounds(scope, basis, racers))
         epochs = epochs_in(seconds, basis)
-        if any(epochs.values()) and epochs[CANDIDATES[0]]>=scope.least: return seconds
+        if 0<_racers(epochs)<=racers and epochs[CANDIDATES[0]]>=scope.least: return seconds
     n = basis.counts["train"]
     raise PlanError(f"{basis.minutes:g} minutes are too few for {n:,} training images. Take more --minutes.")
 
@@ -172,8 +181,8 @@ def scope_of(
     basis:Basis # Complete
 )->Scope: # One of `SCOPES`
     "How much can be asked in trainings of that time"
-    most = basis.left/basis.training+1e-6
-    return next((o for o in SCOPES if rounds(o, basis)<=most), SCOPES[-1])
+    most,racers = basis.left/basis.training+1e-6,_racers(epochs_in(basis.training, basis))
+    return next((o for o in SCOPES if rounds(o, basis, racers)<=most), SCOPES[-1])
 
 # %% ../../nbs/44a_study.answer.ipynb #42b471dc
 def answer_plan(

@@ -62,7 +62,7 @@ def new_record(
         searches=list(map(_search_entry, plan.searches)), ensembles=list(map(_ensemble_entry, plan.ensembles)),
         started=dt.datetime.now().astimezone().isoformat(timespec="seconds"))
 
-# %% ../../nbs/43a_study.begin.ipynb #00019187
+# %% ../../nbs/43a_study.begin.ipynb #19ed5b97
 def _trained(store, rids):
     "What was trained, by run id, of those runs that have results"
     found = {}
@@ -74,7 +74,7 @@ def _trained(store, rids):
 def _config_here(plan, run, there):
     "What a run would train at the point that it was trained at"
     s = plan_search(plan, run.source) if run.source.startswith("search:") else run
-    if s.source: return run_config(plan, run, base=non_defaults(there))
+    if s.source: return run_config(plan, replace(run, longer=1.), base=non_defaults(there))
     return run_config(plan, run, {k: getattr(there, k) for k in getattr(s, "space", ())})
 
 def _run_changes(plan, old, store):
@@ -82,11 +82,13 @@ def _run_changes(plan, old, store):
     runs = {f"{r.group}/{r.name}": r for r in plan.runs}
     plain = [run_config(plan, r) for r in plan.runs if not r.source]
     trained = _trained(store, {r.run_id for r in old.runs})
+    longer = {f"{t.get('group', PlanRun.group)}/{t['name']}": t.get("longer", 1) for t in old.plan.get("run", [])}
     for key,cfg in [(r.key, trained[r.run_id]) for r in old.runs if r.run_id in trained]:
         if key not in runs and replace(cfg, weights="") not in plain: yield f"run {key} is left out"
         elif key in runs:
             there,here = (asdict(o)|dict(weights="") for o in (cfg, _config_here(plan, runs[key], cfg)))
-            yield from (f"run {key}: {o}" for o in diff_dicts(there, here))
+            lengths = dict(longer=longer.get(key, 1)),dict(longer=runs[key].longer)
+            yield from (f"run {key}: {o}" for o in diff_dicts(there, here)+diff_dicts(*lengths))
 
 # %% ../../nbs/43a_study.begin.ipynb #b117d601
 def journal_settings(

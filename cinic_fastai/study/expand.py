@@ -27,7 +27,7 @@ def trial_config(
     "Configuration of a trial"
     return make_config({**search.settings, **point})
 
-# %% ../../nbs/38_study.expand.ipynb #a2efdd83
+# %% ../../nbs/38_study.expand.ipynb #3c8eb0e2
 def run_config(
     plan:Plan, # The plan
     run:PlanRun, # One of its runs
@@ -38,7 +38,7 @@ def run_config(
     if run.source and point is None and base is None:
         raise PlanError(f"Run '{run.name}' starts from {run.source}, which has no best point yet.")
     known = run_settings(plan, run) if base is None else base
-    return make_config({**known, **(point or {}), **run.settings})
+    return scaled(make_config({**known, **(point or {}), **run.settings}), run.longer)
 
 def with_base(
     search:PlanSearch, # A search

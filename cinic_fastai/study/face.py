@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['find_pack', 'Study']
 
-# %% ../../nbs/44_study.face.ipynb #d6a18c73
+# %% ../../nbs/44_study.face.ipynb #a0e2e274
 import argparse, shlex
 from dataclasses import replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from ..data.pack import Pack, get_pack
 from ..data.sources import parse_drawing
 from ..record import RunEntry
 from ..results.predictions import choose_predictor, predictions
-from ..results.tables.predictors import predictors_table
+from ..results.tables.predictors import predictors_table, scored_on_test
 from ..results.tables.runs import runs_table
 from ..results.tables.search import trials_table
 from ..results.tables.study import all_tables
@@ -118,16 +118,16 @@ def learner(self:Study,
     learn.model.load_state_dict(load_tensors(weights)[0])
     return learn
 
-# %% ../../nbs/44_study.face.ipynb #8020060f
+# %% ../../nbs/44_study.face.ipynb #253ef6e2
 @patch(as_prop=True)
 def answer(self:Study)->str: # A sentence
     "What to take, and how good it is on the test images"
-    done = [p for p in predictions(self) if p.done]
+    done = [p for p in predictions(self, everyone=True) if p.done]
     if not done: return "No predictor is finished yet."
-    best = choose_predictor(done).name
-    r = self.predictors.set_index("predictor").loc[best]
-    right = f"{100*r.test_acc:.1f} % of the test images right (95 % interval {100*r.low:.1f} to {100*r.high:.1f})"
-    return f"Best on valid images: {best}, which gets {right}."
+    best = choose_predictor(done)
+    right, low, high = (100*scored_on_test(best)[k] for k in ("test_acc", "low", "high"))
+    return (f"Best on valid images: {best.name}, which gets {right:.1f} % of the test images right "
+        f"(95 % interval {low:.1f} to {high:.1f}).")
 
 @patch
 def _repr_html_(self:Study):

@@ -76,7 +76,7 @@ def confused_pairs(
         found.append((i, j, _surest(rows, probs[rows,j], each)))
     return found
 
-# %% ../../nbs/42a_study.samples.ipynb #2f13d5e7
+# %% ../../nbs/42a_study.samples.ipynb #796608b4
 def _mistake_samples(pack, probs, targs, rows):
     "Arrays for `samples.npz`; `rows` are those of the images in the pack"
     classes = np.array(pack.classes)
@@ -91,7 +91,7 @@ def _mistake_samples(pack, probs, targs, rows):
 
 def _shown_predictor(out):
     "The predictor that `cinic predict` takes, of those that say how sure they are; None where none is finished"
-    sure = [p for p in predictions(StudyFolder(out)) if p.probs is not None]
+    sure = [p for p in predictions(StudyFolder(out), everyone=True) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
 # %% ../../nbs/42a_study.samples.ipynb #9bf5c4ab

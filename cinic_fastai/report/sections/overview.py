@@ -6,7 +6,7 @@
 __all__ = ['key_numbers', 'predictor_figure', 'choice', 'unfinished', 'missing_tables', 'chooses_epochs', 'pretrained',
            'misnamed', 'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'rotation', 'checks']
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #e32d7549
+# %% ../../../nbs/35j_report.sections.overview.ipynb #0c7fb6f7
 import numpy as np, pandas as pd
 from functools import partial
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from ...core import needs_valid
 from ...results.metrics import confusion, interval, majority_score, most_confused
 from ...results.plots.predictors import plot_predictors
 from ...results.plots.style import pretty
-from ...results.predictions import choose_predictor, predictions
+from ...results.predictions import best_run, choose_predictor, predictions
 from ...results.tables.predictors import scored_on_test
 from ...space import dim_kind
 from cinic_fastai.report.facts import (Figure, ReportData, Statement, Table, row_score, rows_of, search_settings,
@@ -24,31 +24,28 @@ from ..words import Tally, reads
 from .runs import augmentation_gains
 from .search import headers
 from .setup import TURNING, blind
-from .votes import best_predictors, better_alone, cifar_tests
+from .votes import cifar_tests
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #1c8e62ae
+# %% ../../../nbs/35j_report.sections.overview.ipynb #3fba41a8
+def _choosable(f): return [p for p in predictions(f.study, everyone=True) if p.done and p.valid]
+
 def _key(kind, name, acc, low=None, high=None, level=None, gain=None):
     "An accuracy that says much: of the `best` predictor, the best `single` network, the best `augmentation`"
     return Statement("key", kind=kind, name=name, acc=acc, low=low, high=high, level=level, gain=gain)
 
-def _best_single(f):
-    "The best network of the whole study, as a row of table 2"
-    single = next((d for d in best_predictors(f) if d.kind=="run"), None)
-    run = better_alone(f, single.test_acc if single else 0)
-    if not run: return single
-    low, high = interval(run.test_acc, f.data.counts["test"])
-    return SimpleNamespace(predictor=run.name, test_acc=run.test_acc, low=low, high=high)
+def _tested(kind, p, level=None):
+    score = SimpleNamespace(**scored_on_test(p))
+    return _key(kind, p.name, score.test_acc, score.low, score.high, level)
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #5924d2f1
+# %% ../../../nbs/35j_report.sections.overview.ipynb #ec3b9d41
 def key_numbers(
     f:ReportData # The study
 )->list: # Statements with a label, a value and a note
     "The numbers that say most"
-    single, level, gains = _best_single(f), majority_score(f.data, "test"), augmentation_gains(f)
-    found = [d for d in (*best_predictors(f)[:1], single) if d]
-    best = max(found, key=lambda d: d.test_acc, default=None)
-    keys = [_key(kind, d.predictor, d.test_acc, d.low, d.high, level)
-        for kind,d in (("best", best), ("single", single)) if d]
+    known, gains, keys = _choosable(f), augmentation_gains(f), []
+    if known:
+        level = majority_score(f.data, "test")
+        keys = [_tested("best", choose_predictor(known)), _tested("single", best_run(known), level)]
     keys += [_key("augmentation", r.name, row_score(r), gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
     return [*keys, Statement("trainings_key", f=f)]
 
@@ -62,14 +59,12 @@ def predictor_figure(
     facts = dict(shown=len(shown), total=len(df))
     return [Figure("predictors", shown, plot, (4.8, .95+.3*len(shown)), "middle", facts=facts)]*bool(len(df))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #470f62d7
-def _choosable(preds): return [p for p in preds if p.done and p.valid]
-
+# %% ../../../nbs/35j_report.sections.overview.ipynb #aee02952
 def choice(
     f:ReportData # The study
 )->Statement: # With how it does on test images; empty where nothing may be chosen by valid ones
     "The predictor to take"
-    known = _choosable(f.preds) or _choosable(predictions(f.study, everyone=True))
+    known = _choosable(f)
     if not known: return Statement()
     p = choose_predictor(known)
     mistakes = most_confused(confusion(p.preds, p.targs, len(p.classes)), p.classes, 1)
