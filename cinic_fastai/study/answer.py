@@ -124,8 +124,8 @@ def candidate_configs(
     settings = {o["name"]: plan["defaults"]|o for o in plan["run"] if o["group"]=="architectures"}
     return {name: make_config({k: v for k,v in o.items() if k in config_fields}) for name,o in settings.items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #f9bb1cff
-_PACE,_EACH = 1.06, 1. # Seconds that a timed one takes, and that a training takes besides
+# %% ../../nbs/44a_study.answer.ipynb #037aa8dc
+_PACE,_EACH = 1.02, .5 # Seconds that a timed one takes, and that a training takes besides
 
 def expected(
     basis:Basis, # With the candidate's speed
