@@ -61,7 +61,7 @@ def pick_size(
     affordable = SIZES[0]*math.sqrt(looks/_LOOKS)
     return max((o for o in SIZES if o<=min(side, affordable)), default=SIZES[0])
 
-# %% ../../nbs/44a_study.answer.ipynb #fcb22101
+# %% ../../nbs/44a_study.answer.ipynb #84a5c73c
 @dataclass(frozen=True)
 class Basis:
     "What a plan depends on"
@@ -92,7 +92,7 @@ class Basis:
         "What the beginning and the page leave for trainings"
         return max(6., 60*self.minutes-self.spent-_PAGE)
 
-_PAGE = 20. # Seconds that the page takes
+_PAGE = 15. # Seconds that the page takes
 
 # %% ../../nbs/44a_study.answer.ipynb #9c712060
 _MOST = 60 # Epochs of a training
