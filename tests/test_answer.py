@@ -3,9 +3,10 @@ import os, shutil, signal, time
 from dataclasses import asdict
 import numpy as np, pytest
 from PIL import Image
-from cinic_fastai.files import sha256, write_json
+from cinic_fastai.files import read_json, sha256, write_json
 from cinic_fastai.plan_file import parse_plan, read_plan
 from cinic_fastai.record import StudyRecord
+from cinic_fastai.report.facts import load_report
 from cinic_fastai.study.answer import Basis, answer_plan, known_basis
 from conftest import cinic, no_figures, started
 
@@ -141,3 +142,57 @@ def test_two_minutes_are_kept(photos, tmp_path):
     record = StudyRecord.read(tmp_path/"out"/"photos")
     assert "What to take." in done.stdout and record.title.startswith("Which network?")
     assert all(o.startswith("out of time") for o in (r.reason for r in record.runs if r.status=="skipped"))
+
+@pytest.mark.slow
+def test_pixels_that_photos_have_are_used(tmp_path):
+    "Stripes one pixel wide, upright or lying: at half the side both are the same gray"
+    r, sides = np.random.default_rng(0), np.indices((64, 64))
+    for label,axis in (("lying", 0), ("upright", 1)):
+        (tmp_path/"photos"/label).mkdir(parents=True)
+        for i in range(150):
+            pixels = 128+60*(-1)**sides[axis][..., None]*r.choice((-1, 1))+r.normal(0, 25, (64, 64, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(tmp_path/"photos"/label/f"{i}.png")
+    out = tmp_path/"out"
+    done = cinic("answer", tmp_path/"photos", "--minutes", "2", "--out", out, before=no_figures)
+    record, best = StudyRecord.read(out), load_report(out).tables.table2_predictors.test_acc.max()
+    assert done.returncode==0 and record.data.size==64 and best>.95, done.stdout+done.stderr
+
+# --- pretrained networks, from a short training of our own
+
+def train_briefly(net, pack):
+    import torch
+    from torch.nn.functional import cross_entropy
+    rows, rng = pack.rows["train"], np.random.default_rng(0)
+    opt = torch.optim.SGD(net.train().parameters(), lr=.02, momentum=.9)
+    for _ in range(60):
+        some = rng.choice(rows, 64)
+        x = torch.from_numpy(pack.images[some]).permute(0, 3, 1, 2).float().div(255).sub(.45).div(.225)
+        cross_entropy(net(x), torch.from_numpy(np.asarray(pack.targs[some])).long()).backward()
+        opt.step()
+        opt.zero_grad()
+    return net.state_dict()
+
+@pytest.mark.slow
+def test_pretrained_networks_race_where_their_weights_are(tmp_path):
+    "In torchvision's key layout and in timm's: frozen first, and as features of a baseline"
+    import timm, torch, torchvision
+    from safetensors.torch import save_file
+    from cinic_fastai.data.pack import get_pack
+    from cinic_fastai.data.sources import write_demo
+    torch.manual_seed(0)
+    pack,weights = get_pack(write_demo(tmp_path/"digits"), 32),tmp_path/"weights"
+    weights.mkdir()
+    torch.save(train_briefly(torchvision.models.resnet18(), pack), weights/"resnet18.pth")
+    save_file(train_briefly(timm.create_model("resnet10t"), pack), weights/"resnet10t.c3_in1k.safetensors")
+    out = tmp_path/"out"
+    done = cinic("answer", tmp_path/"digits", "--minutes", "2", "--weights", weights, "--out", out, before=no_figures)
+    assert done.returncode==0 and "No pretrained network is tried" not in done.stderr, done.stderr
+    runs = {r.key: r.run_id for r in StudyRecord.read(out).runs if r.status in ("done", "stopped")}
+    files = {"resnet18": weights/"resnet18.pth", "resnet10t": weights/"resnet10t.c3_in1k.safetensors"}
+    for name,f in files.items():
+        folder = out/"runs"/runs[f"architectures/{name}-pretrained"]
+        assert read_json(folder/"config.json")["weights"]==sha256(f)
+        phases = [o.split(",")[1] for o in (folder/"history.csv").read_text(encoding="utf-8").splitlines()[1:]]
+        assert phases==sorted(phases, reverse=True) and phases[0]=="True"!=phases[-1] # the head alone, then all
+    accs = {r.name: r.valid_acc for r in load_report(out).tables.runs.itertuples()}
+    assert accs["logistic-resnet18"]>.9 # 60 steps have taught it to see digits
