@@ -27,11 +27,15 @@ def make_photos(root):
 @pytest.fixture(scope="session")
 def photos(made_once): return made_once("photos", make_photos)
 
-def planned(out):
-    "A folder whose candidate is timed, so that its plan is the same everywhere: short, all questions, time in reserve"
-    basis = Basis(dict(train=72, valid=9, test=9), 3, jobs=2, seconds={"custom_cnn": (1e-3, 1e-4)}, training=3.3)
+def timed(out, basis):
+    "A folder whose candidates are timed, so that its plan is the same everywhere"
     write_json(out/"speed.json", asdict(basis))
     return out
+
+def planned(out):
+    "Short, all questions, time in reserve"
+    seconds = {"custom_cnn": (1e-3, 1e-4)}
+    return timed(out, Basis(dict(train=72, valid=9, test=9), 3, jobs=2, seconds=seconds, training=3.3))
 
 def ask(photos, out, minutes=1.25, *options):
     return cinic("answer", photos, "--minutes", minutes, "--out", out, *options, before=no_figures)
@@ -184,15 +188,16 @@ def test_pretrained_networks_race_where_their_weights_are(tmp_path):
     weights.mkdir()
     torch.save(train_briefly(torchvision.models.resnet18(), pack), weights/"resnet18.pth")
     save_file(train_briefly(timm.create_model("resnet10t"), pack), weights/"resnet10t.c3_in1k.safetensors")
-    out = tmp_path/"out"
-    done = cinic("answer", tmp_path/"digits", "--minutes", "2", "--weights", weights, "--out", out, before=no_figures)
-    assert done.returncode==0 and "No pretrained network is tried" not in done.stderr, done.stderr
-    runs = {r.key: r.run_id for r in StudyRecord.read(out).runs if r.status in ("done", "stopped")}
-    files = {"resnet18": weights/"resnet18.pth", "resnet10t": weights/"resnet10t.c3_in1k.safetensors"}
-    for name,f in files.items():
-        folder = out/"runs"/runs[f"architectures/{name}-pretrained"]
-        assert read_json(folder/"config.json")["weights"]==sha256(f)
+    seconds = {f"{name}-pretrained": (3e-3, 1e-3) for name in ("resnet18", "resnet10t")}
+    out = timed(tmp_path/"out", Basis(pack.counts(), 10, jobs=2, seconds=seconds, training=13.))
+    done = cinic("answer", tmp_path/"digits", "--minutes", "1", "--weights", weights, "--out", out, before=no_figures)
+    assert done.returncode==0, done.stderr
+    files = {"resnet18-pretrained": weights/"resnet18.pth", "resnet10t-pretrained": weights/"resnet10t.c3_in1k.safetensors"}
+    for r in (r for r in StudyRecord.read(out).runs if r.name in files):
+        folder = out/"runs"/r.run_id
+        assert read_json(folder/"config.json")["weights"]==sha256(files[r.name])
+        if r.status=="stopped": continue
         phases = [o.split(",")[1] for o in (folder/"history.csv").read_text(encoding="utf-8").splitlines()[1:]]
-        assert phases==sorted(phases, reverse=True) and phases[0]=="True"!=phases[-1] # the head alone, then all
+        assert r.status=="done" and phases==["True", "False", "False"] # the head alone, then all
     accs = {r.name: r.valid_acc for r in load_report(out).tables.runs.itertuples()}
     assert accs["logistic-resnet18"]>.9 # 60 steps have taught it to see digits
