@@ -96,7 +96,7 @@ def draw_figure(
     if figure.kind=="chart": files["svg"] = svg(fig, say(figure, "title"))
     return Drawn(figure, files, tuple(fig.get_size_inches()), numbered)
 
-# %% ../../nbs/35k_report.render.ipynb #32ede2c9
+# %% ../../nbs/35k_report.render.ipynb #407b417b
 @dataclass(frozen=True)
 class Report:
     "Everything that a page says and shows"
@@ -104,7 +104,7 @@ class Report:
     command:str # Repeats the study
     byline:Statement
     keys:list # Statements: numbers that say most
-    briefs:list[Section] # What to take, and experiments: their statements are said in short
+    lines:list[tuple[str,str]] # What to take, and experiments in short: a word or two, and sentences
     figures:list[Figure] # Beside the answer
     unfinished:Statement
     missing:list[Table] # What isn't there
@@ -113,12 +113,6 @@ class Report:
     scale:Statement # The study's size
     details:list[Table] # Size, every training
     environment:Table
-
-    @property
-    def lines(self)->list[tuple[str,str]]: # A word or two, and sentences
-        "The answer: what to take, and each experiment in short"
-        said = [(e, say(e.about, "brief")) for e in self.briefs]
-        return [(say(e, "short"), words) for e,words in said if words]
 
     @property
     def all_figures(self)->list[Figure]: # In order
@@ -137,14 +131,16 @@ def make_sections(
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
-# %% ../../nbs/35k_report.render.ipynb #b5089254
+# %% ../../nbs/35k_report.render.ipynb #ab13062b
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
     "Everything that the page says and shows of a study"
-    r, sections = f.record, make_sections(f)
+    r = f.record
+    sections = make_sections(f)
     briefs = [Section(choice(f)), *sections, *[Section(ensembling(f))]*(not r.ensembles)]
-    answer = byline(f), key_numbers(f), briefs, predictor_figure(f), unfinished(f), missing_tables(f)
+    lines = [(say(o, "short"), words) for o in briefs if (words := say(o.about, "brief"))]
+    answer = byline(f), key_numbers(f), lines, predictor_figure(f), unfinished(f), missing_tables(f)
     details = checks(f), scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 
@@ -226,7 +222,7 @@ def _draw_figures(report, pool=None, on_event=noop):
         on_event("progress", what="figures", done=i, total=len(figures))
     return drawn
 
-# %% ../../nbs/35k_report.render.ipynb #631215f2
+# %% ../../nbs/35k_report.render.ipynb #ec10c3f8
 _VIEWS = dict(columns=shown_columns, rows=shown_rows, paragraphs=paragraphs)
 
 def page_html(
@@ -238,10 +234,10 @@ def page_html(
     env.filters |= _VIEWS
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     run_ids = {o for t in report.details for o in t.anchors if o}
-    facts = dict(lines=report.lines, drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
+    facts = dict(drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
     return env.get_template("page.html").render(vars(report), **facts)
 
-# %% ../../nbs/35k_report.render.ipynb #49e29f02
+# %% ../../nbs/35k_report.render.ipynb #d921c1a3
 def _escape_markdown(text):
     "Plain text as Markdown"
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", text)
@@ -252,7 +248,7 @@ def report_markdown(
     "A report as Markdown"
     env = environment()
     env.filters |= _VIEWS|dict(md=_escape_markdown)
-    return env.get_template("report.md").render(vars(report), lines=report.lines)
+    return env.get_template("report.md").render(vars(report))
 
 # %% ../../nbs/35k_report.render.ipynb #fc0bdbca
 _always = "table1_search table2_predictors runs histories trials classes gap".split() # Tables that every study has

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['is_ablation', 'has_views', 'ablation', 'soon']
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #6fd752b4
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #736977c1
 import pandas as pd
 from ...results.plots.curves import plot_ablation
 from ...results.plots.style import new_axes
 from ...results.tables.published import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
-from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
+from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of, settings_by_run
 from ..words import reads
 from .runs import about_group
 
@@ -59,10 +59,10 @@ def ablation(
     figure = Figure("ablation", shown, plot, width="wide", words="ingredients", facts=dict(about=about))
     return Section(about, [figure], [Table("ablation", df, "variants", dict(views=has_views(f.done(group))))])
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #c5949b26
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #b8bf31c0
 def _times_to_accuracy(f):
     "How soon settings, over their seeds, were as good as the report's best"
-    names = {(d.group, m): d.name for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
+    names = settings_by_run(f.tables.seeds)
     df = f.tables.soon
     setting = pd.Series([names.get(o, o[1]) for o in zip(df.group, df.name)], df.index, dtype=object)
     by = df.assign(setting=setting).groupby(["group", "setting"], sort=False)
