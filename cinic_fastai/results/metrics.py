@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'balanced_accuracy', 'macro_f1', 'score', 'majority_score', 'nll',
-           'reliability', 'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference',
+           'reliability', 'bins_ece', 'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference',
            'bootstrap_difference', 'welch', 'mean_interval', 'disagreement', 'oracle_accuracy']
 
 # %% ../../nbs/30_results.metrics.ipynb #4fefcfaf
@@ -102,16 +102,20 @@ def reliability(
     confidence, right = mean(sure), mean(as_preds(probs)==targs)
     return pd.DataFrame(dict(low=edges[:-1], confidence=confidence, accuracy=right, count=count))
 
-# %% ../../nbs/30_results.metrics.ipynb #d2b83f6e
+# %% ../../nbs/30_results.metrics.ipynb #01e5df85
+def bins_ece(
+    bins # DataFrame, from `reliability`, perhaps without its empty bins
+)->float: # In [0, 1], 0 is best
+    "Expected calibration error of the images in some bins"
+    gaps = (bins.accuracy-bins.confidence).abs()
+    return float((bins["count"]*gaps).sum()/bins["count"].sum())
+
 def ece(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
-    targs:np.ndarray, # Right classes `(n,)`
-    bins:int=15 # Of equal width in [0, 1]
+    targs:np.ndarray # Right classes `(n,)`
 )->float: # In [0, 1], 0 is best, NaN without images and of classes
-    "Expected calibration error"
-    if not len(targs) or np.ndim(probs)==1: return math.nan
-    table = reliability(probs, targs, bins)
-    return float((table["count"]*(table.accuracy-table.confidence).abs()).sum()/len(targs))
+    "Expected calibration error, over 15 bins"
+    return bins_ece(reliability(probs, targs)) if len(targs) and np.ndim(probs)==2 else math.nan
 
 # %% ../../nbs/30_results.metrics.ipynb #65e7917d
 def confusion(

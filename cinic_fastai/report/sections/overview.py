@@ -6,10 +6,11 @@
 __all__ = ['key_numbers', 'predictor_figure', 'choice', 'unfinished', 'missing_tables', 'chooses_epochs', 'pretrained',
            'misnamed', 'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'rotation', 'checks']
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #92beaea7
+# %% ../../../nbs/35j_report.sections.overview.ipynb #780d6dfb
 import numpy as np, pandas as pd
 from functools import partial
 from types import SimpleNamespace
+from fastcore.basics import groupby
 from ...config import mixes
 from ...core import needs_valid
 from ...results.metrics import confusion, interval, majority_score, most_confused
@@ -154,16 +155,20 @@ def rotation(runs):
     cropped = any(TURNING[r.policy]=="simple" for r in runs)
     return Statement("rotation", runs=runs, cropped=cropped, interpolations=Tally("interpolations", runs))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #bfce0b09
+# %% ../../../nbs/35j_report.sections.overview.ipynb #c857db70
+_KINDS = ("log", "real", "log2", "int", "choices")
+
+def _spaces(f):
+    "Dimensions of searches by kind, the kinds in the order of `_KINDS`"
+    found = dict.fromkeys((dim_kind(dim)[0], k) for h in headers(f.study).values() for k,dim in h.space.items())
+    return groupby(sorted(found, key=lambda o: _KINDS.index(o[0])), 0, 1)
+
 def _decided(f, trainings):
-    "What a study does where the report is silent; `spaces` are dimensions by kind"
-    kinds = dict.fromkeys(("log", "real", "log2", "int", "choices"), ())
-    for k,dim in (o for h in headers(f.study).values() for o in h.space.items()):
-        kinds[dim_kind(dim)[0]] = dict.fromkeys((*kinds[dim_kind(dim)[0]], k))
+    "What a study does where the report is silent"
     return dict(
         kept=kept_epochs(trainings),
         mixing=mixing(trainings),
-        spaces={kind: fields for kind,fields in kinds.items() if fields},
+        spaces=_spaces(f),
         coupled_l2=coupled_l2(trainings),
         rotation=rotation(trainings))
 

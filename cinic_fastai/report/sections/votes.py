@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['best_predictors', 'better_alone', 'ensembling', 'cifar_tests', 'vote_section']
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #53c7a791
+# %% ../../../nbs/35g_report.sections.votes.ipynb #48a0a944
 from functools import partial
+from fastcore.basics import groupby
 from ...core import needs_valid
 from ...results.ensemble import tied
 from ...results.metrics import confusion, most_confused
 from ...results.plots.photos import plot_mistakes, plot_pairs
-from cinic_fastai.results.plots.predictors import (plot_class_origin, plot_classes, plot_confusion,
+from cinic_fastai.results.plots.predictors import (ORIGIN_NAMES, plot_class_origin, plot_classes, plot_confusion,
     plot_disagreement, plot_reliability)
 from ...results.plots.style import pretty
-from ...results.tables.predictors import ALL, CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
+from ...results.tables.predictors import CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
 from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
 from .runs import scores
 
@@ -56,14 +57,13 @@ def _against_member(vote):
     unclear = favours(vote.low, vote.high)=="neither"
     return Statement("vote_against_member", vote=vote, side=side, unclear=unclear)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #a43a447f
+# %% ../../../nbs/35g_report.sections.votes.ipynb #bee4d64b
 def _how_voted(f, votes):
     "Who votes, and how"
-    voters, methods = {}, {p.kind for p in votes}
-    for p in votes: voters.setdefault(tuple(p.members), []).append(p.kind)
+    methods = {p.kind for p in votes}
     cooled = [e.name for e in f.record.ensembles if e.temperature or e.member_temperature]
-    chosen = bool(cooled or {"greedy", "weighted"}&methods)
-    return dict(voters=voters, methods=methods, cooled=cooled, chosen=chosen)
+    chosen = bool(cooled or any(map(needs_valid, methods)))
+    return dict(voters=groupby(votes, "members", "kind"), methods=methods, cooled=cooled, chosen=chosen)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #d32d19a6
 def ensembling(
@@ -227,7 +227,7 @@ def _ensemble_table(f):
     rows = df.assign(weights=weights, temperature=temperature)
     return Table("ensembles", rows, "ensemble_table", facts, best=df.test_acc.argmax() if made else None)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #28c2bdee
+# %% ../../../nbs/35g_report.sections.votes.ipynb #fc209e17
 def _member_table(f):
     "Ensembles without each of their members; the change is against the whole ensemble"
     df = f.tables.leave_one_out
@@ -235,9 +235,9 @@ def _member_table(f):
 
 def _origin_table(f):
     "The best predictor by origin, where there are several"
-    by, shown = _origins(f), {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
+    by = _origins(f)
     rows = f.tables.class_origin.query("predictor==@by.name and `class`==@TOTAL")
-    rows = rows.replace({"origin": shown}) if by.total else rows[:0]
+    rows = rows.replace({"origin": ORIGIN_NAMES}) if by.total else rows[:0]
     return Table("origins", rows, "origin_table", dict(top=by.name), total=True)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #22619eed

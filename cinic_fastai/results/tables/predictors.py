@@ -234,19 +234,19 @@ def disagreement_table(
     runs = [p for p in _done(study) if not p.is_vote and p.name in wanted]
     return tidy([(a.name, b.name, (a.preds!=b.preds).mean()) for a in runs for b in runs], ["a", "b", "share"])
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #6d9b3f11
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #aa534f59
 def _stages(p):
     "Probabilities before and after an ensemble's temperature"
     if not p.options.get("temperature"): return dict(before=p.probs)
     return dict(before=p.vote(p.test, temperature=False), after=p.probs)
 
 def calibration_table(
-    study:StudyFolder, # A study's folder
-    bins:int=15 # Of equal width in [0, 1]
+    study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a bin of each predictor and stage
     "Confidence and accuracy of the best single run and of the ensembles on the test images"
-    best, parts = best_run(predictions(study)), []
+    best = best_run(predictions(study))
+    parts = []
     for p in _done(study):
         if p.probs is None or not p.is_vote and p is not best: continue
-        parts += [reliability(o, p.targs, bins).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
+        parts += [reliability(o, p.targs).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
     return joined(parts, "predictor stage low confidence accuracy count".split())

@@ -55,21 +55,16 @@ def joined(
     "Tables as one, tidy"
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #a0d4c104
+# %% ../../../nbs/32c_results.tables.runs.ipynb #26d489da
 _run_columns = ("group name run_id status reason search last_valid_acc report published "
     "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params "
     "test_balanced_acc test_macro_f1 valid_majority_acc test_majority_acc").split()+list(config_fields)
 
-def _config(study, run):
-    "A run's configuration, once it has begun"
-    try: return study.store.config(run.run_id)
-    except FileNotFoundError: return None
-
-# %% ../../../nbs/32c_results.tables.runs.ipynb #22449e44
+# %% ../../../nbs/32c_results.tables.runs.ipynb #1b823404
 def _settings(study, run):
-    "What is known of a run's settings, and which of the report's runs has the same"
-    cfg = _config(study, run)
-    if cfg is None:
+    "What is known of a run's settings, once it has begun all, and which of the report's runs has the same"
+    try: cfg = study.store.config(run.run_id)
+    except FileNotFoundError:
         known = declared_settings(study, run)
         return {k: known[k] for k in ("model", "pretrained", "policy", "opt") if k in known}
     report = report_run(cfg) if beside_published(study.data) else ""
