@@ -62,7 +62,7 @@ def save_training(
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, with_prefix(parts), dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #ba79dd5a
+# %% ../../nbs/23_train.fit.ipynb #c5214932
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -74,15 +74,15 @@ def restore_training(
     for p in problems: on_event("note", text=f"{p} {cure}")
     if not tensors: return TrainState()
     _refuse_other(path, RunConfig(**meta.pop("config")), learn.cfg)
-    parts = {k: take_prefix(k, tensors) for k in ("rng", "best", "sums", "average")}
+    device = learn.dls.device
+    def part(name, device="cpu"): return {k: v.to(device) for k,v in take_prefix(name, tensors).items()}
     for name,net,opt_name,opt in _networks(learn):
-        net.load_state_dict(take_prefix(name, tensors))
-        load_opt_tensors(opt, take_prefix(opt_name, tensors))
-    load_rng_tensors(parts["rng"], learn.dls.device)
-    sums,average = ({k: v.to(learn.dls.device) for k,v in parts[part].items()} for part in ("sums", "average"))
-    outputs = take_prefix("outputs", tensors).get("valid")
-    state = TrainState(best=parts["best"], average=average, outputs=outputs, **meta)
-    state.sums |= {k: [*v] for k,v in sums.items()}
+        net.load_state_dict(part(name))
+        load_opt_tensors(opt, part(opt_name))
+    load_rng_tensors(part("rng"), device)
+    outputs = part("outputs").get("valid")
+    state = TrainState(best=part("best"), average=part("average", device), outputs=outputs, **meta)
+    state.sums |= {k: [*v] for k,v in part("sums", device).items()}
     return state
 
 # %% ../../nbs/23_train.fit.ipynb #0092be1e
