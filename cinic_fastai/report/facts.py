@@ -98,14 +98,15 @@ def settings_by_run(
     "Which runs differ only in their seed, and what that setting is called"
     return {(d.group, m): d.name for d in rows_of(seeds) for m in d.members.split(", ")}
 
-# %% ../../nbs/35_report.facts.ipynb #5d8b8c7f
+# %% ../../nbs/35_report.facts.ipynb #ff79215c
 def load_report(
     out:Path, # A study's folder
     begun=None # A future of its `surrogate_tables`, where another process makes them
 )->ReportData: # Everything the page is made from
     "Read a study's folder"
     study = StudyFolder(out)
-    tables, preds = all_tables(study), predictions(study)
+    tables = all_tables(study)
+    preds = predictions(study)
     tables |= begun.result() if begun else surrogate_tables(study)
     tables = SimpleNamespace(**tables)
     settings = {m: name for (_,m),name in settings_by_run(tables.seeds).items()}

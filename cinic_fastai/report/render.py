@@ -119,12 +119,13 @@ class Report:
         "Figures of the answer and of all sections"
         return [d for s in (self, *(o for e in self.sections for o in (e, *e.parts))) for d in s.figures]
 
-# %% ../../nbs/35k_report.render.ipynb #0e9ef52e
+# %% ../../nbs/35k_report.render.ipynb #0cb2e0c4
 def make_sections(
     f:ReportData # The study
 )->list[Section]: # The report's experiments in its order, groups of one's own, votes, and how soon
     "All experiments that the study has"
-    reported, searches = report_groups(f), [search_section(f)]*bool(f.record.searches)
+    reported = report_groups(f)
+    searches = [search_section(f)]*bool(f.record.searches)
     own = [g for g in dict.fromkeys(f.tables.runs.group) if g not in reported]
     own = [ablation(f, g) if is_ablation(f, g) else own_group(f, g) for g in own]
     final = [reported.pop("final")] if "final" in reported else []
@@ -199,7 +200,7 @@ def as_frame(
     cells = [[c.text for c in row] for row in shown_rows(table)]
     return pd.DataFrame(cells, columns=[c.heading for c in shown_columns(table)])
 
-# %% ../../nbs/35k_report.render.ipynb #af83b638
+# %% ../../nbs/35k_report.render.ipynb #fcd20c35
 @contextmanager
 def _helpers(n):
     "An executor of `n` more processes, ended with whatever they do; None where there are none"
@@ -215,14 +216,15 @@ def _drawn(figure, begun): return draw_figure(figure) if begun is None or begun.
 
 def _draw_figures(report, pool=None, on_event=noop):
     "Draw all figures of a report, those here that no other process has begun"
-    drawn, figures = {}, report.all_figures
+    drawn = {}
+    figures = report.all_figures
     begun = {figure.name: pool.submit(draw_figure, figure) for figure in reversed(figures) if pool}
     for i,figure in enumerate(figures, 1):
         drawn[figure.name] = _drawn(figure, begun.get(figure.name))
         on_event("progress", what="figures", done=i, total=len(figures))
     return drawn
 
-# %% ../../nbs/35k_report.render.ipynb #ec10c3f8
+# %% ../../nbs/35k_report.render.ipynb #99613a9a
 _VIEWS = dict(columns=shown_columns, rows=shown_rows, paragraphs=paragraphs)
 
 def page_html(
@@ -230,7 +232,8 @@ def page_html(
     drawn:dict[str,Drawn] # From `draw_figures`
 )->str: # HTML, one file that needs no other
     "The page as text"
-    env, script = environment(autoescape=True), (TEMPLATES/"sort.js").read_text(encoding="utf-8")
+    env = environment(autoescape=True)
+    script = (TEMPLATES/"sort.js").read_text(encoding="utf-8")
     env.filters |= _VIEWS
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     run_ids = {o for t in report.details for o in t.anchors if o}

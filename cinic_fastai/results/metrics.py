@@ -87,7 +87,7 @@ def nll(
     right = np.asarray(probs)[np.arange(len(targs)), targs].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean())
 
-# %% ../../nbs/30_results.metrics.ipynb #0c5fa882
+# %% ../../nbs/30_results.metrics.ipynb #04408ba7
 def reliability(
     probs:np.ndarray, # Probabilities `(n,c)`
     targs:np.ndarray, # Right classes `(n,)`
@@ -95,7 +95,8 @@ def reliability(
 ): # DataFrame, a row a bin: `low` (its lower end), mean `confidence`, `accuracy` and `count`
     "How sure a predictor is and how often it is right, from the least sure images to the surest"
     import pandas as pd
-    edges, sure = np.linspace(0, 1, bins+1), np.max(probs, 1).astype(np.float64)
+    edges = np.linspace(0, 1, bins+1)
+    sure = np.max(probs, 1).astype(np.float64)
     at = np.searchsorted(edges[1:-1], sure)
     count = np.bincount(at, minlength=bins)
     def mean(values): return pd.Series(np.bincount(at, values, bins))/count
@@ -138,7 +139,7 @@ def most_confused(
     pairs = sorted(np.argwhere(off), key=lambda o: -off[*o])[:k]
     return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs]
 
-# %% ../../nbs/30_results.metrics.ipynb #2cb8ee0c
+# %% ../../nbs/30_results.metrics.ipynb #619c1a1c
 def interval(
     acc:float, # Accuracy found
     n:int, # On how many images
@@ -147,7 +148,8 @@ def interval(
     "Wilson's interval of an accuracy"
     if not n: return math.nan, math.nan
     whole = 1+z*z/n
-    middle, half = (acc+z*z/(2*n))/whole, z/whole*math.sqrt(acc*(1-acc)/n+z*z/(4*n*n))
+    middle = (acc+z*z/(2*n))/whole
+    half = z/whole*math.sqrt(acc*(1-acc)/n+z*z/(4*n*n))
     return middle-half, middle+half
 
 # %% ../../nbs/30_results.metrics.ipynb #d6944042

@@ -47,13 +47,14 @@ def key_numbers(
     keys += [Statement("augmentation_key", run=r, gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
     return [*keys, Statement("trainings_key", f=f)]
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #10d88500
+# %% ../../../nbs/35j_report.sections.overview.ipynb #aa2fe493
 def predictor_figure(
     f:ReportData # The study
 )->list[Figure]: # One, none without results
     "Test accuracy of the predictors, for the answer; of many the best twelve"
     df = f.tables.table2_predictors.query("test_acc.notna()")
-    shown, plot = df.head(12), partial(plot_predictors, colours=f.colours)
+    shown = df.head(12)
+    plot = partial(plot_predictors, colours=f.colours)
     facts = dict(shown=len(shown), total=len(df))
     return [Figure("predictors", shown, plot, (4.8, .95+.3*len(shown)), "middle", facts=facts)]*bool(len(df))
 
@@ -172,7 +173,7 @@ def _decided(f, trainings):
         coupled_l2=coupled_l2(trainings),
         rotation=rotation(trainings))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #dcba5952
+# %% ../../../nbs/35j_report.sections.overview.ipynb #714b3f0b
 def _has_single(f):
     "Is there a training with one seed?"
     members = settings_by_run(f.tables.seeds)
@@ -186,7 +187,8 @@ def checks(
     f:ReportData # The study
 )->Statement: # A paragraph each
     "What a reader must know to read the numbers rightly, and what the study does where the report is silent"
-    done, trials = [r for r in f.runs() if r.status=="done"], trial_settings(f)
+    done = [r for r in f.runs() if r.status=="done"]
+    trials = trial_settings(f)
     trainings = f.finished()+trials
     return Statement("checks", f=f, trials=trials,
         several=f.tables.seeds.name.drop_duplicates().tolist(),

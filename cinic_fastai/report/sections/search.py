@@ -6,9 +6,10 @@
 __all__ = ['planned_epochs', 'trial_epochs', 'optimised', 'about_searches', 'about_search', 'dimensions_of', 'dimension_columns',
            'search_section']
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #c8c0fd71
+# %% ../../../nbs/35f_report.sections.search.ipynb #39af459d
 import pandas as pd
 from functools import partial
+from fastcore.basics import first
 from ...config import RunConfig, scaled
 from ...record import best_first, control_name
 from ...results.metrics import mean_interval
@@ -100,12 +101,12 @@ def about_searches(
         helped=[o for o in helped if o],
         **_how_searched(f))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #19498299
+# %% ../../../nbs/35f_report.sections.search.ipynb #a92058b0
 def _ranked(trials):
     "Trials that ran to their end, different points, the best first"
-    first = {}
-    for t in best_first(trials): first.setdefault(repr(sorted(t.point.items())), t)
-    return list(first.values())
+    found = {}
+    for t in best_first(trials): found.setdefault(repr(sorted(t.point.items())), t)
+    return list(found.values())
 
 def _repeated(f, name, of):
     "How a best point did when it was trained again"
@@ -134,7 +135,7 @@ def _control_state(entry, header, s):
     if s.ranked[0].point==s.ranked_others[0].point: return "same"
     return "repeated" if s.helped else "once"
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #cb5b4b15
+# %% ../../../nbs/35f_report.sections.search.ipynb #4f5c90f1
 def about_search(
     f:ReportData, # The study
     name:str # Of a search
@@ -150,7 +151,7 @@ def about_search(
         ranked=ranked,
         ranked_others=_ranked(control.trials),
         helped=_helped(f, name),
-        second=next(iter([*seconds, *(t.number for t in ranked[1:])]), None),
+        second=first([*seconds, *(t.number for t in ranked[1:])]),
         metric=f.record.metric,
         behind=ranked[0].value-ranked[1].value if ranked[1:] else None,
         beside_second=_helped(f, name, "runner-up"),
@@ -159,12 +160,13 @@ def about_search(
     s.control = _control_state(entry, journal.header, s)
     return s
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #bc0b6ed3
+# %% ../../../nbs/35f_report.sections.search.ipynb #91133705
 _FELT = .005 # A difference of accuracy that is worth a word
 
 def _search_figures(f):
     "Every trial of every search, and what matters to their surrogates"
-    best, importance = f.tables.table1_search, f.tables.importance
+    best = f.tables.table1_search
+    importance = f.tables.importance
     published = best.dropna(subset="published").set_index("search").published.to_dict()
     most = importance.loc[importance.groupby("search", sort=False).total.idxmax()]
     facts = dict(best=rows_of(best.dropna(subset="valid_acc")), published=bool(published), metric=f.record.metric)
@@ -174,10 +176,11 @@ def _search_figures(f):
         facts=dict(most=rows_of(most)))
     return [trials]+[learnt]*bool(len(importance))
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #0b2df6c8
+# %% ../../../nbs/35f_report.sections.search.ipynb #88c722ed
 def _convergence_figure(f, name):
     "Best so far of a search and its control, and the best points with new seeds"
-    df, repeats = f.tables.convergence.query("search==@name"), f.tables.repeats.query("search==@name")
+    df = f.tables.convergence.query("search==@name")
+    repeats = f.tables.repeats.query("search==@name")
     ends = df.dropna().groupby("which", sort=False).best_so_far.last().to_dict()
     again = repeats.dropna(subset="valid_acc").groupby("of", sort=False)[score_column(repeats)]
     control = f.search(name).control
@@ -186,10 +189,11 @@ def _convergence_figure(f, name):
     plot = partial(plot_convergence, repeats=repeats, colours=f.colours)
     return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, words="convergence", facts=facts)
 
-# %% ../../../nbs/35f_report.sections.search.ipynb #14f38442
+# %% ../../../nbs/35f_report.sections.search.ipynb #852e2eb3
 def _dependence_figure(f, name):
     "What a search's surrogate makes of each dimension"
-    df, trials = f.tables.dependence.query("search==@name"), f.tables.trials.query("search==@name")
+    df = f.tables.dependence.query("search==@name")
+    trials = f.tables.trials.query("search==@name")
     by = df.groupby("dimension", sort=False)[score_column(df)]
     peaks = df.loc[by.idxmax()][(by.max()-by.min()>_FELT).to_numpy()]
     facts = dict(search=name, peaks=rows_of(peaks), failed="failed" in set(trials.status))

@@ -145,7 +145,7 @@ def _percents(wide, form="%.0f"):
     "Shares as whole percents, nothing for NaN"
     return np.where(np.isnan(wide), "", np.char.mod(form, 100*wide))
 
-# %% ../../../nbs/33d_results.plots.predictors.ipynb #737c039e
+# %% ../../../nbs/33d_results.plots.predictors.ipynb #e52ab66b
 ORIGIN_NAMES = {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
 
 @in_style
@@ -157,7 +157,8 @@ def plot_class_origin(
     wide = _wide(df, "class", "origin", "accuracy")
     ax = given_axes(ax, 2+.62*wide.shape[1], .8+.27*len(wide))
     if df.empty: return ax
-    texts, is_total = _percents(wide), wide.index==TOTAL
+    texts = _percents(wide)
+    is_total = wide.index==TOTAL
     if {"cifar", "imagenet"}<=set(wide):
         gaps = np.char.replace(_percents(wide.cifar-wide.imagenet, "%+.0f"), "-", "−")
         texts = np.column_stack([texts, gaps])

@@ -80,14 +80,15 @@ def repeats_table(
     rows = [dict(r, search=s.name)|{score: r.value} for s in study.record.searches for r in s.repeated]
     return tidy(rows, "search of number seed run_id valid_acc reason".split()+other_scores(study))
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #5fb7b812
+# %% ../../../nbs/32d_results.tables.search.ipynb #e44585bf
 _scored = "valid_acc valid_median valid_min majority_acc random_best guided_best saved_epochs ask_mean ask_max".split()
 _published = [f"published_{k}" for k in POINT]
 _counted = "search model opt status reason trials failed stopped planned number run_id".split()
 
 def _effort(trials):
     "What became of a search's trials, the epochs that stopping saved, and the surrogate's seconds a guided trial"
-    stopped, asked = trials.query("status=='stopped'"), trials.query("kind=='guided'").ask_seconds
+    stopped = trials.query("status=='stopped'")
+    asked = trials.query("kind=='guided'").ask_seconds
     counts = dict(trials=len(trials), failed=(trials.status=="failed").sum(), stopped=len(stopped))
     saved = (stopped.planned_epochs-stopped.epochs).sum()
     return counts|dict(saved_epochs=saved, ask_mean=asked.mean(), ask_max=asked.max())
@@ -100,10 +101,11 @@ def _spread(trials):
     ends = done[score].agg(["max", "median", "min"])
     return dict(best)|dict(zip((score, "valid_median", "valid_min"), ends))
 
-# %% ../../../nbs/32d_results.tables.search.ipynb #caaa00c7
+# %% ../../../nbs/32d_results.tables.search.ipynb #10ef09f9
 def _best_row(study, search, trials):
     "One search's best trial and spread, with what the report published of the same search"
-    journal, status = study.journals[search.name], "left" if search.status=="running" else search.status
+    journal = study.journals[search.name]
+    status = "left" if search.status=="running" else search.status
     known = report_search(journal.header) if beside_published(study.data) else ""
     row = vars(search)|dict(search=search.name, status=status, planned=planned_trials(study, search))
     row |= {f"published_{k}": v for k,v in PUBLISHED_POINTS.get(known, {}).items()}
