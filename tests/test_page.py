@@ -9,6 +9,7 @@ from cinic_fastai.report.facts import load_report
 from cinic_fastai.report.render import Drawn, draw_figure
 from cinic_fastai.report.words import fmt_pct
 from cinic_fastai.report.render import make_report, report_markdown, write_page
+from cinic_fastai.report.sections.overview import choice
 from cinic_fastai.report.sections.setup import SETTINGS, effective
 from cinic_fastai.report.words import READERS, TEMPLATES, Tally, fields_read, say
 from cinic_fastai.results.plots.search import plot_dependence
@@ -142,11 +143,9 @@ def test_the_page_begins_with_the_answer(example):
 def test_what_to_take_is_chosen_on_valid_images_alone(tmp_path):
     "Not the one that test images like best, and none where networks have seen the valid images"
     out = example_study(tmp_path/"one", images=200)
-    report = make_report(load_report(out))
+    best = choice(load_report(out))
     scores = {p.name: valid_score(p) for p in predictions(StudyFolder(out))}
-    choice = report.briefs[0].about
-    best = choice.chosen
-    assert scores[best.predictor]==max(scores.values()) and fmt_pct(best.test_acc) in say(choice, "brief")
+    assert scores[best.name]==max(scores.values()) and fmt_pct(best.test_acc) in say(best, "brief")
     out = example_study(tmp_path/"blind", images=50, trials=(1,1))
     blind = with_fields(out, (), train_on="train+valid", select="last")
     assert "What to take." not in blind

@@ -96,7 +96,7 @@ def draw_figure(
     if figure.kind=="chart": files["svg"] = svg(fig, say(figure, "title"))
     return Drawn(figure, files, tuple(fig.get_size_inches()), numbered)
 
-# %% ../../nbs/35k_report.render.ipynb #32ede2c9
+# %% ../../nbs/35k_report.render.ipynb #407b417b
 @dataclass(frozen=True)
 class Report:
     "Everything that a page says and shows"
@@ -104,7 +104,7 @@ class Report:
     command:str # Repeats the study
     byline:Statement
     keys:list # Statements: numbers that say most
-    briefs:list[Section] # What to take, and experiments: their statements are said in short
+    lines:list[tuple[str,str]] # What to take, and experiments in short: a word or two, and sentences
     figures:list[Figure] # Beside the answer
     unfinished:Statement
     missing:list[Table] # What isn't there
@@ -115,36 +115,33 @@ class Report:
     environment:Table
 
     @property
-    def lines(self)->list[tuple[str,str]]: # A word or two, and sentences
-        "The answer: what to take, and each experiment in short"
-        said = [(e, say(e.about, "brief")) for e in self.briefs]
-        return [(say(e, "short"), words) for e,words in said if words]
-
-    @property
     def all_figures(self)->list[Figure]: # In order
         "Figures of the answer and of all sections"
         return [d for s in (self, *(o for e in self.sections for o in (e, *e.parts))) for d in s.figures]
 
-# %% ../../nbs/35k_report.render.ipynb #0e9ef52e
+# %% ../../nbs/35k_report.render.ipynb #0cb2e0c4
 def make_sections(
     f:ReportData # The study
 )->list[Section]: # The report's experiments in its order, groups of one's own, votes, and how soon
     "All experiments that the study has"
-    reported, searches = report_groups(f), [search_section(f)]*bool(f.record.searches)
+    reported = report_groups(f)
+    searches = [search_section(f)]*bool(f.record.searches)
     own = [g for g in dict.fromkeys(f.tables.runs.group) if g not in reported]
     own = [ablation(f, g) if is_ablation(f, g) else own_group(f, g) for g in own]
     final = [reported.pop("final")] if "final" in reported else []
     votes = [vote_section(f)]*bool(f.record.ensembles)
     return [*reported.values(), *searches, *final, *own, *votes, *soon(f)]
 
-# %% ../../nbs/35k_report.render.ipynb #b5089254
+# %% ../../nbs/35k_report.render.ipynb #ab13062b
 def make_report(
     f:ReportData # The study
 )->Report: # Figures not drawn yet
     "Everything that the page says and shows of a study"
-    r, sections = f.record, make_sections(f)
+    r = f.record
+    sections = make_sections(f)
     briefs = [Section(choice(f)), *sections, *[Section(ensembling(f))]*(not r.ensembles)]
-    answer = byline(f), key_numbers(f), briefs, predictor_figure(f), unfinished(f), missing_tables(f)
+    lines = [(say(o, "short"), words) for o in briefs if (words := say(o.about, "brief"))]
+    answer = byline(f), key_numbers(f), lines, predictor_figure(f), unfinished(f), missing_tables(f)
     details = checks(f), scale(f), [size_table(f), *training_tables(f)], environment_table(f)
     return Report(r.title or r.name, r.command, *answer, sections, *details)
 
@@ -203,7 +200,7 @@ def as_frame(
     cells = [[c.text for c in row] for row in shown_rows(table)]
     return pd.DataFrame(cells, columns=[c.heading for c in shown_columns(table)])
 
-# %% ../../nbs/35k_report.render.ipynb #af83b638
+# %% ../../nbs/35k_report.render.ipynb #fcd20c35
 @contextmanager
 def _helpers(n):
     "An executor of `n` more processes, ended with whatever they do; None where there are none"
@@ -219,14 +216,15 @@ def _drawn(figure, begun): return draw_figure(figure) if begun is None or begun.
 
 def _draw_figures(report, pool=None, on_event=noop):
     "Draw all figures of a report, those here that no other process has begun"
-    drawn, figures = {}, report.all_figures
+    drawn = {}
+    figures = report.all_figures
     begun = {figure.name: pool.submit(draw_figure, figure) for figure in reversed(figures) if pool}
     for i,figure in enumerate(figures, 1):
         drawn[figure.name] = _drawn(figure, begun.get(figure.name))
         on_event("progress", what="figures", done=i, total=len(figures))
     return drawn
 
-# %% ../../nbs/35k_report.render.ipynb #631215f2
+# %% ../../nbs/35k_report.render.ipynb #99613a9a
 _VIEWS = dict(columns=shown_columns, rows=shown_rows, paragraphs=paragraphs)
 
 def page_html(
@@ -234,14 +232,15 @@ def page_html(
     drawn:dict[str,Drawn] # From `draw_figures`
 )->str: # HTML, one file that needs no other
     "The page as text"
-    env, script = environment(autoescape=True), (TEMPLATES/"sort.js").read_text(encoding="utf-8")
+    env = environment(autoescape=True)
+    script = (TEMPLATES/"sort.js").read_text(encoding="utf-8")
     env.filters |= _VIEWS
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     run_ids = {o for t in report.details for o in t.anchors if o}
-    facts = dict(lines=report.lines, drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
+    facts = dict(drawn=drawn, script=script, script_hash=f"sha256-{digest}", run_ids=run_ids)
     return env.get_template("page.html").render(vars(report), **facts)
 
-# %% ../../nbs/35k_report.render.ipynb #49e29f02
+# %% ../../nbs/35k_report.render.ipynb #d921c1a3
 def _escape_markdown(text):
     "Plain text as Markdown"
     return re.sub(r"([\\`*_\[\]<>|~$])", r"\\\1", text)
@@ -252,7 +251,7 @@ def report_markdown(
     "A report as Markdown"
     env = environment()
     env.filters |= _VIEWS|dict(md=_escape_markdown)
-    return env.get_template("report.md").render(vars(report), lines=report.lines)
+    return env.get_template("report.md").render(vars(report))
 
 # %% ../../nbs/35k_report.render.ipynb #fc0bdbca
 _always = "table1_search table2_predictors runs histories trials classes gap".split() # Tables that every study has

@@ -8,7 +8,7 @@ __all__ = ['NBSP', 'KINDS', 'FILTERS', 'TEMPLATES', 'READERS', 'missing', 'fmt_p
            'quote_name', 'dimension', 'metric_name', 'join_words', 'slug', 'sep', 'verb', 'one_of', 'minus',
            'upper_first', 'Kind', 'environment', 'fields_read', 'Tally', 'say', 'paragraphs', 'columns_of', 'reads']
 
-# %% ../../nbs/35a_report.words.ipynb #88495ec1
+# %% ../../nbs/35a_report.words.ipynb #be05d5d6
 import re, functools, cinic_fastai
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from ..core import duration
-from ..results.plots.style import DIMENSIONS, METRIC_NAMES, pretty
+from ..results.plots.style import DIMENSIONS, METRIC_NAMES, power_of_ten, pretty
 from .facts import macro_name, row_score, rows_of
 
 # %% ../../nbs/35a_report.words.ipynb #a9788c48
@@ -82,9 +82,7 @@ def fmt_range(
     "Two shares between which something lies"
     return "–" if missing(low) else f"{100*low:.1f} to {fmt_pct(high)}"
 
-# %% ../../nbs/35a_report.words.ipynb #8485499a
-_superscript = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
+# %% ../../nbs/35a_report.words.ipynb #39ce879a
 def fmt_sci(
     x:float # Number
 )->str: # For example `3.158 × 10⁻³`
@@ -92,7 +90,8 @@ def fmt_sci(
     if missing(x): return "–"
     if x==0 or 1e-2<=abs(x)<1e4: return f"{x:.4g}"
     digits, exponent = f"{x:.3e}".split("e")
-    digits, power = digits.rstrip("0").rstrip("."), "10"+str(int(exponent)).translate(_superscript)
+    digits = digits.rstrip("0").rstrip(".")
+    power = power_of_ten(int(exponent))
     return power if digits=="1" else f"{digits} × {power}"
 
 # %% ../../nbs/35a_report.words.ipynb #9e794e44

@@ -117,13 +117,14 @@ def _add_metadata(path, metadata):
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
-# %% ../../nbs/36a_results.export.ipynb #3470b693
+# %% ../../nbs/36a_results.export.ipynb #8ace383e
 def export_onnx(
     predictor:Predictor, # To export, in float32
     path:Path # File to write
 )->float: # Largest difference from PyTorch, a probability
     "Write a predictor as ONNX: `images` (n,3,size,size) float32 from 0 to 255 in, `probabilities` (n,c) out"
-    module,x = EnsembleModule(in_float32(predictor)).eval(),probe_images(predictor.size).to(predictor.device)
+    module = EnsembleModule(in_float32(predictor)).eval()
+    x = probe_images(predictor.size).to(predictor.device)
     runtime = _onnx_runtime()
     with atomic_path(path) as part, _quiet():
         torch.onnx.export(module, (x[:3],), str(part), input_names=["images"], output_names=["probabilities"],
@@ -206,7 +207,7 @@ def model_card(
     env.filters |= dict(plain=_in_markdown, pct=lambda x: f"{100*x:.1f} %")
     return env.from_string(template).render(**card_facts(out, predictor), file=file, version=__version__)
 
-# %% ../../nbs/36a_results.export.ipynb #365fd582
+# %% ../../nbs/36a_results.export.ipynb #9cb92af6
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)
 
 def export_predictor(
@@ -218,7 +219,8 @@ def export_predictor(
 )->tuple[Path,float]: # The file, and its largest difference from PyTorch
     "Write a predictor and its model card"
     check_choice("format", format, FORMATS)
-    predictor, dest = load_predictor(out, name, device), Path(dest or Path(out)/"export")
+    predictor = load_predictor(out, name, device)
+    dest = Path(dest or Path(out)/"export")
     dest.mkdir(parents=True, exist_ok=True)
     path = dest/f"model.{format}"
     gap = FORMATS[format](predictor, path)

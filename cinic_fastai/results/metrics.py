@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'balanced_accuracy', 'macro_f1', 'score', 'majority_score', 'nll',
-           'reliability', 'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference',
+           'reliability', 'bins_ece', 'ece', 'confusion', 'most_confused', 'interval', 'mcnemar', 'Difference',
            'bootstrap_difference', 'welch', 'mean_interval', 'disagreement', 'oracle_accuracy']
 
 # %% ../../nbs/30_results.metrics.ipynb #4fefcfaf
@@ -87,7 +87,7 @@ def nll(
     right = np.asarray(probs)[np.arange(len(targs)), targs].astype(np.float64)
     return float(-np.log(np.maximum(right, np.finfo(np.float32).eps)).mean())
 
-# %% ../../nbs/30_results.metrics.ipynb #0c5fa882
+# %% ../../nbs/30_results.metrics.ipynb #04408ba7
 def reliability(
     probs:np.ndarray, # Probabilities `(n,c)`
     targs:np.ndarray, # Right classes `(n,)`
@@ -95,23 +95,28 @@ def reliability(
 ): # DataFrame, a row a bin: `low` (its lower end), mean `confidence`, `accuracy` and `count`
     "How sure a predictor is and how often it is right, from the least sure images to the surest"
     import pandas as pd
-    edges, sure = np.linspace(0, 1, bins+1), np.max(probs, 1).astype(np.float64)
+    edges = np.linspace(0, 1, bins+1)
+    sure = np.max(probs, 1).astype(np.float64)
     at = np.searchsorted(edges[1:-1], sure)
     count = np.bincount(at, minlength=bins)
     def mean(values): return pd.Series(np.bincount(at, values, bins))/count
     confidence, right = mean(sure), mean(as_preds(probs)==targs)
     return pd.DataFrame(dict(low=edges[:-1], confidence=confidence, accuracy=right, count=count))
 
-# %% ../../nbs/30_results.metrics.ipynb #d2b83f6e
+# %% ../../nbs/30_results.metrics.ipynb #01e5df85
+def bins_ece(
+    bins # DataFrame, from `reliability`, perhaps without its empty bins
+)->float: # In [0, 1], 0 is best
+    "Expected calibration error of the images in some bins"
+    gaps = (bins.accuracy-bins.confidence).abs()
+    return float((bins["count"]*gaps).sum()/bins["count"].sum())
+
 def ece(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`
-    targs:np.ndarray, # Right classes `(n,)`
-    bins:int=15 # Of equal width in [0, 1]
+    targs:np.ndarray # Right classes `(n,)`
 )->float: # In [0, 1], 0 is best, NaN without images and of classes
-    "Expected calibration error"
-    if not len(targs) or np.ndim(probs)==1: return math.nan
-    table = reliability(probs, targs, bins)
-    return float((table["count"]*(table.accuracy-table.confidence).abs()).sum()/len(targs))
+    "Expected calibration error, over 15 bins"
+    return bins_ece(reliability(probs, targs)) if len(targs) and np.ndim(probs)==2 else math.nan
 
 # %% ../../nbs/30_results.metrics.ipynb #65e7917d
 def confusion(
@@ -134,7 +139,7 @@ def most_confused(
     pairs = sorted(np.argwhere(off), key=lambda o: -off[*o])[:k]
     return [(classes[i], classes[j], int(off[i,j]), off[i,j]/counts[i].sum()) for i,j in pairs]
 
-# %% ../../nbs/30_results.metrics.ipynb #2cb8ee0c
+# %% ../../nbs/30_results.metrics.ipynb #619c1a1c
 def interval(
     acc:float, # Accuracy found
     n:int, # On how many images
@@ -143,7 +148,8 @@ def interval(
     "Wilson's interval of an accuracy"
     if not n: return math.nan, math.nan
     whole = 1+z*z/n
-    middle, half = (acc+z*z/(2*n))/whole, z/whole*math.sqrt(acc*(1-acc)/n+z*z/(4*n*n))
+    middle = (acc+z*z/(2*n))/whole
+    half = z/whole*math.sqrt(acc*(1-acc)/n+z*z/(4*n*n))
     return middle-half, middle+half
 
 # %% ../../nbs/30_results.metrics.ipynb #d6944042

@@ -145,10 +145,11 @@ def load_predictor(
     images = members[names[0]].images
     return Predictor(p.name, images.classes, images.size, members, fitted, fit=images.fit).to(device)
 
-# %% ../../nbs/36_results.predict.ipynb #e68e25a6
+# %% ../../nbs/36_results.predict.ipynb #cd5c904e
 def _predict_batch(predictor, files):
     "A row a file, with its class and probabilities or with its error"
-    rows,pixels = [dict(file=str(f)) for f in files],[]
+    rows = [dict(file=str(f)) for f in files]
+    pixels = []
     for row in rows:
         try: pixels.append(predictor.pixels([row["file"]]))
         except DataError as e: row["error"] = str(e).removeprefix(f"{row['file']}: ")

@@ -14,7 +14,7 @@ from .metrics import majority_score
 from ..store import metric_column
 from ..studyfolder import StudyFolder
 
-# %% ../../nbs/34_results.surrogate.ipynb #e054a3ab
+# %% ../../nbs/34_results.surrogate.ipynb #6aec49c9
 _LEAST = 4 # Trials with an accuracy, below which nothing is said
 
 def surrogate(
@@ -27,7 +27,8 @@ def surrogate(
     if sum(t.status!="failed" for t in trials)<_LEAST: return None
     from skopt.utils import cook_estimator, create_result, normalize_dimensions
     from threadpoolctl import threadpool_limits
-    space, xs = normalize_dimensions(make_space(spec)), [coordinates(spec, t.point) for t in trials]
+    space = normalize_dimensions(make_space(spec))
+    xs = [coordinates(spec, t.point) for t in trials]
     ys = [1-(acc if t.told is None else t.told) for acc,t in zip(accs, trials)] # as the search was told
     model = cook_estimator("GP", space=space, random_state=0, noise="gaussian")
     with warnings.catch_warnings(), threadpool_limits(1, user_api="blas"):

@@ -342,7 +342,7 @@ def fit_head_(
         return loss
     opt.step(closure)
 
-# %% ../../nbs/20c_train.callbacks.ipynb #c2bf9188
+# %% ../../nbs/20c_train.callbacks.ipynb #a2b7c798
 MOST_FITTED = 20_000 # Images that a head is fitted to
 
 def head_inputs(
@@ -352,7 +352,8 @@ def head_inputs(
     seed:int=42 # Of the draw
 )->tuple[Tensor,Tensor]: # float32 `(n,d)`, class numbers `(n,)`
     "What comes into a network's head, and the classes"
-    places,seen = np.sort(rng("logistic", seed).permutation(dl.n)[:MOST_FITTED]),[]
+    places = np.sort(rng("logistic", seed).permutation(dl.n)[:MOST_FITTED])
+    seen = []
     def keep(layer, args): seen.append(args[0].float())
     with head.register_forward_pre_hook(keep), torch.no_grad():
         for i in range(0, len(places), dl.bs): model(dl.batch_of(places[i:i+dl.bs])[0].as_subclass(Tensor))

@@ -110,13 +110,14 @@ def opt_tensors(
     out = with_prefix(opt.state_dict()["state"])
     return {k: torch.as_tensor(v) for k,v in out.items() if v is not None}
 
-# %% ../../nbs/22_train.checkpoint.ipynb #789e6267
+# %% ../../nbs/22_train.checkpoint.ipynb #f298fc90
 def load_opt_tensors(
     opt:torch.optim.Optimizer, # Built for the same network
     tensors:dict # From `opt_tensors`
 ):
     "Put a stored state back, in each parameter's memory format; rates and groups stay as they are"
-    params,state = [p for g in opt.param_groups for p in g["params"]],{}
+    params = [p for g in opt.param_groups for p in g["params"]]
+    state = {}
     for i,p in enumerate(params):
         found = take_prefix(i, tensors).items()
         if found: state[i] = {k: torch.empty_like(p).copy_(t) if t.shape==p.shape else t for k,t in found}

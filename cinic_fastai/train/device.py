@@ -89,7 +89,7 @@ def seed_everything(
     np.random.seed(derive_seed("numpy", seed)%2**32)
     random.seed(derive_seed("python", seed))
 
-# %% ../../nbs/20b_train.device.ipynb #5a3b654e
+# %% ../../nbs/20b_train.device.ipynb #b205d2ab
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 def ask_cublas(
@@ -105,7 +105,8 @@ def ask_cublas(
 @contextlib.contextmanager
 def deterministic_kernels()->Iterator[None]:
     "Have a GPU use kernels that give the same bits every time; settings are put back"
-    before,warn = torch.are_deterministic_algorithms_enabled(),torch.is_deterministic_algorithms_warn_only_enabled()
+    before = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False

@@ -62,7 +62,7 @@ def save_training(
     numbers = {k: getattr(state, k) for k in ("epoch", "batch", "history", "seconds")}
     save_checkpoint(path, with_prefix(parts), dict(config=asdict(learn.cfg), **numbers))
 
-# %% ../../nbs/23_train.fit.ipynb #ba79dd5a
+# %% ../../nbs/23_train.fit.ipynb #c5214932
 def restore_training(
     path:Path, # Checkpoint file
     learn:RunLearner, # Freshly made, with its optimiser
@@ -74,15 +74,15 @@ def restore_training(
     for p in problems: on_event("note", text=f"{p} {cure}")
     if not tensors: return TrainState()
     _refuse_other(path, RunConfig(**meta.pop("config")), learn.cfg)
-    parts = {k: take_prefix(k, tensors) for k in ("rng", "best", "sums", "average")}
+    device = learn.dls.device
+    def part(name, device="cpu"): return {k: v.to(device) for k,v in take_prefix(name, tensors).items()}
     for name,net,opt_name,opt in _networks(learn):
-        net.load_state_dict(take_prefix(name, tensors))
-        load_opt_tensors(opt, take_prefix(opt_name, tensors))
-    load_rng_tensors(parts["rng"], learn.dls.device)
-    sums,average = ({k: v.to(learn.dls.device) for k,v in parts[part].items()} for part in ("sums", "average"))
-    outputs = take_prefix("outputs", tensors).get("valid")
-    state = TrainState(best=parts["best"], average=average, outputs=outputs, **meta)
-    state.sums |= {k: [*v] for k,v in sums.items()}
+        net.load_state_dict(part(name))
+        load_opt_tensors(opt, part(opt_name))
+    load_rng_tensors(part("rng"), device)
+    outputs = part("outputs").get("valid")
+    state = TrainState(best=part("best"), average=part("average", device), outputs=outputs, **meta)
+    state.sums |= {k: [*v] for k,v in part("sums", device).items()}
     return state
 
 # %% ../../nbs/23_train.fit.ipynb #0092be1e
@@ -169,7 +169,7 @@ def mean_preds(
     "Outputs averaged over the views of each image"
     with autocast(precision, xb.device): return sum(weight*model(x).float() for weight,x in views(xb, tta))
 
-# %% ../../nbs/23_train.fit.ipynb #293623ba
+# %% ../../nbs/23_train.fit.ipynb #c03e8020
 @torch.no_grad()
 def predict_probs(
     learn:Learner, # Its network, loss activation and precision are used
@@ -180,7 +180,8 @@ def predict_probs(
     outputs:torch.Tensor|None=None # Of the images as they are, `(n,c)`, where they are known
 )->tuple[np.ndarray,np.ndarray]: # Probabilities `(n,c)` float32, targets `(n,)`
     "Class probabilities of every image of a loader"
-    model,precision = learn.model.eval(),"bf16" if hasattr(learn, "bf16") else "float32"
+    model = learn.model.eval()
+    precision = "bf16" if hasattr(learn, "bf16") else "float32"
     def look(xb, tta): return learn.loss_func.activation(mean_preds(model, xb, tta, precision)).cpu()
     first = tta if share==1 else "none"
     known = outputs is not None and first=="none"
@@ -264,10 +265,12 @@ def _store_probs(run, learn, split, outputs=None):
         classes=np.array(run.pack.classes), origins=np.asarray(run.pack.origins[rows]).astype(str))
     return float((probs.argmax(1)==targs).mean())
 
-# %% ../../nbs/23_train.fit.ipynb #556831d2
+# %% ../../nbs/23_train.fit.ipynb #670329ed
 def _summary(learn, state):
     "What a finished training comes to, at the epoch whose weights are kept"
-    epochs,best,seconds = learn.cfg.epochs,state.best_epoch(learn.cfg.select),sum(state.column("seconds"))
+    epochs = learn.cfg.epochs
+    best = state.best_epoch(learn.cfg.select)
+    seconds = sum(state.column("seconds"))
     at_best = {k: v for k,v in state.history[best].items() if k.startswith(("train_", "valid_"))}
     return dict(epochs=epochs, best_epoch=best, params=sum(p.numel() for p in learn.model.parameters()),
         seconds=seconds, images_per_s=len(learn.dls.train.rows)*epochs/seconds, **at_best)

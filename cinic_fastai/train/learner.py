@@ -49,20 +49,21 @@ def make_dls(
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
         size=cfg.size, device=device, sampling=cfg.sampling)
 
-# %% ../../nbs/21_train.learner.ipynb #d5c0e381
-def _batch_error(dls, size):
-    "What of other loaders' batches our networks can't take, '' when all is well"
+# %% ../../nbs/21_train.learner.ipynb #0dd3c937
+def _check_batch(dls, size):
+    "Refuse batches of other loaders that our networks can't take"
     batch = dls.one_batch() if hasattr(dls.train, "one_batch") else next(iter(dls.train))
-    shape,y = tuple(batch[0].shape),batch[-1]
+    shape = tuple(batch[0].shape)
+    y = batch[-1]
     if len(batch)<2 or not hasattr(dls, "vocab") or y.ndim!=1 or y.is_floating_point():
-        return "The loaders' targets are no classes with names (`vocab`). " \
-            "Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class."
+        raise ConfigError("The loaders' targets are no classes with names (`vocab`). "
+            "Take `ImageDataLoaders`, or a `DataBlock` with a `CategoryBlock`, which gives each image one class.")
     side = size or min(shape[2:], default=32)
-    if shape[1:]==(3, side, side): return ""
-    return f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). " \
-        f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...)."
+    if shape[1:]!=(3, side, side):
+        raise ConfigError(f"The loaders' batches are of shape {shape}, expected images (bs,3,{side},{side}). "
+            f"Take `PILImage` and item_tfms=Resize({side}), or a network of your own (net=...).")
 
-# %% ../../nbs/21_train.learner.ipynb #e6d4991b
+# %% ../../nbs/21_train.learner.ipynb #fae1e8be
 def check_loaders(
     dls:DataLoaders, # Of fastai or PyTorch
     cfg:RunConfig, # `policy`, `interp`, `flip`, `shift`, `size`, `head`, `class_weights`, `sampling`
@@ -77,8 +78,7 @@ def check_loaders(
         raise ConfigError("class_weights and sampling count the images of loaders from `make_dls`; these are others. "
             "Give fastai's a `WeightedDL`, or the `Learner` a loss_func of SoftLoss(weight=...).")
     if cfg.head=="logistic": raise ConfigError("head = 'logistic' needs a pack's own loaders: give a pack instead.")
-    why = "" if own else _batch_error(dls, max(cfg.sizes, default=cfg.size))
-    if why: raise ConfigError(why)
+    if not own: _check_batch(dls, max(cfg.sizes, default=cfg.size))
 
 # %% ../../nbs/21_train.learner.ipynb #4169c2d7
 def _pack(dls): return getattr(dls.train, "pack", None)

@@ -6,7 +6,7 @@
 __all__ = ['SMALL_PRETRAINED', 'read_weights', 'shape_mismatches', 'match_names', 'load_weights', 'weight_urls', 'head_status',
            'find_weights', 'weights_at_hand', 'make_model']
 
-# %% ../../nbs/19_train.models.ipynb #4441b686
+# %% ../../nbs/19_train.models.ipynb #851d0f34
 import re, threading, requests, torch
 from collections import Counter
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
-from fastcore.basics import noop
+from fastcore.basics import filter_values, first, noop
 from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg
@@ -134,13 +134,14 @@ def load_weights(
     net.load_state_dict(state, strict=False)
     return model
 
-# %% ../../nbs/19_train.models.ipynb #502da587
+# %% ../../nbs/19_train.models.ipynb #625b283c
 def weight_urls(
     source # timm's `PretrainedCfg`
 )->dict: # Address -> (its file in a cache, None where it isn't; what downloads it there)
     "Where a network's weights may be, in the order in which to ask"
     repo,_,revision = (source.hf_hub_id or "").partition("@")
-    names,out = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"],{}
+    names = [source.hf_hub_filename] if source.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    out = {}
     for name in names if repo else ():
         file = dict(repo_id=repo, filename=name, revision=revision or None)
         found = try_to_load_from_cache(**file)
@@ -178,7 +179,11 @@ def _download(places):
         except Exception as e: answers[host] = f"broke off ({type(e).__name__})"
     raise WeightsError(", ".join(f"{host} {words}" for host,words in answers.items()))
 
-# %% ../../nbs/19_train.models.ipynb #8bf563f4
+# %% ../../nbs/19_train.models.ipynb #10982023
+def _in_cache(places):
+    "The first file that is in a cache, of what `weight_urls` gives"
+    return first(file for file,_ in places.values() if file)
+
 def find_weights(
     name:str # A timm name, with its tag if wanted
 )->Path: # A file of weights
@@ -188,7 +193,7 @@ def find_weights(
     if not places:
         raise WeightsError(f"There are no pretrained weights for {name}. "
             "Train from random weights, or give a file with --weights FILE.")
-    if found := next((file for file,_ in places.values() if file), None): return found
+    if found := _in_cache(places): return found
     try:
         if constants.HF_HUB_OFFLINE: raise WeightsError("HF_HUB_OFFLINE is set")
         return _download(places)
@@ -196,7 +201,7 @@ def find_weights(
         raise WeightsError(f"Pretrained weights for {name} are not in the cache, and {e}. "
             "Give a file with --weights FILE, or try again with a network.") from None
 
-# %% ../../nbs/19_train.models.ipynb #bd13f3b1
+# %% ../../nbs/19_train.models.ipynb #bb42c413
 SMALL_PRETRAINED = ("resnet18.tv_in1k", "resnet10t.c3_in1k", "mobilenetv3_small_100.lamb_in1k", "convnext_atto.d2_in1k")
 
 def weights_at_hand(
@@ -205,13 +210,13 @@ def weights_at_hand(
 )->dict[str,Path]: # Files by name; no network is asked
     "Which of `SMALL_PRETRAINED` can be had at once"
     found = {name: _at_hand(folder, name) for name in SMALL_PRETRAINED}
-    here,names = {name: f for name,f in found.items() if f},", ".join(SMALL_PRETRAINED)
-    words = f"No pretrained network is tried: of {names} there is no file in a cache or in --weights DIR."
-    if not here: on_event("note", text=words)
+    here = filter_values(found, bool)
+    if not here: on_event("note", text=f"No pretrained network is tried: of {', '.join(found)} "
+        "there is no file in a cache or in --weights DIR.")
     return here
 
 def _at_hand(folder, name):
-    if not folder: return next((f for f,_ in weight_urls(get_pretrained_cfg(name)).values() if f), None)
+    if not folder: return _in_cache(weight_urls(get_pretrained_cfg(name)))
     with suppress(WeightsError): return weights_of(folder, name)
 
 # %% ../../nbs/19_train.models.ipynb #f897592c

@@ -148,7 +148,7 @@ def _norm_biases(net):
     kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
     return {m.bias for m in net.modules() if isinstance(m, kinds)}-{None}
 
-# %% ../../nbs/20a_train.optim.ipynb #e1e0997d
+# %% ../../nbs/20a_train.optim.ipynb #3c85c79e
 def split_params(
     model:nn.Module, # As from `make_model`, or a network of one's own
     biases:bool=False, # Set the biases of normalisation layers apart?
@@ -156,7 +156,8 @@ def split_params(
 )->list[list[nn.Parameter]]: # Body, perhaps biases, head; the body is empty where there is none
     "Groups of parameters for freezing, as a fastai `splitter`"
     net = inner_net(model)
-    head,apart = set() if own else {*head_params(net).values()},_norm_biases(net) if biases else set()
+    head = set() if own else {*head_params(net).values()}
+    apart = _norm_biases(net) if biases else set()
     apart -= head
     ps = trainable_params(net) if own else [*net.parameters()]
     body = {*ps}-head-apart

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['is_ablation', 'has_views', 'ablation', 'soon']
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #6fd752b4
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #736977c1
 import pandas as pd
 from ...results.plots.curves import plot_ablation
 from ...results.plots.style import new_axes
 from ...results.tables.published import beside_published
 from ...results.tables.runs import ABLATION, TARGET_ACC
-from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
+from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of, settings_by_run
 from ..words import reads
 from .runs import about_group
 
@@ -28,7 +28,7 @@ def has_views(runs):
     "Are the predictions of some runs averaged over views?"
     return any(r.tta!="none" for r in runs)
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #fa7ac2fd
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #3d15d17b
 def _effects(variants, against):
     "Ingredients with a clear effect on what they are compared with, the largest first, and the others"
     rows = [d for d in variants if d.against==against and d.ingredient]
@@ -37,8 +37,10 @@ def _effects(variants, against):
 
 def _about_ablation(f, group):
     "What each ingredient brings; `ends` are recipe and plain training, once both are finished"
-    df, variants = f.tables.ablation, rows_of(f.tables.ablation)
-    by, n = {d.variant: d for d in variants}, df.low[df.ingredient!=""].count()
+    df = f.tables.ablation
+    variants = rows_of(df)
+    by = {d.variant: d for d in variants}
+    n = df.low[df.ingredient!=""].count()
     ends = ["recipe", "plain"]
     return about_group(f, group, "ablation",
         ends=[by[o] for o in ends] if by.keys()>={*ends} else [],
@@ -46,23 +48,24 @@ def _about_ablation(f, group):
         intervals=n if n>1 else 0,
         same_seeds=df.seeds.nunique()==1)
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #b69ba9e5
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #e5539c75
 def ablation(
     f:ReportData, # The study
     group:str # Of runs
 )->Section: # For a group that `is_ablation`
     "What each ingredient of a recipe brings"
-    df, about = f.tables.ablation, _about_ablation(f, group)
+    df = f.tables.ablation
+    about = _about_ablation(f, group)
     shown = df[df.difference.notna()&(df.ingredient!="")]
     height = 1.05+.27*shown.ingredient.nunique()
     def plot(_): return plot_ablation(df, new_axes(6.4, height, cols=2, sharey=True))
     figure = Figure("ablation", shown, plot, width="wide", words="ingredients", facts=dict(about=about))
     return Section(about, [figure], [Table("ablation", df, "variants", dict(views=has_views(f.done(group))))])
 
-# %% ../../../nbs/35h_report.sections.ablation.ipynb #c5949b26
+# %% ../../../nbs/35h_report.sections.ablation.ipynb #b8bf31c0
 def _times_to_accuracy(f):
     "How soon settings, over their seeds, were as good as the report's best"
-    names = {(d.group, m): d.name for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
+    names = settings_by_run(f.tables.seeds)
     df = f.tables.soon
     setting = pd.Series([names.get(o, o[1]) for o in zip(df.group, df.name)], df.index, dtype=object)
     by = df.assign(setting=setting).groupby(["group", "setting"], sort=False)

@@ -35,10 +35,12 @@ def _group_epochs(f, group):
     both = [(r.epochs, o) for r,o in zip(f.runs(), f.record.runs) if r.group==group]
     return sorted({planned_epochs(f, declared_settings(f.study, o)) if pd.isna(n) else int(n) for n,o in both})
 
-# %% ../../../nbs/35i_report.sections.details.ipynb #b5c1acd2
+# %% ../../../nbs/35i_report.sections.details.ipynb #c43bda0a
 def _sizes(f):
     "This study's size beside the full study's"
-    counts, planned, images = f.data.counts, f.tables.table1_search.planned, _images(f)
+    counts = f.data.counts
+    planned = f.tables.table1_search.planned
+    images = _images(f)
     most = f.tables.seeds.n.max()
     searched = [_size("trials", sorted(set(planned)), _full.random+_full.guided),
         _size("trial_epochs", trial_epochs(f), _full.trial_epochs)]
@@ -81,7 +83,7 @@ def byline(
     known = f.finished()+trial_settings(f) or [SimpleNamespace(seed=planned)]
     return Statement("byline", f=f, images=_images(f), seeds=seeds(known))
 
-# %% ../../../nbs/35i_report.sections.details.ipynb #66c9942b
+# %% ../../../nbs/35i_report.sections.details.ipynb #3fd00d77
 def _with_anchors(tables):
     "A run id leads to the first row that it stands in"
     ids = pd.concat([t.rows.run_id for t in tables], keys=[t.name for t in tables])
@@ -92,7 +94,9 @@ def training_tables(
     f:ReportData # The study
 )->list[Table]: # Runs, trials and repeats, with anchors
     "Every training by its run id, trials of controls that are their own among them"
-    trials, controls, runs = f.tables.trials, f.tables.controls, f.runs()
+    trials = f.tables.trials
+    controls = f.tables.controls
+    runs = f.runs()
     both = pd.concat([trials.assign(which=""), controls[~controls.run_id.isin(trials.run_id)].assign(which="control")])
     point = [*trials[POINT].dropna(axis=1, how="all"), *(k for k in dimensions_of(f) if k!="epochs")]
     blind, stopped = [*map(saw_valid, runs)], "stopped" in set(trials.status)
@@ -101,12 +105,13 @@ def training_tables(
         Table("table-repeats", f.tables.repeats, "repeat_table")]
     return _with_anchors([t for t in tables if len(t.rows)])
 
-# %% ../../../nbs/35i_report.sections.details.ipynb #51cdfda7
+# %% ../../../nbs/35i_report.sections.details.ipynb #dc179893
 def environment_table(
     f:ReportData # The study
 )->Table: # A row a thing
     "Versions and machine: values that trainings have, the most frequent first, and whether all have the same"
-    r, df = f.record, f.tables.environments.sort_values("trainings", ascending=False, kind="stable")
+    r = f.record
+    df = f.tables.environments.sort_values("trainings", ascending=False, kind="stable")
     most = df.groupby("what").trainings.sum(min_count=1).max()
     def is_same(d): return len(d)==1 and (pd.isna(most) or d.trainings.iloc[0]==most)
     rows = {what: Statement("values", values=rows_of(d), same=is_same(d)) for what,d in df.groupby("what")}

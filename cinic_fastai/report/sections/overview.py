@@ -6,10 +6,11 @@
 __all__ = ['key_numbers', 'predictor_figure', 'choice', 'unfinished', 'missing_tables', 'chooses_epochs', 'pretrained',
            'misnamed', 'misnamed_votes', 'kept_epochs', 'coupled_l2', 'mixing', 'rotation', 'checks']
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #0c7fb6f7
+# %% ../../../nbs/35j_report.sections.overview.ipynb #780d6dfb
 import numpy as np, pandas as pd
 from functools import partial
 from types import SimpleNamespace
+from fastcore.basics import groupby
 from ...config import mixes
 from ...core import needs_valid
 from ...results.metrics import confusion, interval, majority_score, most_confused
@@ -17,49 +18,47 @@ from ...results.plots.predictors import plot_predictors
 from ...results.plots.style import pretty
 from ...results.predictions import best_run, choose_predictor, predictions
 from ...results.tables.predictors import scored_on_test
+from ...results.tables.search import headers
 from ...space import dim_kind
-from cinic_fastai.report.facts import (Figure, ReportData, Statement, Table, row_score, rows_of, search_settings,
-    trial_settings)
+from ..facts import Figure, ReportData, Statement, Table, rows_of, search_settings, settings_by_run, trial_settings
 from ..words import Tally, reads
 from .runs import augmentation_gains
-from .search import headers
 from .setup import TURNING, blind
 from .votes import cifar_tests
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #3fba41a8
+# %% ../../../nbs/35j_report.sections.overview.ipynb #620a71ad
 def _choosable(f): return [p for p in predictions(f.study, everyone=True) if p.done and p.valid]
 
-def _key(kind, name, acc, low=None, high=None, level=None, gain=None):
-    "An accuracy that says much: of the `best` predictor, the best `single` network, the best `augmentation`"
-    return Statement("key", kind=kind, name=name, acc=acc, low=low, high=high, level=level, gain=gain)
+def _tested(words, p, **facts):
+    "A predictor and how it does on test images"
+    return Statement(words, name=p.name, **scored_on_test(p), **facts)
 
-def _tested(kind, p, level=None):
-    score = SimpleNamespace(**scored_on_test(p))
-    return _key(kind, p.name, score.test_acc, score.low, score.high, level)
-
-# %% ../../../nbs/35j_report.sections.overview.ipynb #ec3b9d41
+# %% ../../../nbs/35j_report.sections.overview.ipynb #6c64fcab
 def key_numbers(
     f:ReportData # The study
 )->list: # Statements with a label, a value and a note
     "The numbers that say most"
-    known, gains, keys = _choosable(f), augmentation_gains(f), []
+    known = _choosable(f)
+    gains = augmentation_gains(f)
+    keys = []
     if known:
         level = majority_score(f.data, "test")
-        keys = [_tested("best", choose_predictor(known)), _tested("single", best_run(known), level)]
-    keys += [_key("augmentation", r.name, row_score(r), gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
+        keys = [_tested("best_key", choose_predictor(known)), _tested("single_key", best_run(known), level=level)]
+    keys += [Statement("augmentation_key", run=r, gain=gains.against_none.get(r.name)) for r in gains.runs[:1]]
     return [*keys, Statement("trainings_key", f=f)]
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #10d88500
+# %% ../../../nbs/35j_report.sections.overview.ipynb #aa2fe493
 def predictor_figure(
     f:ReportData # The study
 )->list[Figure]: # One, none without results
     "Test accuracy of the predictors, for the answer; of many the best twelve"
     df = f.tables.table2_predictors.query("test_acc.notna()")
-    shown, plot = df.head(12), partial(plot_predictors, colours=f.colours)
+    shown = df.head(12)
+    plot = partial(plot_predictors, colours=f.colours)
     facts = dict(shown=len(shown), total=len(df))
     return [Figure("predictors", shown, plot, (4.8, .95+.3*len(shown)), "middle", facts=facts)]*bool(len(df))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #aee02952
+# %% ../../../nbs/35j_report.sections.overview.ipynb #5bf14a91
 def choice(
     f:ReportData # The study
 )->Statement: # With how it does on test images; empty where nothing may be chosen by valid ones
@@ -68,8 +67,7 @@ def choice(
     if not known: return Statement()
     p = choose_predictor(known)
     mistakes = most_confused(confusion(p.preds, p.targs, len(p.classes)), p.classes, 1)
-    chosen = SimpleNamespace(predictor=p.name, **scored_on_test(p))
-    return Statement("choice", chosen=chosen, metric=f.record.metric, mistakes=mistakes)
+    return _tested("choice", p, metric=f.record.metric, mistakes=mistakes)
 
 # %% ../../../nbs/35j_report.sections.overview.ipynb #7c285f71
 def _part_name(part):
@@ -158,23 +156,27 @@ def rotation(runs):
     cropped = any(TURNING[r.policy]=="simple" for r in runs)
     return Statement("rotation", runs=runs, cropped=cropped, interpolations=Tally("interpolations", runs))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #ce0f2a78
+# %% ../../../nbs/35j_report.sections.overview.ipynb #c857db70
+_KINDS = ("log", "real", "log2", "int", "choices")
+
+def _spaces(f):
+    "Dimensions of searches by kind, the kinds in the order of `_KINDS`"
+    found = dict.fromkeys((dim_kind(dim)[0], k) for h in headers(f.study).values() for k,dim in h.space.items())
+    return groupby(sorted(found, key=lambda o: _KINDS.index(o[0])), 0, 1)
+
 def _decided(f, trainings):
-    "What a study does where the report is silent; `spaces` are dimensions by kind"
-    kinds = dict.fromkeys(("log", "real", "log2", "int", "choices"), ())
-    for k,dim in (o for h in headers(f).values() for o in h.space.items()):
-        kinds[dim_kind(dim)[0]] = dict.fromkeys((*kinds[dim_kind(dim)[0]], k))
+    "What a study does where the report is silent"
     return dict(
         kept=kept_epochs(trainings),
         mixing=mixing(trainings),
-        spaces={kind: fields for kind,fields in kinds.items() if fields},
+        spaces=_spaces(f),
         coupled_l2=coupled_l2(trainings),
         rotation=rotation(trainings))
 
-# %% ../../../nbs/35j_report.sections.overview.ipynb #41f4bd1a
+# %% ../../../nbs/35j_report.sections.overview.ipynb #714b3f0b
 def _has_single(f):
     "Is there a training with one seed?"
-    members = {(d.group, m) for d in rows_of(f.tables.seeds) for m in d.members.split(", ")}
+    members = settings_by_run(f.tables.seeds)
     return bool(f.record.searches) or any((r.group, r.name) not in members for r in f.runs())
 
 def _half(n):
@@ -185,7 +187,8 @@ def checks(
     f:ReportData # The study
 )->Statement: # A paragraph each
     "What a reader must know to read the numbers rightly, and what the study does where the report is silent"
-    done, trials = [r for r in f.runs() if r.status=="done"], trial_settings(f)
+    done = [r for r in f.runs() if r.status=="done"]
+    trials = trial_settings(f)
     trainings = f.finished()+trials
     return Statement("checks", f=f, trials=trials,
         several=f.tables.seeds.name.drop_duplicates().tolist(),

@@ -30,12 +30,13 @@ def _ranking(runs):
     tested = sorted(filter(saw_valid, runs), key=lambda r: -r.test_acc)
     return Statement("ranking", best=best, others=fair[len(best):], tested=tested)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #29dcaa1d
+# %% ../../../nbs/35e_report.sections.runs.ipynb #b9fab8d3
 def _levels(f, runs):
     "Which runs are clearly above the level to beat, that of always saying train's most frequent class"
     found = []
     for split,tested in (("valid", False), ("test", True)):
-        level, n = majority_score(f.data, split), f.data.counts.get(split, 0)
+        level = majority_score(f.data, split)
+        n = f.data.counts.get(split, 0)
         accs = {r.name: getattr(r, f"{split}_acc") for r in runs if saw_valid(r)==tested}
         above = [name for name,acc in accs.items() if interval(acc, n)[0]>level]
         every = len(accs)==len(above)>1
@@ -160,7 +161,7 @@ def _curve_figure(f, name, group, measure, names=(), part="valid"):
     facts = _curve_facts(f, group, df, part, names)|dict(measure=measure)
     return Figure(name, df, plot, (4.6, 3.2), words="curves", facts=facts)
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #dc438e0b
+# %% ../../../nbs/35e_report.sections.runs.ipynb #37a70fc4
 def _plot_both(df, colours):
     axs = new_axes(9.2, 3.3, cols=2)
     for measure,ax in zip(("accuracy", "loss"), axs): plot_curves(df, measure, ax, colours)
@@ -170,7 +171,8 @@ def _plot_both(df, colours):
 def _both_figure(f):
     "Accuracy and loss of networks on training and valid images"
     df = _curves(f, "architectures", parts=("train", "valid"))
-    plot, facts = partial(_plot_both, colours=f.colours), _curve_facts(f, "architectures", df)
+    plot = partial(_plot_both, colours=f.colours)
+    facts = _curve_facts(f, "architectures", df)
     return Figure("fig03_architectures", df, plot, width="wide", words="both_curves", facts=facts)
 
 # %% ../../../nbs/35e_report.sections.runs.ipynb #588825fb

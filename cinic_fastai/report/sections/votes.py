@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['best_predictors', 'better_alone', 'ensembling', 'cifar_tests', 'vote_section']
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #53c7a791
+# %% ../../../nbs/35g_report.sections.votes.ipynb #48a0a944
 from functools import partial
+from fastcore.basics import groupby
 from ...core import needs_valid
 from ...results.ensemble import tied
 from ...results.metrics import confusion, most_confused
 from ...results.plots.photos import plot_mistakes, plot_pairs
-from cinic_fastai.results.plots.predictors import (plot_class_origin, plot_classes, plot_confusion,
+from cinic_fastai.results.plots.predictors import (ORIGIN_NAMES, plot_class_origin, plot_classes, plot_confusion,
     plot_disagreement, plot_reliability)
 from ...results.plots.style import pretty
-from ...results.tables.predictors import ALL, CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
+from ...results.tables.predictors import CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
 from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
 from .runs import scores
 
@@ -56,21 +57,21 @@ def _against_member(vote):
     unclear = favours(vote.low, vote.high)=="neither"
     return Statement("vote_against_member", vote=vote, side=side, unclear=unclear)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #a43a447f
+# %% ../../../nbs/35g_report.sections.votes.ipynb #bee4d64b
 def _how_voted(f, votes):
     "Who votes, and how"
-    voters, methods = {}, {p.kind for p in votes}
-    for p in votes: voters.setdefault(tuple(p.members), []).append(p.kind)
+    methods = {p.kind for p in votes}
     cooled = [e.name for e in f.record.ensembles if e.temperature or e.member_temperature]
-    chosen = bool(cooled or {"greedy", "weighted"}&methods)
-    return dict(voters=voters, methods=methods, cooled=cooled, chosen=chosen)
+    chosen = bool(cooled or any(map(needs_valid, methods)))
+    return dict(voters=groupby(votes, "members", "kind"), methods=methods, cooled=cooled, chosen=chosen)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #d32d19a6
+# %% ../../../nbs/35g_report.sections.votes.ipynb #3dfd3c58
 def ensembling(
     f:ReportData # The study
 )->Statement: # With `votes`, perhaps none
     "Whether several networks together see more than the best one alone"
-    votes, table = [p for p in f.preds if p.is_vote], best_predictors(f)
+    votes = [p for p in f.preds if p.is_vote]
+    table = best_predictors(f)
     hard = [p for p in votes if p.kind=="hard" and p.done]
     return Statement("ensembling", **_how_voted(f, votes),
         votes=votes,
@@ -89,11 +90,13 @@ def _chosen(vote, fitted):
     shares = sorted((o for o in shares if o[0]), key=lambda o: -o[0])
     return Statement("chosen", vote=vote, shares=shares, cooled=any(t!=1 for t in fitted.member_temperatures))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #6bdf45ad
+# %% ../../../nbs/35g_report.sections.votes.ipynb #c218cf07
 def _members(f):
     "What ensembles chose, how much members differ, and what each is worth to the best one, the most first"
-    df, fitted = f.tables.ensembles, {p.name: p.fitted for p in f.preds}
-    best, worth = df.predictor[df.test_acc.argmax()] if len(df) else "", f.tables.leave_one_out
+    df = f.tables.ensembles
+    fitted = {p.name: p.fitted for p in f.preds}
+    best = df.predictor[df.test_acc.argmax()] if len(df) else ""
+    worth = f.tables.leave_one_out
     worth = worth[worth.predictor==best].sort_values("difference", ascending=False, kind="stable")
     chosen = [_chosen(d, fitted[d.predictor]) for d in rows_of(df)]
     return Statement("members", chosen=chosen, apart=rows_of(df.drop_duplicates("members")), worth=rows_of(worth))
@@ -110,13 +113,14 @@ def _calibration(f):
     before = f.tables.ensembles[["predictor", "ece_before", "temperature"]]
     return Statement("calibration", parts=rows_of(last.merge(before, on="predictor", how="left")))
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #c4cb9da0
+# %% ../../../nbs/35g_report.sections.votes.ipynb #2154f9f5
 def _origins(f):
     "How the best predictor does by origin; gaps (CIFAR minus ImageNet) in total and by class, the widest first"
     name = _top_predictor(f)
     df = f.tables.class_origin.query("predictor==@name").pivot(index="class", columns="origin", values="accuracy")
     if not {"cifar", "imagenet"}<=set(df): return Statement("origins", name=name, total={}, parts=[], gaps=())
-    total, gaps = df.loc[TOTAL].to_dict(), df.cifar-df.imagenet
+    total = df.loc[TOTAL].to_dict()
+    gaps = df.cifar-df.imagenet
     by_class = gaps.drop(TOTAL).dropna().sort_values(kind="stable")
     return Statement("origins",
         name=name,
@@ -174,10 +178,12 @@ def _reliability_figure(f):
     facts = dict(names=df.predictor.unique().tolist(), calibration=_calibration(f))
     return Figure("reliability", df, partial(plot_reliability, colours=f.colours), width="middle", facts=facts)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #3f9e6e5c
+# %% ../../../nbs/35g_report.sections.votes.ipynb #946b086e
 def _map_figures(f):
     "The best predictor by class and origin, and what it takes for what"
-    name, n, by = _top_predictor(f), len(f.data.classes), _origins(f)
+    name = _top_predictor(f)
+    n = len(f.data.classes)
+    by = _origins(f)
     df = f.tables.confusion.query("predictor==@name")
     mistakes = df[df["class"]!=df.taken_for].nlargest(3, "share").rename(columns={"class": "right"})
     few, facts = _few(f, f.tables.class_origin.query("predictor==@name"))
@@ -197,10 +203,11 @@ def _disagreement_figure(f):
     figure = Figure("disagreement", df, plot_disagreement, (4.6, .7+.36*len(names)), facts=dict(pairs=pairs))
     return [figure]*bool(pairs)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #fa715eed
+# %% ../../../nbs/35g_report.sections.votes.ipynb #62c2d88e
 def _predictor_table(f):
     "Table 2: test accuracy of different predictors"
-    df, ids = f.tables.table2_predictors, {p.name: p.run_ids[0] for p in f.preds if not p.is_vote}
+    df = f.tables.table2_predictors
+    ids = {p.name: p.run_ids[0] for p in f.preds if not p.is_vote}
     rows = df.assign(run_id=df.predictor.map(ids).where(df.kind=="run", ""), vote_of=df.members.str.split(", "))
     return Table("table2", rows, "table2", dict(scores=scores(f, "test")), best=0 if df.test_acc.max()>0 else None)
 
@@ -216,18 +223,20 @@ def _class_table(f):
     more = tuple((pretty(n), "stated", f"accuracy {n}", f"stated {n}") for n in df.predictor.unique())
     return Table("classes", rows, "class_table", facts|dict(stated=df.stated.notna().any()), more, total=True)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #fa17a82d
+# %% ../../../nbs/35g_report.sections.votes.ipynb #c1e0ae12
 def _ensemble_table(f):
     "Ensembles side by side"
-    df, made = f.tables.ensembles, [p for p in f.preds if p.is_vote and p.done]
+    df = f.tables.ensembles
+    made = [p for p in f.preds if p.is_vote and p.done]
     facts = dict(members=df.members.drop_duplicates().str.split(", "),
         weighted=[p.name for p in made if needs_valid(p.kind)],
         cooled=[p.name for p in made if any(p.options.values())])
-    weights, temperature = df.weights.where(df.method!="hard", ""), df.temperature.mask(df.temperature==1)
+    weights = df.weights.where(df.method!="hard", "")
+    temperature = df.temperature.mask(df.temperature==1)
     rows = df.assign(weights=weights, temperature=temperature)
     return Table("ensembles", rows, "ensemble_table", facts, best=df.test_acc.argmax() if made else None)
 
-# %% ../../../nbs/35g_report.sections.votes.ipynb #28c2bdee
+# %% ../../../nbs/35g_report.sections.votes.ipynb #fc209e17
 def _member_table(f):
     "Ensembles without each of their members; the change is against the whole ensemble"
     df = f.tables.leave_one_out
@@ -235,9 +244,9 @@ def _member_table(f):
 
 def _origin_table(f):
     "The best predictor by origin, where there are several"
-    by, shown = _origins(f), {"cifar": "CIFAR", "imagenet": "ImageNet", ALL: "all"}
+    by = _origins(f)
     rows = f.tables.class_origin.query("predictor==@by.name and `class`==@TOTAL")
-    rows = rows.replace({"origin": shown}) if by.total else rows[:0]
+    rows = rows.replace({"origin": ORIGIN_NAMES}) if by.total else rows[:0]
     return Table("origins", rows, "origin_table", dict(top=by.name), total=True)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #22619eed

@@ -92,7 +92,7 @@ def _dumbbell(ax, y, valid, train, colour):
     beside = dict(textcoords="offset points", va="center", fontsize=8, color="#444444")
     ax.annotate(points, (max(valid, train), y), (7, 0), **beside)
 
-# %% ../../../nbs/33a_results.plots.curves.ipynb #442ae8fd
+# %% ../../../nbs/33a_results.plots.curves.ipynb #9ffd5c1b
 @in_style
 def plot_gap(
     df:pd.DataFrame, # From `gap_table`
@@ -102,7 +102,9 @@ def plot_gap(
     "Accuracy at the last epoch: valid (dot) and train (ring), their difference beside them"
     ax = given_axes(ax, 5.6, 1+.26*len(df))
     colours = colours or palette(df.name)
-    y, ticks, dot = 0, {}, dict(linestyle="", marker="o")
+    y = 0
+    ticks = {}
+    dot = dict(linestyle="", marker="o")
     for group,part in df.groupby("group", sort=False):
         ax.text(0, y-.05, group, transform=ax.get_yaxis_transform(), fontweight="bold", fontsize=8.5, va="center")
         for d in part.itertuples():

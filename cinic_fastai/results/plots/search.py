@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'plot_trials', 'plot_searches', 'plot_convergence', 'plot_dependence', 'plot_importance']
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #746730e8
+# %% ../../../nbs/33c_results.plots.search.ipynb #edf33bc2
 import numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from .style import (
     DIMENSIONS, GREY, METRIC_NAMES, clean_axes, given_axes, in_style, key_line,
-    legend_above, new_axes, palette, percent_axis, pretty, short, small_multiples)
+    legend_above, new_axes, palette, percent_axis, power_of_ten, pretty, short, small_multiples)
 from ...config import best_epoch
 from ...store import SCORE_COLUMNS, score_column
 
@@ -147,15 +147,13 @@ def plot_convergence(
     if df.which.nunique()>1: legend_above(axs[0].figure, key)
     return axs[0].figure
 
-# %% ../../../nbs/33c_results.plots.search.ipynb #670df245
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
+# %% ../../../nbs/33c_results.plots.search.ipynb #a6a155af
 def _decades(lo, hi):
     "Ticks of a log axis and their labels: powers of ten, five at most; the ends where there are fewer than two"
     powers = [p for p in range(-30, 30) if lo*.999<=10.**p<=hi*1.001]
     if len(powers)<2: return [lo, hi], [f"{lo:.2g}", f"{hi:.2g}"]
     shown = powers[::-(-len(powers)//5)]
-    return [10.**p for p in shown], ["10"+str(p).translate(_SUPERSCRIPTS) for p in shown]
+    return [10.**p for p in shown], [*map(power_of_ten, shown)]
 
 # %% ../../../nbs/33c_results.plots.search.ipynb #e4b36aa1
 def _scale_axis(ax, scale, values):

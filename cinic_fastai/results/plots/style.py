@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['NAME_PARTS', 'VOTE_LABELS', 'DIMENSIONS', 'METRIC_NAMES', 'COLOURS', 'SPARE', 'MORE_FONTS', 'STYLE', 'in_style',
-           'GREY', 'pretty', 'wrap', 'short', 'lighter', 'palette', 'installed_fonts', 'new_axes', 'given_axes',
-           'percent_axis', 'clean_axes', 'draw_intervals', 'spread_labels', 'label_ends', 'unknown_words',
+           'GREY', 'pretty', 'power_of_ten', 'wrap', 'short', 'lighter', 'palette', 'installed_fonts', 'new_axes',
+           'given_axes', 'percent_axis', 'clean_axes', 'draw_intervals', 'spread_labels', 'label_ends', 'unknown_words',
            'number_words', 'key_line', 'legend_above', 'small_multiples']
 
 # %% ../../../nbs/33_results.plots.style.ipynb #01a8d32b
@@ -36,6 +36,15 @@ def pretty(
     if name in VOTE_LABELS: return VOTE_LABELS[name]
     parts = name.split("-")
     return " ".join(map(NAME_PARTS.get, parts)) if NAME_PARTS.keys()>=set(parts) else name
+
+# %% ../../../nbs/33_results.plots.style.ipynb #128bcc95
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+def power_of_ten(
+    n:int # Exponent
+)->str: # For example `10⁻³`
+    "A power of ten in print"
+    return "10"+str(n).translate(_SUPERSCRIPTS)
 
 # %% ../../../nbs/33_results.plots.style.ipynb #676896c6
 def wrap(

@@ -30,7 +30,7 @@ def finished_ensembles(
     "The votes that could be formed"
     return [p for p in _done(study) if p.is_vote]
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #65218947
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #4f016e73
 _predictor_columns = ("place predictor kind members status reason test_acc low high "
     "balanced_acc macro_f1 majority_acc images published").split()
 
@@ -38,18 +38,21 @@ def scored_on_test(
     p:Prediction # Done
 )->dict: # As columns of `predictors_table`
     "How good a predictor is on the test images"
-    acc, n = accuracy(p.preds, p.targs), len(p.targs)
-    balanced, f1 = balanced_accuracy(p.preds, p.targs), macro_f1(p.preds, p.targs)
+    acc = accuracy(p.preds, p.targs)
+    n = len(p.targs)
+    balanced = balanced_accuracy(p.preds, p.targs)
+    f1 = macro_f1(p.preds, p.targs)
     ends = zip(("low", "high"), interval(acc, n))
     return dict(ends, test_acc=acc, images=n, balanced_acc=balanced, macro_f1=f1)
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #52b4a4a8
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #02384019
 def predictors_table(
     study:StudyFolder, # A study's folder
     everyone:bool=False # Runs that are neither final nor in an ensemble, too?
 )->pd.DataFrame: # A row a predictor, best first
     "Test accuracy of ensembles and their members"
-    level, rows = majority_score(study.data, "test"), []
+    level = majority_score(study.data, "test")
+    rows = []
     for p in predictions(study, everyone):
         row = dict(predictor=p.name, kind=p.kind, members=", ".join(p.members), status=p.status, reason=p.reason)
         row |= dict(published=PUBLISHED_TEST.get(report_predictor(study, p)))
@@ -132,12 +135,13 @@ def class_origin_table(
             rows += [dict(o, origin=name) for o in _class_scores(p, mask)]
     return tidy(rows, "predictor origin class images accuracy nll ece".split())
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #0607f8b0
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #0bddc36a
 def confusion_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a pair of classes and finished predictor; `share` is of the right class's images
     "Test images by right and predicted class; of many classes no mistakes that nobody made"
-    columns, parts = ["predictor", "class", "taken_for", "images", "share"], []
+    columns = ["predictor", "class", "taken_for", "images", "share"]
+    parts = []
     for p in _done(study):
         counts = pd.DataFrame(confusion(p.preds, p.targs, len(p.classes)), p.classes, p.classes)
         shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0)
@@ -234,19 +238,19 @@ def disagreement_table(
     runs = [p for p in _done(study) if not p.is_vote and p.name in wanted]
     return tidy([(a.name, b.name, (a.preds!=b.preds).mean()) for a in runs for b in runs], ["a", "b", "share"])
 
-# %% ../../../nbs/32e_results.tables.predictors.ipynb #6d9b3f11
+# %% ../../../nbs/32e_results.tables.predictors.ipynb #aa534f59
 def _stages(p):
     "Probabilities before and after an ensemble's temperature"
     if not p.options.get("temperature"): return dict(before=p.probs)
     return dict(before=p.vote(p.test, temperature=False), after=p.probs)
 
 def calibration_table(
-    study:StudyFolder, # A study's folder
-    bins:int=15 # Of equal width in [0, 1]
+    study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a bin of each predictor and stage
     "Confidence and accuracy of the best single run and of the ensembles on the test images"
-    best, parts = best_run(predictions(study)), []
+    best = best_run(predictions(study))
+    parts = []
     for p in _done(study):
         if p.probs is None or not p.is_vote and p is not best: continue
-        parts += [reliability(o, p.targs, bins).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
+        parts += [reliability(o, p.targs).assign(predictor=p.name, stage=stage) for stage,o in _stages(p).items()]
     return joined(parts, "predictor stage low confidence accuracy count".split())

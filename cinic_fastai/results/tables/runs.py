@@ -55,21 +55,16 @@ def joined(
     "Tables as one, tidy"
     return tidy(pd.concat(parts, ignore_index=True) if parts else [], columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #a0d4c104
+# %% ../../../nbs/32c_results.tables.runs.ipynb #26d489da
 _run_columns = ("group name run_id status reason search last_valid_acc report published "
     "valid_acc valid_loss train_acc train_loss test_acc best_epoch seconds images_per_s params "
     "test_balanced_acc test_macro_f1 valid_majority_acc test_majority_acc").split()+list(config_fields)
 
-def _config(study, run):
-    "A run's configuration, once it has begun"
-    try: return study.store.config(run.run_id)
-    except FileNotFoundError: return None
-
-# %% ../../../nbs/32c_results.tables.runs.ipynb #22449e44
+# %% ../../../nbs/32c_results.tables.runs.ipynb #1b823404
 def _settings(study, run):
-    "What is known of a run's settings, and which of the report's runs has the same"
-    cfg = _config(study, run)
-    if cfg is None:
+    "What is known of a run's settings, once it has begun all, and which of the report's runs has the same"
+    try: cfg = study.store.config(run.run_id)
+    except FileNotFoundError:
         known = declared_settings(study, run)
         return {k: known[k] for k in ("model", "pretrained", "policy", "opt") if k in known}
     report = report_run(cfg) if beside_published(study.data) else ""
@@ -83,10 +78,11 @@ def _class_scores(study, run_id):
     probs, targs = stored["probs"], stored["targs"]
     return dict(test_balanced_acc=balanced_accuracy(probs, targs), test_macro_f1=macro_f1(probs, targs))
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #0f6dfad2
+# %% ../../../nbs/32c_results.tables.runs.ipynb #347fc1d2
 def _scores(study, run_id):
     "Results of a finished run, beside the level to beat"
-    done, last = study.store.done(run_id), study.store.history(run_id).valid_acc.iloc[-1]
+    done = study.store.done(run_id)
+    last = study.store.history(run_id).valid_acc.iloc[-1]
     levels = {f"{s}_majority_acc": majority_score(study.data, s) for s in ("valid", "test")}
     return done|dict(last_valid_acc=last)|levels
 
@@ -143,7 +139,7 @@ def gap_table(
     last = history_table(study).groupby(_KEY, sort=False).tail(1).eval("gap=train_acc-valid_acc")
     return tidy(runs.merge(last, on=_KEY), _gap_columns)
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #4eb32f9c
+# %% ../../../nbs/32c_results.tables.runs.ipynb #2248502e
 TARGET_ACC = max(PUBLISHED_TEST.values()) # The report's best test accuracy
 _time_columns = "group name model mark epoch seconds best total".split()
 
@@ -156,7 +152,8 @@ def time_to_accuracy_table(
     if target is None: target = TARGET_ACC
     runs = runs_table(study, scores=False).query("train_on!='train+valid'")[[*_KEY, "model"]]
     epochs = history_table(study).merge(runs, on=_KEY)
-    total, reached = epochs.groupby(_KEY).seconds.cumsum(), epochs.valid_acc>=target
+    total = epochs.groupby(_KEY).seconds.cumsum()
+    reached = epochs.valid_acc>=target
     epochs = epochs.assign(epoch=(epochs.epoch+1).where(reached), seconds=total.where(reached), total=total)
     wanted = dict(epoch="first", seconds="first", valid_acc="max", total="last")
     table = epochs.groupby([*_KEY, "model"], sort=False, as_index=False).agg(wanted)
@@ -196,7 +193,7 @@ def _ablation_parts(variant):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #0ab77b0e
+# %% ../../../nbs/32c_results.tables.runs.ipynb #e796740d
 def ablation_of(
     runs:pd.DataFrame # From `runs_table`
 )->pd.DataFrame: # A row a variant with a finished run, in the plan's order
@@ -204,7 +201,8 @@ def ablation_of(
     done = runs.query("status=='done' and group==@ABLATION")
     variants = done.groupby(done.name.map(setting_name), sort=False)
     column = score_column(runs)
-    accs, rows = dict(list(variants[column])), []
+    accs = dict(list(variants[column]))
+    rows = []
     for k,d in variants:
         ingredient, against = _ablation_parts(k)
         row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=_listed(sorted(d.seed)))
