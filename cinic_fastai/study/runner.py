@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #eade6b36
+# %% ../../nbs/43b_study.runner.ipynb #0a8ec705
 import math, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,13 +19,14 @@ from ..core import StoreError, WriteError, interruptible, stop_on_signals
 from ..data.pack import Pack
 from ..files import lock, read_json
 from ..record import Repeat, RunEntry, SearchEntry, StudyRecord, control_name, journal_path, read_journal
-from ..config import RESULT_VERSION, RunConfig, one_training, run_id, with_weights
+from ..config import RESULT_VERSION, RunConfig, run_id, with_weights
 from ..results.metrics import majority_score
 from ..store import RunStore, epoch_scores, score_column, score_of
 from .begin import (begun_search, control_of, group_best, journal_settings, new_record, note_absent,
     open_record, refuse_other_sources, search_sources, trainings_left)
 from .clock import DECISIVE
-from ..plan import Plan, PlanRace, PlanRun, PlanSearch, better_half, plan_search, rung_epochs, source_depth
+from cinic_fastai.plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, one_training, plan_search, rung_epochs,
+    source_depth)
 from .expand import (check_fits, enlarged_words, middle_bs, run_config,
     trainings, trial_config, typical_config, with_base)
 from .samples import write_samples
