@@ -691,6 +691,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'cinic_fastai/plan.py'),
                                    'cinic_fastai.plan.PlanRace': ('plan.html#planrace', 'cinic_fastai/plan.py'),
                                    'cinic_fastai.plan.PlanRun': ('plan.html#planrun', 'cinic_fastai/plan.py'),
+                                   'cinic_fastai.plan.PlanRun.key': ('plan.html#planrun.key', 'cinic_fastai/plan.py'),
                                    'cinic_fastai.plan.PlanSearch': ('plan.html#plansearch', 'cinic_fastai/plan.py'),
                                    'cinic_fastai.plan.PlanSearch._has_control': ( 'plan.html#plansearch._has_control',
                                                                                   'cinic_fastai/plan.py'),

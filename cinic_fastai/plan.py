@@ -30,7 +30,7 @@ def _file_name(name):
 
 Name = Annotated[str, AfterValidator(_file_name), Field(json_schema_extra=dict(pattern=f"^{_NAME}$", maxLength=80))]
 
-# %% ../nbs/04_plan.ipynb #f7824308
+# %% ../nbs/04_plan.ipynb #56ffc031
 @dataclass(frozen=True, config=STRICT)
 class PlanRun:
     "One training that the plan names"
@@ -40,6 +40,11 @@ class PlanRun:
     source:Annotated[str, Field(alias="from")] = "" # `search:NAME` or `best:GROUP`: start from what was best there
     longer:PositiveFloat = 1. # Factor on the epochs, those of a source, too
     own_seed:bool = False # Does it state its seed, so that another one for the study leaves it?
+
+    @property
+    def key(self)->str: # `group/name`
+        "The name that tells a run from all others of its plan"
+        return f"{self.group}/{self.name}"
 
 # %% ../nbs/04_plan.ipynb #13b7fa9e
 @dataclass(frozen=True, config=STRICT)

@@ -6,10 +6,11 @@
 __all__ = ['PLAIN', 'trial_config', 'run_config', 'with_base', 'with_options', 'Training', 'middle_bs', 'typical_config',
            'trainings', 'plan_problems', 'check_fits', 'enlarged_words', 'ingredients', 'ablation_text']
 
-# %% ../../nbs/38_study.expand.ipynb #f9ed6a91
+# %% ../../nbs/38_study.expand.ipynb #cce0a4c3
 import math, json
 from dataclasses import asdict, replace
 from typing import Annotated, NamedTuple
+from fastcore.basics import merge
 from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 from ..config import (RunConfig, make_config, STRICT, Seed, Sequence, in_our_words, scaled, setting_name)
@@ -159,7 +160,7 @@ def trainings(
     trials = [o for search in searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #3c790a4e
+# %% ../../nbs/38_study.expand.ipynb #458731f9
 def _demands(plan, counts):
     "Place, settings at their largest and number of training images of each run and search"
     defaults = dict(bs=RunConfig.bs)
@@ -180,7 +181,8 @@ def plan_problems(
     "What of a plan doesn't fit the data"
     found = []
     for place,settings,images in _demands(plan, counts):
-        shift,bs = settings.get("shift", 0),settings.get("bs", 0)
+        shift = settings.get("shift", 0)
+        bs = settings.get("bs", 0)
         sizes = settings.get("sizes")
         side = settings.get("size") or size
         if sizes and sizes[-1]!=side:
@@ -227,17 +229,17 @@ def ingredients(
     along = {k: {a: v for a,v in _ALONG.get(k, {}).items() if getattr(cfg, a)!=v} for k in taken}
     return {k: {k: PLAIN[k]}|along[k] for k in taken}
 
-# %% ../../nbs/38_study.expand.ipynb #0c8ca0c5
+# %% ../../nbs/38_study.expand.ipynb #9189537e
 def _variants(found, recipe, alone):
     "The recipe, what it is without each ingredient and without any, and each alone: changes by variant"
     out = {"recipe": {}, **{f"without {k}": off for k,off in found.items()}}
-    plain = {k: v for off in found.values() for k,v in off.items()}
+    plain = merge(*found.values())
     out["plain"] = plain
+    if not alone: return out
     along = {k for name,off in found.items() for k in off if k!=name}
-    for name,off in found.items() if alone else ():
-        if name in along: continue
+    for name,off in found.items():
         kept = {k: v for k,v in plain.items() if k not in off}
-        out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
+        if name not in along: out[f"plain + {name}"] = kept|{k: recipe[k] for k in off}
     return out
 
 # %% ../../nbs/38_study.expand.ipynb #e4442563
@@ -251,14 +253,14 @@ def _recipe_run(plan, name):
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
-# %% ../../nbs/38_study.expand.ipynb #1669cbe4
+# %% ../../nbs/38_study.expand.ipynb #4dd3537a
 def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings
-    if refused := [k for k in changes if k in ("seed", "train_on", "metric")]:
+    left_out = ["seed", "train_on", "metric"]
+    if refused := [k for k in changes if k in left_out]:
         raise PlanError(f"{refused[0]} can't be set here: "
             "an ablation takes its own seeds, and compares on valid images by the plan's metric.")
-    left_out = ["seed", "train_on", "metric"]
     if settings.get("train_on")=="train+valid": left_out += ["select", "validate"]
     return {k: v for k,v in settings.items() if k not in left_out}|changes
 

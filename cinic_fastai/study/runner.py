@@ -35,7 +35,7 @@ from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #bf1f372f
+# %% ../../nbs/43b_study.runner.ipynb #b43f9959
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -48,7 +48,8 @@ class StudyRunner:
         fit:Callable|None=None, # As for `Trainer`
         propose:Callable=proposals # As for `search`
     ):
-        self.plan,self.propose = plan,propose
+        self.plan = plan
+        self.propose = propose
         self.out = Path(out)
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options), plan)
@@ -58,7 +59,7 @@ class StudyRunner:
         if plan.minutes: self.trainer.until = self.began+60*plan.minutes
         self.ended = set() # Names of searches and controls, and runs as `GROUP/NAME`
 
-    def entry(self, run)->RunEntry: return self.record.find_run(f"{run.group}/{run.name}")
+    def entry(self, run)->RunEntry: return self.record.find_run(run.key)
     def search_entry(self, name)->SearchEntry: return next(s for s in self.record.searches if s.name==name)
 
     def mark(self,
@@ -75,7 +76,7 @@ class StudyRunner:
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
-# %% ../../nbs/43b_study.runner.ipynb #f55b66ce
+# %% ../../nbs/43b_study.runner.ipynb #1c70cb86
 @patch
 @contextmanager
 def recording(self:StudyRunner,
@@ -103,7 +104,8 @@ def train(self:StudyRunner,
 @patch
 def _complete(self:StudyRunner, job):
     "Train a run to its end, unless it is there"
-    entry,rid = self.record.find_run(job.name),self.rid(job.cfg)
+    entry = self.record.find_run(job.name)
+    rid = self.rid(job.cfg)
     with self.recording(entry):
         if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
         self.trainer.train(job)
@@ -138,11 +140,13 @@ def _taken(self:StudyRunner, part, entry):
     entry.of = s.of
     return dict(point=s.best.point, base=begun_search(self.plan, plan_search(self.plan, name), self.out).settings)
 
-# %% ../../nbs/43b_study.runner.ipynb #1913feee
+# %% ../../nbs/43b_study.runner.ipynb #5f03df4a
 @patch
 def _to_rung(self:StudyRunner, job):
     "Train a run of a race up to its next rung, unless it came so far before: its best score, None where it fails"
-    (n,),entry,rid = job.min_accs,self.record.find_run(job.name),self.rid(job.cfg)
+    n, = job.min_accs
+    entry = self.record.find_run(job.name)
+    rid = self.rid(job.cfg)
     if entry.run_id!=rid: self.mark(entry, run_id=rid, values=[])
     with self.recording(entry):
         if len(entry.values)<n:
@@ -171,13 +175,14 @@ def _stop(self:StudyRunner, job):
     self.mark(entry, **ended)
     self.trainer.tell("end", entry.key, **ended)
 
-# %% ../../nbs/43b_study.runner.ipynb #9b9df68a
+# %% ../../nbs/43b_study.runner.ipynb #21c73d42
 @patch
 def race(self:StudyRunner,
     r:PlanRace # From the plan
 ):
     "Carry the runs of a group out, of which the better ones go on at each rung"
-    runs,jobs = [o for o in self.plan.runs if o.group==r.group],[]
+    runs = [o for o in self.plan.runs if o.group==r.group]
+    jobs = []
     for run in runs:
         with self.recording(self.entry(run)): jobs.append(self._job(run, self.entry(run)))
     side_by_side = thread_map if self.trainer.workers else map
@@ -188,7 +193,7 @@ def race(self:StudyRunner,
     list(side_by_side(self._complete, [replace(o, part=1-r.rungs[-1], min_accs=None) for o in jobs]))
     self.ended |= {self.entry(run).key for run in runs}
 
-# %% ../../nbs/43b_study.runner.ipynb #7a35a4c3
+# %% ../../nbs/43b_study.runner.ipynb #7f0caecf
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -209,8 +214,9 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     except Exception as e: return self._failed_trial(s, job, rid, e)
     values = {k: done.get(k) for k in ("accs", "valid_acc", "valid_loss", "best_epoch", "seconds")}|dict(run_id=rid)
     if score_column(done)!="valid_acc": values["score"] = score_of(done)
-    if "stopped" in done: return values|{k: done[k] for k in ("scores",) if k in done}|dict(status="stopped")
-    return values|epoch_scores(self.store.history(rid).to_dict("records"))
+    if "stopped" not in done: return values|epoch_scores(self.store.history(rid).to_dict("records"))
+    if "scores" in done: values["scores"] = done["scores"]
+    return values|dict(status="stopped")
 
 # %% ../../nbs/43b_study.runner.ipynb #5636917e
 @patch
@@ -266,7 +272,7 @@ def _random_baseline(self:StudyRunner, s):
         self.mark(control, best=None, reason=str(e))
     self.ended.add(name)
 
-# %% ../../nbs/43b_study.runner.ipynb #49102e85
+# %% ../../nbs/43b_study.runner.ipynb #e5dc8e83
 @patch
 def _reseed_best(self:StudyRunner, s):
     "Train a search's best points again with other seeds"
@@ -274,7 +280,8 @@ def _reseed_best(self:StudyRunner, s):
     s = begun_search(self.plan, s, self.out)
     points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
-    steps,repeated = [],[]
+    steps = []
+    repeated = []
     for seed,(of,trial) in product(range(first, first+s.repeats), points):
         repeated.append(Repeat(of=of, number=trial.number, seed=seed))
         steps.append(partial(self._reseed, s, repeated[-1], trial.point))
@@ -319,11 +326,12 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
     finals = [r for r in runs if r.source and self.entry(r).status!="done"]
     return left+[typical_config(self.plan, r) for r in finals]
 
-# %% ../../nbs/43b_study.runner.ipynb #31754b66
+# %% ../../nbs/43b_study.runner.ipynb #60770e81
 @patch
 def _steps(self:StudyRunner):
     "All steps, each after what it takes settings from"
-    plan,steps = self.plan,[]
+    plan = self.plan
+    steps = []
     races = {r.group: partial(self.race, r) for r in plan.races}
     for o in sorted([*plan.runs, *plan.searches], key=partial(source_depth, plan)):
         if isinstance(o, PlanRun): steps.append(races.get(o.group) or partial(self.train, o))

@@ -71,7 +71,7 @@ def _one_at_a_time(on_event):
         with speaking: on_event(kind, **info)
     return tell
 
-# %% ../../nbs/43_study.trainer.ipynb #3a98dad2
+# %% ../../nbs/43_study.trainer.ipynb #f8634d0f
 class Trainer:
     "Trains what is missing of a study, tells and logs it, and keeps the clock"
     def __init__(self,
@@ -85,11 +85,15 @@ class Trainer:
     ):
         store_attr("out,pack,store,options,stop,fit")
         self.on_event = _one_at_a_time(on_event)
-        self.clock,self.speed = Clock(),dict(options.speed)
+        self.clock = Clock()
+        self.speed = dict(options.speed)
         self.workers = self.tracker = None # a `Workers`, a `Tracker`
         self.stop_file = store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
-        self.guard,self.locks = threading.RLock(),defaultdict(threading.Lock)
-        self.sound,self.no_weights,self.deadly,self.halted = set(),{},{},False
+        self.guard = threading.RLock()
+        self.locks = defaultdict(threading.Lock) # By run id
+        self.sound = set() # What `is_sound` has seen
+        self.no_weights,self.deadly = {},{} # Why, by network
+        self.halted = False
         self.until = math.inf # When the time is up, by `time.monotonic`
 
     def is_sound(self,
@@ -224,11 +228,12 @@ def _falls_behind(self:Trainer, rid, min_accs):
     history = self.store.history(rid)
     return pruned_at(history[score_column(history)].tolist(), min_accs)
 
-# %% ../../nbs/43_study.trainer.ipynb #87a8f4a9
+# %% ../../nbs/43_study.trainer.ipynb #1321d37b
 @patch
 def _ended(self:Trainer, job, rid, done):
     "Tell the tracker, the log and the listener of a training"
-    status,epochs = "done",f"{job.cfg.epochs} epochs"
+    status = "done"
+    epochs = f"{job.cfg.epochs} epochs"
     if "stopped" in done:
         status = "paused" if job.pauses else "stopped"
         epochs = f"{status} after {done['stopped']} of {epochs}"
