@@ -222,7 +222,7 @@ def run(self:_Search, points):
         told = [self.told(o) for o in trials[number:number+len(xs)]]
         number += len(xs)
 
-# %% ../../nbs/41_study.search.ipynb #88ab0e23
+# %% ../../nbs/41_study.search.ipynb #f071567b
 def _check_points(journal):
     "Refuse a journal with a trial outside of its space"
     for trial in journal.trials:
@@ -246,7 +246,8 @@ def search(
     with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
     header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
     points = propose(header)
-    found,total = read_journal(journal),budget.n_points(header.space)
+    found = read_journal(journal)
+    total = budget.n_points(header.space)
     found.begin(header)
     _check_points(found)
     todo = _Search(found, header, total, objective, chance, on_event, map_fn)
