@@ -7,7 +7,7 @@ __all__ = ['STRICT', 'Text', 'Fraction', 'Part', 'Seed', 'Sequence', 'config_fie
            'unknown_keys', 'error_lines', 'in_our_words', 'RunConfig', 'policy_names', 'mixes', 'own_policy',
            'other_policy', 'config_errors', 'make_config', 'parse_settings', 'parse_config', 'phases', 'scaled',
            'size_at', 'epoch_costs', 'best_epoch', 'pruned_at', 'is_validated', 'setting_name', 'non_defaults',
-           'identity', 'run_id', 'weights_of', 'with_weights']
+           'run_id', 'weights_of', 'with_weights']
 
 # %% ../nbs/02_config.ipynb #a43275f0
 import dataclasses, os, re
@@ -352,22 +352,16 @@ def non_defaults(
     "What a config says beyond the defaults"
     return {k:v for k,v in asdict(cfg).items() if v!=config_fields[k].default}
 
-# %% ../nbs/02_config.ipynb #b9825b22
-def identity(
-    cfg:RunConfig # One run
-)->dict: # As from `non_defaults`, a user's policy with all that tells it from others
-    "What decides a run's result, apart from the images"
-    own = own_policy(cfg)
-    return non_defaults(cfg)|({"policy": own} if own else {})
-
-# %% ../nbs/02_config.ipynb #05899b55
+# %% ../nbs/02_config.ipynb #e5d8f117
 def run_id(
     cfg:RunConfig, # One run
     data:str, # Digest of the images and rows used
     version:int=RESULT_VERSION # Of the results; that of an older store names its runs
 )->str: # 12 hexadecimal digits
     "The name a run's result is stored under"
-    return sha256(to_json([identity(cfg), data, version], indent=None).encode())[:12]
+    decisive = non_defaults(cfg)
+    if own := own_policy(cfg): decisive["policy"] = own
+    return sha256(to_json([decisive, data, version], indent=None).encode())[:12]
 
 # %% ../nbs/02_config.ipynb #84040d5a
 def weights_of(

@@ -220,7 +220,7 @@ def _derived(table, shared, chained):
     settings = {k: v for k,v in (known|_fields(table)).items() if k not in searched}
     return dict(settings=settings, seed=shared["seed"], own_seed="seed" in table)
 
-# %% ../nbs/04a_plan_file.ipynb #5c3323e6
+# %% ../nbs/04a_plan_file.ipynb #84f8747c
 _KINDS = dict( # Where tables of a kind go, what they become, how they are checked
     run=("runs", PlanRun, _run_errors),
     search=("searches", PlanSearch, _search_errors),
@@ -238,7 +238,8 @@ def _table_errors(kind, tables, plan):
     check = _KINDS[kind][2]
     for i,(table,(made,wrong)) in enumerate(tables, 1):
         name = table.get("name")
-        place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
+        place = f"[[{kind}]] {i}"
+        if isinstance(name, str): place += f" '{name}'"
         for e in dict.fromkeys([*wrong, *check(made, table, plan)]): yield f"{place}: {e}"
 
 # %% ../nbs/04a_plan_file.ipynb #da58889a
@@ -319,7 +320,7 @@ def read_plan(
     "Read and check a plan"
     return parse_plan(plan_text(name_or_path), str(name_or_path))
 
-# %% ../nbs/04a_plan_file.ipynb #a7ed1c10
+# %% ../nbs/04a_plan_file.ipynb #7f039fe1
 def _properties(cls):
     "Schema of each key of a table"
     from fastcore.docments import docments
@@ -327,8 +328,10 @@ def _properties(cls):
     for c in cls.__mro__[-2::-1]: notes |= filter_values(docments(c), bool)
     found = TypeAdapter(cls).json_schema()["properties"]
     names = dict.fromkeys(found) if cls is RunConfig else table_keys(cls)
-    for key,name in names.items(): found[key]["description"] = notes.get(name or key, "")
-    return {k: {n: v for n,v in found[k].items() if n!="title"} for k in names}
+    for key,name in names.items():
+        found[key]["description"] = notes.get(name or key, "")
+        found[key].pop("title", None)
+    return {k: found[k] for k in names}
 
 def _many(item):
     "Schema of a list"

@@ -194,12 +194,12 @@ class StudyRecord(Entry):
         "The run that a name means"
         return next((r for r in reversed(self.runs) if name in (r.name, r.key)), None)
 
-# %% ../nbs/05_record.ipynb #cb38b030
+# %% ../nbs/05_record.ipynb #96a3ce2b
 def _options(record):
     "A record's options apart from the number of trials, with the seed that holds: an option's, else the plan's"
     options = record.options.model_dump(exclude={"trials"})
-    seed = record.plan.get("study", {}).get("seed", 42)
-    return options|(dict(seed=seed) if record.options.seed is None else {})
+    if options["seed"] is None: options["seed"] = record.plan.get("study", {}).get("seed", 42)
+    return options
 
 def record_differences(
     old:StudyRecord, # A stored record

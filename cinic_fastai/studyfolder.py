@@ -132,7 +132,7 @@ def trial_failures(
     failed = groupby((o for o in trials if o.status=="failed"), cause, lambda o: str(o.number+1))
     return "; ".join(f"trial {', '.join(numbers)}: {why}" for why,numbers in failed.items())
 
-# %% ../nbs/05b_studyfolder.ipynb #4f706313
+# %% ../nbs/05b_studyfolder.ipynb #c459099d
 def _trial_part(name, kind, trials, total):
     "Trials of a journal by what became of them"
     counts = Counter(o.status for o in trials)
@@ -142,7 +142,8 @@ def _repeats_part(search, trials):
     "Repeats of a search by what became of them"
     counts = Counter(o.status for o in search.repeated) or Counter(left=search.n_repeats(trials))
     reasons = "; ".join(f"{o.of}, seed {o.seed}: {o.reason}" for o in search.repeated if o.reason)
-    return Part(f"{search.name}~repeats", "repeats", f"{search.name}~repeats", counts, reasons)
+    name = f"{search.name}~repeats"
+    return Part(name, "repeats", name, counts, reasons)
 
 def _search_parts(study, search):
     "A search, its control, its repeats"

@@ -30,7 +30,7 @@ from .expand import run_config, trial_config, with_base
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
-# %% ../../nbs/43a_study.begin.ipynb #feb2d08e
+# %% ../../nbs/43a_study.begin.ipynb #c0f6bf4d
 def _data_info(pack, options):
     "What a record says of the images"
     origins = Counter(pack.origins[np.concatenate(list(pack.rows.values()))].tolist())
@@ -52,8 +52,9 @@ def _data_info(pack, options):
 def _search_entry(s):
     n = s.n_trials
     control = ControlEntry(trials=n, shared=n-s.guided) if s.control else None
-    own = {k: s.settings.get(k, "") for k in ("model", "opt")}
-    return SearchEntry(name=s.name, trials=n, control=control, repeats=s.repeats, **own)
+    model = s.settings.get("model", "")
+    opt = s.settings.get("opt", "")
+    return SearchEntry(name=s.name, model=model, opt=opt, trials=n, control=control, repeats=s.repeats)
 
 def _ensemble_entry(e): return EnsembleEntry(**vars(e)|dict(members=list(e.members)))
 
@@ -290,12 +291,13 @@ def _same_weights(out, what, there, here):
     cure = "Give the same --weights FILE, or another --out."
     raise StoreError(f"{what} in {out} began with {a}, here {b} would be taken. {cure}")
 
-# %% ../../nbs/43a_study.begin.ipynb #49700a43
+# %% ../../nbs/43a_study.begin.ipynb #5659bee3
 WITHOUT_PLAN = "cinic train" # The name of such a study
 
 def _refuse_plan(out):
     "Refuse a folder that holds a plan's study"
-    name = StudyRecord.read(out).name if (out/"study.json").exists() else WITHOUT_PLAN
+    if not (out/"study.json").exists(): return
+    name = StudyRecord.read(out).name
     if name!=WITHOUT_PLAN:
         raise StoreError(f"{out} holds the study '{name}'. Add the run to its plan, or give another --out.")
 

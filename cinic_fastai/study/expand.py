@@ -94,7 +94,7 @@ class _Options:
     trials:Annotated[tuple[int, ...], Sequence, Field(min_length=2, max_length=2)]|None
     seed:Seed|None
 
-# %% ../../nbs/38_study.expand.ipynb #2fa20b4d
+# %% ../../nbs/38_study.expand.ipynb #b9501319
 def with_options(
     plan:Plan, # A plan
     scale:float=1., # Factor on epochs: `max(1, round(n*scale))` in each phase of each run and trial
@@ -105,9 +105,10 @@ def with_options(
     "A plan with options put in"
     with in_our_words(_Options, PlanError): options = _Options(scale=scale, trials=trials, seed=seed)
     if options.trials:
-        budget = dict(zip(("random", "guided"), options.trials))
-        with in_our_words(SearchBudget, PlanError): searches = tuple(replace(o, **budget) for o in plan.searches)
-        plan = replace(plan, searches=searches)
+        random,guided = options.trials
+        with in_our_words(SearchBudget, PlanError):
+            searches = [replace(o, random=random, guided=guided) for o in plan.searches]
+        plan = replace(plan, searches=tuple(searches))
     if seed is not None: plan = _reseeded(plan, seed)
     if published: plan = _published(plan)
     if errors := counted_twice(plan): raise PlanError("; ".join(errors)+".")

@@ -175,7 +175,7 @@ def _stop(self:StudyRunner, job):
     self.mark(entry, **ended)
     self.trainer.tell("end", entry.key, **ended)
 
-# %% ../../nbs/43b_study.runner.ipynb #21c73d42
+# %% ../../nbs/43b_study.runner.ipynb #2a0204e3
 @patch
 def race(self:StudyRunner,
     r:PlanRace # From the plan
@@ -187,11 +187,11 @@ def race(self:StudyRunner,
         with self.recording(self.entry(run)): jobs.append(self._job(run, self.entry(run)))
     side_by_side = thread_map if self.trainer.workers else map
     for before,share in pairwise((0., *r.rungs)):
-        bars = [{rung_epochs(share, o.cfg.epochs): math.inf} for o in jobs]
-        jobs = [replace(o, part=share-before, min_accs=bar) for o,bar in zip(jobs, bars)]
+        def rung(o): return {rung_epochs(share, o.cfg.epochs): math.inf}
+        jobs = [replace(o, part=share-before, min_accs=rung(o)) for o in jobs]
         jobs = self._better(jobs, list(side_by_side(self._to_rung, jobs)))
     list(side_by_side(self._complete, [replace(o, part=1-r.rungs[-1], min_accs=None) for o in jobs]))
-    self.ended |= {self.entry(run).key for run in runs}
+    self.ended |= {run.key for run in runs}
 
 # %% ../../nbs/43b_study.runner.ipynb #7f0caecf
 @patch
