@@ -154,9 +154,9 @@ class RunConfig:
         if values.get("head")=="logistic": values.setdefault("epochs", 1)
         with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
-# %% ../nbs/02_config.ipynb #44fe3035
-_FITTED = dict(epochs=1, frozen_epochs=0, policy="none", flip="none", shift=0, sizes=(), sampling="none",
-    label_smoothing=0., softmax=False, hard=1., average=0., muon=0., compile=False) # Fields under head = 'logistic'
+# %% ../nbs/02_config.ipynb #240d9c33
+_FITTED = dict(epochs=1)|attrdict(RunConfig, "frozen_epochs", "policy", "flip", "shift", "sizes", "sampling",
+    "label_smoothing", "softmax", "hard", "average", "muon", "compile") # Fields under head = 'logistic'
 
 _FOR_SGD = ("bias_lr", "nesterov", "muon") # Fields that other optimizers leave at their default
 

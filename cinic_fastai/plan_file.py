@@ -320,16 +320,16 @@ def read_plan(
     "Read and check a plan"
     return parse_plan(plan_text(name_or_path), str(name_or_path))
 
-# %% ../nbs/04a_plan_file.ipynb #7f039fe1
+# %% ../nbs/04a_plan_file.ipynb #fa7744bb
 def _properties(cls):
     "Schema of each key of a table"
     from fastcore.docments import docments
     notes = {}
     for c in cls.__mro__[-2::-1]: notes |= filter_values(docments(c), bool)
     found = TypeAdapter(cls).json_schema()["properties"]
-    names = dict.fromkeys(found) if cls is RunConfig else table_keys(cls)
+    names = table_keys(cls)
     for key,name in names.items():
-        found[key]["description"] = notes.get(name or key, "")
+        found[key]["description"] = notes.get(name, "")
         found[key].pop("title", None)
     return {k: found[k] for k in names}
 

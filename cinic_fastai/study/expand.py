@@ -6,9 +6,10 @@
 __all__ = ['PLAIN', 'trial_config', 'run_config', 'with_base', 'with_options', 'Training', 'middle_bs', 'typical_config',
            'trainings', 'plan_problems', 'check_fits', 'enlarged_words', 'ingredients', 'ablation_text']
 
-# %% ../../nbs/38_study.expand.ipynb #cce0a4c3
+# %% ../../nbs/38_study.expand.ipynb #ad64d008
 import math, json
 from dataclasses import asdict, replace
+from statistics import mean
 from typing import Annotated, NamedTuple
 from fastcore.basics import merge
 from pydantic import Field, PositiveFloat
@@ -114,7 +115,7 @@ def with_options(
     if errors := counted_twice(plan): raise PlanError("; ".join(errors)+".")
     return plan if scale==1 else _scaled(plan, scale)
 
-# %% ../../nbs/38_study.expand.ipynb #f333745d
+# %% ../../nbs/38_study.expand.ipynb #61106828
 class Training(NamedTuple):
     "One training of a plan"
     name:str # Of the run, or the search's and the trial's number
@@ -127,8 +128,8 @@ def middle_bs(
 )->dict: # `bs`, or nothing where it isn't searched
     "The batch in the middle of a space, for an estimate of the time"
     if "bs" not in search.space: return {}
-    exponents = [math.log2(o) for o in dim_ends(search.space["bs"])]
-    return dict(bs=2**round(sum(exponents)/len(exponents)))
+    exponent = mean(map(math.log2, dim_ends(search.space["bs"])))
+    return dict(bs=2**round(exponent))
 
 # %% ../../nbs/38_study.expand.ipynb #eaef5be2
 def typical_config(
@@ -221,14 +222,18 @@ PLAIN = dict(
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0), tta=dict(tta_share=1.)) # What goes with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
-# %% ../../nbs/38_study.expand.ipynb #cd92e6de
+# %% ../../nbs/38_study.expand.ipynb #502e0d0a
 def ingredients(
     cfg:RunConfig # A recipe
 )->dict[str,dict]: # By ingredient, the settings of a training without it
     "What a recipe does beyond a plain training"
-    taken = [k for k,v in PLAIN.items() if getattr(cfg, k)!=v and cfg.model.startswith(_ONLY_IN.get(k, ""))]
-    along = {k: {a: v for a,v in _ALONG.get(k, {}).items() if getattr(cfg, a)!=v} for k in taken}
-    return {k: {k: PLAIN[k]}|along[k] for k in taken}
+    found = {}
+    for k,v in PLAIN.items():
+        if not cfg.model.startswith(_ONLY_IN.get(k, "")): continue
+        off = {k: v}|_ALONG.get(k, {})
+        changes = {name: plain for name,plain in off.items() if getattr(cfg, name)!=plain}
+        if k in changes: found[k] = changes
+    return found
 
 # %% ../../nbs/38_study.expand.ipynb #9189537e
 def _variants(found, recipe, alone):

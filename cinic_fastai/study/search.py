@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gp_optimizer', 'first_batch', 'proposals', 'trial_min_accs', 'expected_acc', 'search', 'best_point', 'repeat_points']
 
-# %% ../../nbs/41_study.search.ipynb #7bfa14a3
+# %% ../../nbs/41_study.search.ipynb #65990358
 import json, sys, threading, time, warnings
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 import numpy as np
-from fastcore.basics import chunked, noop, patch
+from fastcore.basics import attrdict, chunked, noop, patch
 from ..config import in_our_words
 from ..core import CinicError, PlanError, StoreError
 from cinic_fastai.record import (BestPoint, Journal, JournalHeader, Trial, best_first, best_trial, ran_out_of_memory,
@@ -255,13 +255,13 @@ def search(
     if len(found.trials)<total: todo.run(points)
     return found.trials
 
-# %% ../../nbs/41_study.search.ipynb #eb784036
+# %% ../../nbs/41_study.search.ipynb #18599519
 def best_point(
     trials:list[Trial] # Of a search
 )->BestPoint: # `StoreError` where none finished
     "The best trial of a search, for its entry in the record"
     best = best_trial(trials)
-    return BestPoint(number=best.number, point=best.point, valid_acc=best.valid_acc, run_id=best.run_id)
+    return BestPoint(**attrdict(best, *BestPoint.model_fields))
 
 def repeat_points(
     trials:list[Trial], # Of a search

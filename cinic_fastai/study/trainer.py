@@ -300,24 +300,25 @@ def in_place(
     hear = trainer.listener(job)
     return trainer.fit(job.cfg, trainer.pack, trainer.store, on_event=hear, stop=trainer.stop, **how)
 
-# %% ../../nbs/43_study.trainer.ipynb #890d5247
+# %% ../../nbs/43_study.trainer.ipynb #0b8e8109
 def retry_lost_worker(
     run:Callable, # `run(task)`, as `Workers.run`
     task:Task, # For it
     tries:int=3, # Workers to lose
-    on_loss:Callable=noop # Hears of each loss, in a sentence
+    on_event:Callable=noop # Receives a `note` on each loss
 )->Outcome: # Of the last try
     "Have a task done by another worker where one is lost"
     for i in range(1, tries+1):
         try: return run(task)
         except LostWorker as e:
             how = str(e)
-            on_loss(f"A worker was lost ({how})."+(f" Trying again, {i} of {tries}." if i<tries else ""))
+            again = f" Trying again, {i} of {tries}." if i<tries else ""
+            on_event("note", text=f"A worker was lost ({how}).{again}")
     if how.startswith(CRASHES): raise NetworkError(crash_words(task.cfg.model, how))
     cure = "most likely for want of memory. Take a smaller bs or size, or fewer --jobs."
     raise RunError(f"{tries} workers were lost with this run ({how}), {cure}")
 
-# %% ../../nbs/43_study.trainer.ipynb #fa421c40
+# %% ../../nbs/43_study.trainer.ipynb #cf8b1f70
 def on_worker(
     trainer:Trainer, # With workers
     job:Job # What is wanted
@@ -327,10 +328,9 @@ def on_worker(
     weight = trainer.expected(job.cfg)+job.after
     def begin(): trainer.begin(job)
     def run(task): return trainer.workers.run(task, begin, weight, hear)
-    def lost(text): hear("note", text=text)
     task = make_task(job.cfg, trainer.pack, trainer.store, trainer.stop_file, trainer.threads,
         **_fit_options(trainer, job))
-    return retry_lost_worker(run, task, on_loss=lost).unwrap()
+    return retry_lost_worker(run, task, on_event=hear).unwrap()
 
 # %% ../../nbs/43_study.trainer.ipynb #616f3194
 STOPPED = "Stopped; everything so far is saved. Run the same command again to continue."
