@@ -6,10 +6,10 @@
 __all__ = ['STRICT', 'Text', 'Fraction', 'Part', 'Seed', 'Sequence', 'config_fields', 'policy_registry', 'RESULT_VERSION',
            'unknown_keys', 'error_lines', 'in_our_words', 'RunConfig', 'policy_names', 'mixes', 'own_policy',
            'other_policy', 'config_errors', 'make_config', 'parse_settings', 'parse_config', 'phases', 'scaled',
-           'size_at', 'epoch_costs', 'best_epoch', 'pruned_at', 'is_validated', 'seed_name', 'setting_name',
-           'same_trainings', 'one_training', 'non_defaults', 'identity', 'run_id', 'weights_of', 'with_weights']
+           'size_at', 'epoch_costs', 'best_epoch', 'pruned_at', 'is_validated', 'setting_name', 'non_defaults',
+           'run_id', 'weights_of', 'with_weights']
 
-# %% ../nbs/02_config.ipynb #a42cb6a9
+# %% ../nbs/02_config.ipynb #a43275f0
 import dataclasses, os, re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 import numpy as np
+from fastcore.basics import attrdict
 from pydantic import (ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter,
     ValidationError, model_validator)
 from pydantic.dataclasses import dataclass
@@ -153,9 +154,11 @@ class RunConfig:
         if values.get("head")=="logistic": values.setdefault("epochs", 1)
         with in_our_words(cls): return handler(ArgsKwargs(given.args, values))
 
-# %% ../nbs/02_config.ipynb #70fe27b1
-_FITTED = dict(epochs=1, frozen_epochs=0, policy="none", flip="none", shift=0, sizes=(), sampling="none",
-    label_smoothing=0., softmax=False, hard=1., average=0., muon=0., compile=False) # Fields under head = 'logistic'
+# %% ../nbs/02_config.ipynb #240d9c33
+_FITTED = dict(epochs=1)|attrdict(RunConfig, "frozen_epochs", "policy", "flip", "shift", "sizes", "sampling",
+    "label_smoothing", "softmax", "hard", "average", "muon", "compile") # Fields under head = 'logistic'
+
+_FOR_SGD = ("bias_lr", "nesterov", "muon") # Fields that other optimizers leave at their default
 
 def _conflicts(cfg):
     "Fields that don't go together"
@@ -167,9 +170,8 @@ def _conflicts(cfg):
         f"tta_share = {cfg.tta_share} needs views: take tta = 'flip' or 'flip-shift'":
             cfg.tta_share<1 and cfg.tta=="none",
         f"frozen_epochs = {cfg.frozen_epochs} exceeds epochs = {cfg.epochs}": cfg.frozen_epochs>cfg.epochs,
-        f"bias_lr = {cfg.bias_lr} is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.bias_lr!=1,
-        f"nesterov = true is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.nesterov,
-        f"muon = {cfg.muon} is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and cfg.muon>0,
+        **{f"{k} = {str(v).lower()} is for opt = 'sgd', not '{cfg.opt}'": cfg.opt!="sgd" and v!=getattr(RunConfig, k)
+            for k,v in attrdict(cfg, *_FOR_SGD).items()},
         "nesterov = true needs mom above 0": cfg.nesterov and not cfg.mom,
         "weights are given but pretrained is false": bool(cfg.weights) and not cfg.pretrained,
         f"head = 'logistic' is fitted once, to images as they are: take {', '.join(others)}":
@@ -207,7 +209,7 @@ def own_policy(
     own = policy_registry.get(cfg.policy)
     return own.identity if own else {}
 
-# %% ../nbs/02_config.ipynb #f9bbd3e6
+# %% ../nbs/02_config.ipynb #099ebecc
 def other_policy(
     there:dict, # As from `own_policy`
     here:dict, # Another one of the same name and version
@@ -215,14 +217,16 @@ def other_policy(
 )->str: # For an error
     "What to say where two transforms have one name and version"
     said = "{transform}, drawn for each {per}"
-    name,version = here["name"],here["version"]
+    name = here["name"]
+    version = here["version"]
     return (f"Policy '{name}', version {version}, is {said.format(**there)}, {where}, and {said.format(**here)}, here. "
         f"Raise its version: register_policy('{name}', ..., version={version+1}).")
 
-# %% ../nbs/02_config.ipynb #82881b16
+# %% ../nbs/02_config.ipynb #44e166d6
 def _problems(d):
     "(field, message) of everything wrong with settings"
-    found,policy = [],d.get("policy", "none")
+    found = []
+    policy = d.get("policy", "none")
     try: RunConfig(**d)
     except ConfigError as e: found += e.errors
     if isinstance(policy, str) and policy not in policy_names():
@@ -330,14 +334,6 @@ def is_validated(
     each = cfg.train_on=="train" and cfg.validate=="each"
     return each or epoch==cfg.epochs-1
 
-# %% ../nbs/02_config.ipynb #e2d4ff87
-def seed_name(
-    setting:str, # For example `net`
-    seed:int # One of its seeds
-)->str: # For example `net-3`
-    "What a setting's run with one seed is called"
-    return f"{setting}-{seed}"
-
 # %% ../nbs/02_config.ipynb #e740ea95
 def setting_name(
     *names:str # Of runs that differ in their seed, for example `net-1` and `net-2`
@@ -346,22 +342,6 @@ def setting_name(
     short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
     if len(short)==1: return short.pop()
     return os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
-
-# %% ../nbs/02_config.ipynb #bd87c340
-def same_trainings(
-    members:dict # What tells a training from others, for example its run id, by name
-)->list[tuple[str,str]]: # (name, later name) of each that is there already
-    "Names that stand for a training which another one stands for"
-    first = {}
-    return [(first[key], name) for name,key in members.items() if first.setdefault(key, name)!=name]
-
-# %% ../nbs/02_config.ipynb #c62297f3
-def one_training(
-    members:dict[str,str] # Run ids by name
-)->str: # Which two, "" where all differ
-    "Members of a vote that turned out to be the same training"
-    pairs = same_trainings(members)
-    return f"{pairs[0][0]} and {pairs[0][1]} are one training, which would count twice" if pairs else ""
 
 # %% ../nbs/02_config.ipynb #9cd7aa8f
 RESULT_VERSION = 4
@@ -372,22 +352,16 @@ def non_defaults(
     "What a config says beyond the defaults"
     return {k:v for k,v in asdict(cfg).items() if v!=config_fields[k].default}
 
-# %% ../nbs/02_config.ipynb #b9825b22
-def identity(
-    cfg:RunConfig # One run
-)->dict: # As from `non_defaults`, a user's policy with all that tells it from others
-    "What decides a run's result, apart from the images"
-    own = own_policy(cfg)
-    return non_defaults(cfg)|({"policy": own} if own else {})
-
-# %% ../nbs/02_config.ipynb #05899b55
+# %% ../nbs/02_config.ipynb #e5d8f117
 def run_id(
     cfg:RunConfig, # One run
     data:str, # Digest of the images and rows used
     version:int=RESULT_VERSION # Of the results; that of an older store names its runs
 )->str: # 12 hexadecimal digits
     "The name a run's result is stored under"
-    return sha256(to_json([identity(cfg), data, version], indent=None).encode())[:12]
+    decisive = non_defaults(cfg)
+    if own := own_policy(cfg): decisive["policy"] = own
+    return sha256(to_json([decisive, data, version], indent=None).encode())[:12]
 
 # %% ../nbs/02_config.ipynb #84040d5a
 def weights_of(

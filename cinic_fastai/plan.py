@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Name', 'PlanRun', 'PlanSearch', 'PlanRace', 'rung_epochs', 'PlanEnsemble', 'Plan', 'table_keys', 'runs_by_name',
            'plan_search', 'plan_run', 'source_parts', 'source_depth', 'possible_settings', 'run_settings',
-           'rank_settings', 'better_half', 'training_key', 'counted_twice']
+           'rank_settings', 'better_half', 'training_key', 'same_trainings', 'one_training', 'counted_twice']
 
-# %% ../nbs/04_plan.ipynb #fcba6ae0
+# %% ../nbs/04_plan.ipynb #21b2d8aa
 import dataclasses, math, re
 from itertools import chain
 from statistics import mean
 from typing import Annotated, Literal
+from fastcore.basics import groupby
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass
-from .config import STRICT, RunConfig, Seed, Sequence, make_config, same_trainings, setting_name
+from .config import STRICT, RunConfig, Seed, Sequence, make_config, setting_name
 from .core import METRICS, TRACKERS, VOTES, PlanError, method_error, nearest
 from .space import SearchBudget
 
@@ -29,7 +30,7 @@ def _file_name(name):
 
 Name = Annotated[str, AfterValidator(_file_name), Field(json_schema_extra=dict(pattern=f"^{_NAME}$", maxLength=80))]
 
-# %% ../nbs/04_plan.ipynb #f7824308
+# %% ../nbs/04_plan.ipynb #56ffc031
 @dataclass(frozen=True, config=STRICT)
 class PlanRun:
     "One training that the plan names"
@@ -39,6 +40,11 @@ class PlanRun:
     source:Annotated[str, Field(alias="from")] = "" # `search:NAME` or `best:GROUP`: start from what was best there
     longer:PositiveFloat = 1. # Factor on the epochs, those of a source, too
     own_seed:bool = False # Does it state its seed, so that another one for the study leaves it?
+
+    @property
+    def key(self)->str: # `group/name`
+        "The name that tells a run from all others of its plan"
+        return f"{self.group}/{self.name}"
 
 # %% ../nbs/04_plan.ipynb #13b7fa9e
 @dataclass(frozen=True, config=STRICT)
@@ -200,17 +206,16 @@ def run_settings(
     "Everything known of a run or search before a search has found a point"
     return possible_settings(plan, part)[0]
 
-# %% ../nbs/04_plan.ipynb #d7bb11c4
+# %% ../nbs/04_plan.ipynb #cf84ca76
 def rank_settings(
     runs:list[tuple[RunConfig,float,float]] # Configuration, score of valid images and their loss
 )->list[list[int]]: # Places in `runs` of each setting's seeds
     "Settings by their mean score, the best first"
-    settings = {}
-    for i,(cfg,*_) in enumerate(runs): settings.setdefault(dataclasses.replace(cfg, seed=0), []).append(i)
+    def setting(i): return dataclasses.replace(runs[i][0], seed=0)
     def order(places):
         score,loss = (mean(o) for o in zip(*(runs[i][1:] for i in places)))
         return -round(score, 9),loss
-    return sorted(settings.values(), key=order)
+    return sorted(groupby(range(len(runs)), setting).values(), key=order)
 
 # %% ../nbs/04_plan.ipynb #9216d7f8
 def better_half(
@@ -229,6 +234,24 @@ def training_key(
     space = plan_search(plan, run.source).space if run.source.startswith("search:") else {}
     open = tuple(k for k in space if k not in run.settings)
     return run.source,open,run.longer,make_config(run_settings(plan, run))
+
+# %% ../nbs/04_plan.ipynb #c0abc9a7
+def same_trainings(
+    members:dict # What tells a training from others, for example its run id, by name
+)->list[tuple[str,str]]: # (name, later name) of each that is there already
+    "Names that stand for a training which another one stands for"
+    first = {}
+    return [(first[key], name) for name,key in members.items() if first.setdefault(key, name)!=name]
+
+# %% ../nbs/04_plan.ipynb #feed12d4
+def one_training(
+    members:dict[str,str] # Run ids by name
+)->str: # Which two, "" where all differ
+    "Members of a vote that turned out to be the same training"
+    pairs = same_trainings(members)
+    if not pairs: return ""
+    a,b = pairs[0]
+    return f"{a} and {b} are one training, which would count twice"
 
 # %% ../nbs/04_plan.ipynb #8e292b0e
 def counted_twice(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KNOWN_NETWORKS', 'with_seeds', 'plan_errors', 'parse_plan', 'plan_names', 'plan_text', 'read_plan', 'plan_schema']
 
-# %% ../nbs/04a_plan_file.ipynb #1a2e23a4
+# %% ../nbs/04a_plan_file.ipynb #2a12eb0e
 import tomllib
 from collections import Counter
 from dataclasses import fields
@@ -13,14 +13,15 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
+from fastcore.basics import filter_keys, filter_values
 from pydantic import ValidationError, TypeAdapter
-from .config import RunConfig, config_errors, config_fields, error_lines, seed_name, unknown_keys
+from .config import RunConfig, config_errors, config_fields, error_lines, unknown_keys
 from .core import PlanError, nearest, needs_valid, unknown, POLICIES
 from .plan import (Plan, PlanEnsemble, PlanRace, PlanRun, PlanSearch, counted_twice, possible_settings,
     runs_by_name, source_depth, table_keys)
 from .space import dim_ends, dim_error, dim_kind, space_errors, start_errors
 
-# %% ../nbs/04a_plan_file.ipynb #9a95aa6d
+# %% ../nbs/04a_plan_file.ipynb #875bebb7
 _MORE_KEYS = {PlanRun: ("seeds", *config_fields), PlanSearch: config_fields} # Besides those of the class
 
 def _read_table(cls, table, **derived):
@@ -28,17 +29,17 @@ def _read_table(cls, table, **derived):
     keys = table_keys(cls)
     errors = unknown_keys(table, [*keys, *_MORE_KEYS.get(cls, ())])
     missing = {f.name: getattr(cls, f.name, None) for f in fields(cls)}
-    own = {k: v for k,v in table.items() if k in keys}
-    derived = {k: v for k,v in derived.items() if k in missing}
+    own = filter_keys(table, keys.__contains__)
+    derived = filter_keys(derived, missing.__contains__)
     try: return cls(**derived|own), errors
     except ValidationError as e: found = error_lines(e, cls)
     sound = {keys[k]: v for k,v in own.items() if k not in dict(found)}
     return SimpleNamespace(**missing|derived|sound), errors+[line for _,line in found]
 
-# %% ../nbs/04a_plan_file.ipynb #1caed951
+# %% ../nbs/04a_plan_file.ipynb #c45cadf0
 def _fields(table):
     "Those keys of a table that are fields of `RunConfig`"
-    return {k:v for k,v in table.items() if k in config_fields}
+    return filter_keys(table, config_fields.__contains__)
 
 # %% ../nbs/04a_plan_file.ipynb #f63d7a4a
 KNOWN_NETWORKS = ("custom_cnn", "speednet", "linear", "resnet18", "resnet18.tv_in1k", "seresnet18") # Ours, and of plans
@@ -59,7 +60,7 @@ def _settings_errors(own, together):
     if "metric" in own: alone.append("metric belongs in [study]: everything in a study is chosen by one score")
     return alone if alone or config_errors(together, alone=True) else config_errors(together)
 
-# %% ../nbs/04a_plan_file.ipynb #658ab40e
+# %% ../nbs/04a_plan_file.ipynb #b344ccf8
 def _blind_errors(plan, group, **blind):
     "What keeps runs of a group from being compared by valid images"
     runs = [r for r in plan.runs if r.group==group]
@@ -69,7 +70,8 @@ def _blind_errors(plan, group, **blind):
 
 def _source_errors(part, table, plan, searches):
     "What is wrong with where a run or search takes its settings from"
-    source,known = table.get("from"),dict.fromkeys([*searches, *(f"best:{r.group}" for r in plan.runs)])
+    source = table.get("from")
+    known = dict.fromkeys([*searches, *(f"best:{r.group}" for r in plan.runs)])
     if not isinstance(source, str): return
     if source not in known: yield unknown("from", source, known)
     try: source_depth(plan, part)
@@ -84,7 +86,7 @@ def _run_errors(run, table, plan):
     elif "seeds" in table: yield f"seeds = {table['seeds']!r}: expected a list of whole numbers, one or more"
     yield from _source_errors(run, table, plan, [f"search:{s.name}" for s in plan.searches])
 
-# %% ../nbs/04a_plan_file.ipynb #475d1748
+# %% ../nbs/04a_plan_file.ipynb #bc935ebc
 _NOT_SEARCHED = ("epochs", "frozen_epochs", "seed", "train_on", "select", "metric", "validate", "weights")
 
 def _field_errors(name, dim, settings):
@@ -95,7 +97,8 @@ def _field_errors(name, dim, settings):
     kind = type(config_fields[name].default)
     if dim_kind(dim)[0] in ("real", "log") and kind is not float:
         return [f"{name} is {kind.__name__}, expected {{int=[lo, hi]}}, {{log2=[lo, hi]}} or {{choices=[...]}}"]
-    known,found = config_errors(settings),{}
+    known = config_errors(settings)
+    found = {}
     for v in dim_ends(dim):
         found |= dict.fromkeys(config_errors({**settings, name: v}))
         if name=="model": found |= dict.fromkeys(_network_errors(v))
@@ -110,10 +113,11 @@ def _space_errors(space, own, settings):
         if dim_error(dim): continue
         for e in _field_errors(name, dim, settings): yield f"space.{name}: {e}"
 
-# %% ../nbs/04a_plan_file.ipynb #0f144926
+# %% ../nbs/04a_plan_file.ipynb #2d7ebb27
 def _search_errors(search, table, plan):
     "What is wrong with a search beside the others"
-    own,space = _fields(table),search.space or {}
+    own = _fields(table)
+    space = search.space or {}
     yield from _source_errors(search, table, plan, [])
     if not space_errors(space): yield from start_errors(space, search.start)
     for settings in possible_settings(plan, search):
@@ -128,8 +132,9 @@ def _trial_errors(search, settings):
     if settings.get("train_on")=="train+valid":
         yield "train_on = 'train+valid': a search chooses by valid images. " \
             "Take train_on = 'train' here, 'train+valid' in a run that starts from it"
-    epochs,rungs = settings.get("epochs", RunConfig.epochs),list(search.rungs)
-    if isinstance(epochs, int) and (rungs!=sorted(set(rungs)) or max(rungs, default=0)>=epochs):
+    epochs = settings.get("epochs", RunConfig.epochs)
+    rungs = list(search.rungs)
+    if isinstance(epochs, int) and rungs!=sorted({n for n in rungs if n<epochs}):
         yield f"rungs = {rungs}: expected rising whole numbers of epochs, from 1 to {epochs-1}"
 
 # %% ../nbs/04a_plan_file.ipynb #14db6cf8
@@ -152,8 +157,9 @@ def _ensemble_errors(ensemble, table, plan):
         if chooses and any(o.get("train_on")=="train+valid" for r in runs for o in possible_settings(plan, r)):
             yield f"members: '{m}' trains on valid images too, take method = 'soft' and no temperatures"
 
-# %% ../nbs/04a_plan_file.ipynb #1d1aa8f1
-_ONE,_MANY = ("study", "defaults"),("run", "search", "race", "ensemble")
+# %% ../nbs/04a_plan_file.ipynb #b67c76ca
+_ONE = ("study", "defaults")
+_MANY = ("run", "search", "race", "ensemble")
 
 def _tables(d, kind):
     "The tables of one kind, of a parsed plan"
@@ -170,24 +176,28 @@ def _outline_errors(d):
     if "study" not in d: yield "[study] is missing; it holds the study's name"
     if not d.get("run") and not d.get("search"): yield "There is nothing to do: no [[run]] and no [[search]]"
 
-# %% ../nbs/04a_plan_file.ipynb #865b9f0b
+# %% ../nbs/04a_plan_file.ipynb #dedb5a69
 def _twice(plan):
     "Names that two tables share"
-    runs,votes = [r for r in plan.runs if r.name],[e.name for e in plan.ensembles if e.name]
-    names = [("run", f"{r.group}/{r.name}") for r in runs]
-    names += [("search", s.name.lower()) for s in plan.searches if s.name]
-    names += [("race", o.group) for o in plan.races if o.group]+[("ensemble", name) for name in votes]
-    for (kind,name),n in Counter(names).items():
-        if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
+    runs = [r for r in plan.runs if r.name]
+    votes = [e.name for e in plan.ensembles]
+    names = dict(
+        run=[f"{r.group}/{r.name}" for r in runs],
+        search=[s.name.lower() for s in plan.searches if s.name],
+        race=[o.group for o in plan.races],
+        ensemble=votes)
+    for kind,found in names.items():
+        for name,n in Counter(filter(None, found)).items():
+            if n>1: yield f"[[{kind}]]: {n} are called '{name}'"
     for name in dict.fromkeys(r.name for r in runs if r.name in votes):
         yield f"[[ensemble]]: '{name}' is a run's name, too; give the ensemble another one"
 
-# %% ../nbs/04a_plan_file.ipynb #bac7a902
+# %% ../nbs/04a_plan_file.ipynb #8a3e4c37
 def _each_seed(table):
     "One table a seed; what isn't sound is left to the checks"
     match table:
         case {"name": str(name), "seeds": list(seeds), **rest} if "seed" not in rest and {*map(type, seeds)}=={int}:
-            return [dict(rest, name=seed_name(name, o), seed=o) for o in seeds]
+            return [dict(rest, name=f"{name}-{o}", seed=o) for o in seeds]
     return [table]
 
 # %% ../nbs/04a_plan_file.ipynb #e8bb04ee
@@ -210,7 +220,7 @@ def _derived(table, shared, chained):
     settings = {k: v for k,v in (known|_fields(table)).items() if k not in searched}
     return dict(settings=settings, seed=shared["seed"], own_seed="seed" in table)
 
-# %% ../nbs/04a_plan_file.ipynb #5c3323e6
+# %% ../nbs/04a_plan_file.ipynb #84f8747c
 _KINDS = dict( # Where tables of a kind go, what they become, how they are checked
     run=("runs", PlanRun, _run_errors),
     search=("searches", PlanSearch, _search_errors),
@@ -228,7 +238,8 @@ def _table_errors(kind, tables, plan):
     check = _KINDS[kind][2]
     for i,(table,(made,wrong)) in enumerate(tables, 1):
         name = table.get("name")
-        place = f"[[{kind}]] {i} '{name}'" if isinstance(name, str) else f"[[{kind}]] {i}"
+        place = f"[[{kind}]] {i}"
+        if isinstance(name, str): place += f" '{name}'"
         for e in dict.fromkeys([*wrong, *check(made, table, plan)]): yield f"{place}: {e}"
 
 # %% ../nbs/04a_plan_file.ipynb #da58889a
@@ -286,12 +297,13 @@ def _decode(data):
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     return data.decode(encoding).replace("\r\n", "\n")
 
-# %% ../nbs/04a_plan_file.ipynb #0d0d3942
+# %% ../nbs/04a_plan_file.ipynb #d03c6d4c
 def plan_text(
     name_or_path:str|Path # Name of a shipped plan, or the path of a .toml file
 )->str: # As it stands in the file
     "The text of a plan"
-    name,shipped = str(name_or_path),_shipped()
+    name = str(name_or_path)
+    shipped = _shipped()
     known = f"Known: {', '.join(shipped)}, or the path of a .toml file."
     if not name.endswith(".toml") and name not in shipped:
         raise PlanError(f"Unknown plan '{name}'{nearest(name, shipped)}. {known}")
@@ -308,16 +320,18 @@ def read_plan(
     "Read and check a plan"
     return parse_plan(plan_text(name_or_path), str(name_or_path))
 
-# %% ../nbs/04a_plan_file.ipynb #307c087d
+# %% ../nbs/04a_plan_file.ipynb #fa7744bb
 def _properties(cls):
     "Schema of each key of a table"
     from fastcore.docments import docments
     notes = {}
-    for c in cls.__mro__[-2::-1]: notes |= {k: v for k,v in docments(c).items() if v}
+    for c in cls.__mro__[-2::-1]: notes |= filter_values(docments(c), bool)
     found = TypeAdapter(cls).json_schema()["properties"]
-    names = dict.fromkeys(found) if cls is RunConfig else table_keys(cls)
-    for key,name in names.items(): found[key]["description"] = notes.get(name or key, "")
-    return {k: {n: v for n,v in found[k].items() if n!="title"} for k in names}
+    names = table_keys(cls)
+    for key,name in names.items():
+        found[key]["description"] = notes.get(name, "")
+        found[key].pop("title", None)
+    return {k: found[k] for k in names}
 
 def _many(item):
     "Schema of a list"
@@ -335,12 +349,13 @@ def _dimension():
     forms = dict(log=real, int=whole, log2=whole, choices=_many({})|dict(minItems=2))
     return dict(oneOf=[real, *(_table({k: v}, (k,)) for k,v in forms.items())])
 
-# %% ../nbs/04a_plan_file.ipynb #d83f4121
+# %% ../nbs/04a_plan_file.ipynb #372efd5d
 def plan_schema()->dict: # JSON Schema
     "What a plan may hold, for editors"
     settings = _properties(RunConfig)
     settings["policy"]["examples"] = list(POLICIES)
-    run,search = settings|_properties(PlanRun),settings|_properties(PlanSearch)
+    run = settings|_properties(PlanRun)
+    search = settings|_properties(PlanSearch)
     run["seeds"] = _many(dict(type="integer"))|dict(minItems=1, description="Train with each seed, as NAME-SEED")
     search["space"]["additionalProperties"] = _dimension()
     tables = dict(

@@ -8,11 +8,12 @@ __all__ = ['Status', 'Entry', 'RunEntry', 'BestPoint', 'ControlEntry', 'Scored',
            'header_differences', 'read_journal', 'control_name', 'journal_path', 'best_first', 'best_trial',
            'ran_out_of_memory']
 
-# %% ../nbs/05_record.ipynb #4ab0e19c
+# %% ../nbs/05_record.ipynb #3355cff9
 import math
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
+from fastcore.basics import filter_values
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from dataclasses import dataclass
 from .core import StoreError, diff_dicts
@@ -114,7 +115,7 @@ class EnsembleEntry(Entry):
     status:Status = "left"
     reason:str = ""
 
-# %% ../nbs/05_record.ipynb #d4b06eb0
+# %% ../nbs/05_record.ipynb #8184ebb9
 class DataInfo(Entry):
     "The images of a study"
     name:str # As the page calls them
@@ -134,7 +135,7 @@ class DataInfo(Entry):
     def absent(self)->dict[str,list[str]]: # By split, nothing for one that has images of every class
         "Classes that a split has no image of"
         named = {s: [c for c,n in zip(self.classes, ns) if n==0] for s,ns in self.class_counts.items() if any(ns)}
-        return {s: names for s,names in named.items() if names}
+        return filter_values(named, bool)
 
 # %% ../nbs/05_record.ipynb #f8fc219a
 class StudyChanges(Entry):
@@ -193,12 +194,12 @@ class StudyRecord(Entry):
         "The run that a name means"
         return next((r for r in reversed(self.runs) if name in (r.name, r.key)), None)
 
-# %% ../nbs/05_record.ipynb #cb38b030
+# %% ../nbs/05_record.ipynb #96a3ce2b
 def _options(record):
     "A record's options apart from the number of trials, with the seed that holds: an option's, else the plan's"
     options = record.options.model_dump(exclude={"trials"})
-    seed = record.plan.get("study", {}).get("seed", 42)
-    return options|(dict(seed=seed) if record.options.seed is None else {})
+    if options["seed"] is None: options["seed"] = record.plan.get("study", {}).get("seed", 42)
+    return options
 
 def record_differences(
     old:StudyRecord, # A stored record
@@ -314,7 +315,7 @@ def _mend(journal, header):
     mended = b"".join([line_of(_plain(header)).encode(), *trials])
     if mended!=there: write_bytes(journal.path, mended)
 
-# %% ../nbs/05_record.ipynb #077361a0
+# %% ../nbs/05_record.ipynb #eee0d5b4
 def _keeps_points(there, here, done):
     "Whether other numbers of trials leave the first ones where they are"
     if there.strategy=="grid" or here.budget<done: return False
@@ -329,9 +330,10 @@ def header_differences(
     "What differs between two searches for trials that are there, the order of the space included"
     if _keeps_points(there, here, done):
         here = here.model_copy(update=dict(random=there.random, guided=there.guided))
-    orders = [", ".join(o.space) for o in (there, here)]
-    moved = [f"space is in the order {orders[0]} there, {orders[1]} here"] if orders[0]!=orders[1] else []
-    return diff_dicts(there.model_dump(), here.model_dump()) or moved
+    diff = diff_dicts(there.model_dump(), here.model_dump())
+    a,b = (", ".join(o.space) for o in (there, here))
+    if diff or a==b: return diff
+    return [f"space is in the order {a} there, {b} here"]
 
 # %% ../nbs/05_record.ipynb #eaaab5be
 def read_journal(

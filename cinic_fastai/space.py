@@ -120,14 +120,16 @@ def to_point(
     "Coordinates as a point"
     return {name: _plain(dim, o) for (name,dim),o in zip(spec.items(), x, strict=True)}
 
-# %% ../nbs/03_space.ipynb #a11d8e60
+# %% ../nbs/03_space.ipynb #183b32f9
 def _inside(dim, value):
     "Whether a value lies on its dimension"
     kind,held = dim_kind(dim)
     if kind=="choices": return value in held
-    if type(value) not in ((int,) if kind in ("int", "log2") else (int, float)): return False
+    if type(value) not in (int, float): return False
+    if kind in ("int", "log2") and type(value) is float: return False
+    if kind=="log2" and value.bit_count()!=1: return False
     lo,hi = dim_ends(dim)
-    return lo<=value<=hi and (kind!="log2" or value.bit_count()==1)
+    return lo<=value<=hi
 
 # %% ../nbs/03_space.ipynb #0ae21932
 def outside(
@@ -157,7 +159,7 @@ def trial_point(
         raise StoreError(f"Trial {number} lies outside of the space ({', '.join(bad)} of {point})")
     return coordinates(spec, point)
 
-# %% ../nbs/03_space.ipynb #a4b04b11
+# %% ../nbs/03_space.ipynb #364980a2
 def levels(
     dim:list|dict, # A dimension
     n:int # Values wanted, from 1
@@ -165,7 +167,8 @@ def levels(
     "Evenly spread values of one dimension"
     kind,held = dim_kind(dim)
     if kind=="choices": return [held[i] for i in levels({"int": [0, len(held)-1]}, n)]
-    (lo,hi),at = held,[.5] if n==1 else [i/(n-1) for i in range(n)]
+    lo,hi = held
+    at = [.5] if n==1 else [i/(n-1) for i in range(n)]
     if kind in ("int", "log2"): return [lo+math.floor(u*(hi-lo)+.5) for u in at]
     if kind=="log": return [{0: lo, 1: hi}.get(u, lo*(hi/lo)**u) for u in at]
     return [float(lo+u*(hi-lo)) for u in at]

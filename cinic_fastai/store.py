@@ -6,14 +6,14 @@
 __all__ = ['WEIGHTS_FILE', 'RUN_FILES', 'HISTORY', 'SCORE_COLUMNS', 'score_column', 'score_of', 'metric_column', 'epoch_scores',
            'prob_error', 'RunStore']
 
-# %% ../nbs/03a_store.ipynb #b74eebb3
+# %% ../nbs/03a_store.ipynb #f24d8f94
 import io
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 import numpy as np
-from fastcore.basics import patch
+from fastcore.basics import filter_values, patch
 from .config import RunConfig, config_fields, other_policy, own_policy
 from .core import METRICS, StoreError
 from .files import parse_npz, read_json, sha256, write_json, write_text
@@ -124,7 +124,7 @@ def _flaw(f, digest, found):
     if not f.exists(): return "" if f.name==WEIGHTS_FILE else f"{f} is missing."
     return "" if sha256(found)==digest else f"{f} is damaged (its checksum is wrong)."
 
-# %% ../nbs/03a_store.ipynb #408ff592
+# %% ../nbs/03a_store.ipynb #331ecf84
 @patch
 def corrupt_files(self:RunStore,
     rid:str # Of a run that was finished
@@ -134,7 +134,7 @@ def corrupt_files(self:RunStore,
     try: known = self._read_done(rid).get("files", {})
     except StoreError: return {"done.json": f"{folder/'done.json'} is damaged."}
     found = {name: _flaw(folder/name, digest, folder/name) for name,digest in known.items()}
-    return {name: flaw for name,flaw in found.items() if flaw}
+    return filter_values(found, bool)
 
 # %% ../nbs/03a_store.ipynb #b4496176
 @patch

@@ -6,16 +6,17 @@
 __all__ = ['ReadOnceStore', 'StudyFolder', 'run_status', 'plan_entry', 'declared_settings', 'source_of', 'Part', 'planned_trials',
            'trial_failures', 'study_parts', 'StatusRow', 'StudyStatus', 'study_status', 'Removable', 'removable_files']
 
-# %% ../nbs/05b_studyfolder.ipynb #f831badf
+# %% ../nbs/05b_studyfolder.ipynb #64dbcc9e
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from fastcore.basics import filter_keys, groupby
 from .record import (DataInfo, Journal, RunEntry, SearchEntry, StudyRecord, Trial, control_name,
     journal_path, read_journal)
 from .space import SearchBudget
 from .store import RunStore
-from .config import config_fields
+from .config import RunConfig, config_fields
 from .files import is_locked
 
 # %% ../nbs/05b_studyfolder.ipynb #76851ecd
@@ -62,7 +63,7 @@ def run_status(
     if run.status=="running": return "left", "begun, not finished"
     return run.status, run.reason
 
-# %% ../nbs/05b_studyfolder.ipynb #0dc9c7d5
+# %% ../nbs/05b_studyfolder.ipynb #1de4f612
 def plan_entry(
     study:StudyFolder, # Where it belongs to
     run:RunEntry # One of its runs
@@ -76,11 +77,12 @@ def declared_settings(
     run:RunEntry # One of its runs
 )->dict: # `RunConfig` fields; a search's point is not among them
     "What the plan declares of a run, before `scale`"
-    plan, own = study.record.plan, plan_entry(study, run)
+    plan = study.record.plan
+    own = plan_entry(study, run)
     search = next((o for o in plan.get("search", []) if f"search:{o.get('name')}"==own.get("from")), {})
     first = study.record.find_run(run.of) if run.of else None
     settings = (declared_settings(study, first) if first else plan.get("defaults", {}))|search|own
-    return {k: v for k,v in settings.items() if k in config_fields}
+    return filter_keys(settings, config_fields.__contains__)
 
 def source_of(
     study:StudyFolder, # Where it belongs to
@@ -100,12 +102,12 @@ class Part:
     counts:Counter # Trainings by `done`, `stopped`, `skipped`, `failed`, `left`
     reasons:str = "" # Why some were skipped or failed, or what is left of a run
 
-# %% ../nbs/05b_studyfolder.ipynb #2139ab84
+# %% ../nbs/05b_studyfolder.ipynb #fecc1a4f
 def _training_key(study, run):
     "What tells a run's training from others; as `plan.training_key`, also where no plan can be read"
     own = plan_entry(study, run)
     if not own or "from" in own: return run.run_id or run.key
-    settings = {k: f.default for k,f in config_fields.items()}|declared_settings(study, run)
+    settings = asdict(RunConfig())|declared_settings(study, run)
     return str(sorted(settings.items()))
 
 def planned_trials(
@@ -113,24 +115,24 @@ def planned_trials(
     search:SearchEntry # One of its searches
 )->int: # Trials
     "How many trials a search is to have, or has, where that is more"
-    journal, options = study.journals[search.name], study.record.options
+    journal = study.journals[search.name]
+    options = study.record.options
     entry = next((o for o in study.record.plan.get("search", []) if o.get("name")==search.name), {})
     stated = [entry.get(k, getattr(SearchBudget, k)) for k in ("random", "guided")]
     planned = sum(options.trials or stated)
     if journal.header: planned = journal.header.budget
     return max(len(journal.trials), planned if search.trials is None else search.trials)
 
-# %% ../nbs/05b_studyfolder.ipynb #7c69bdff
+# %% ../nbs/05b_studyfolder.ipynb #58132187
 def trial_failures(
     trials:list[Trial] # Of a search
 )->str: # For example `trial 3, 5: out of memory`, "" where none failed
     "Which trials failed, and why"
-    by = {}
-    for o in trials:
-        if o.status=="failed": by.setdefault((o.cause or "no cause is known").rstrip("."), []).append(str(o.number+1))
-    return "; ".join(f"trial {', '.join(numbers)}: {cause}" for cause,numbers in by.items())
+    def cause(o): return (o.cause or "no cause is known").rstrip(".")
+    failed = groupby((o for o in trials if o.status=="failed"), cause, lambda o: str(o.number+1))
+    return "; ".join(f"trial {', '.join(numbers)}: {why}" for why,numbers in failed.items())
 
-# %% ../nbs/05b_studyfolder.ipynb #4a2c7269
+# %% ../nbs/05b_studyfolder.ipynb #c459099d
 def _trial_part(name, kind, trials, total):
     "Trials of a journal by what became of them"
     counts = Counter(o.status for o in trials)
@@ -140,11 +142,13 @@ def _repeats_part(search, trials):
     "Repeats of a search by what became of them"
     counts = Counter(o.status for o in search.repeated) or Counter(left=search.n_repeats(trials))
     reasons = "; ".join(f"{o.of}, seed {o.seed}: {o.reason}" for o in search.repeated if o.reason)
-    return Part(f"{search.name}~repeats", "repeats", f"{search.name}~repeats", counts, reasons)
+    name = f"{search.name}~repeats"
+    return Part(name, "repeats", name, counts, reasons)
 
 def _search_parts(study, search):
     "A search, its control, its repeats"
-    total, name = planned_trials(study, search), control_name(search.name)
+    total = planned_trials(study, search)
+    name = control_name(search.name)
     yield _trial_part(search.name, "search", study.journals[search.name].trials, total)
     if c := search.control:
         yield _trial_part(name, "control", study.journals[name].trials[c.shared:], c.trials-c.shared)
@@ -154,7 +158,8 @@ def _run_parts(study):
     "Runs; nothing to count where an earlier one is the same training"
     seen = set()
     for run in study.record.runs:
-        (status, reason), keys = run_status(study, run), {_training_key(study, run), run.run_id or run.key}
+        status,reason = run_status(study, run)
+        keys = {_training_key(study, run), run.run_id or run.key}
         yield Part(run.key, "run", run.group, Counter(() if keys&seen else {status}), reason)
         seen |= keys
 
@@ -189,7 +194,7 @@ class StudyStatus:
         for r in self.rows: counts[r.status] += r.trainings
         return +counts
 
-# %% ../nbs/05b_studyfolder.ipynb #7c283348
+# %% ../nbs/05b_studyfolder.ipynb #6abcf430
 def _search_rows(part, running):
     "Trainings of a part of a search, by status"
     words = part.name.replace("~repeats", " repeats") if part.kind=="repeats" else f"{part.name} trials"
@@ -202,7 +207,9 @@ def study_status(
 )->StudyStatus: # `StoreError` where there is none
     "What is done, running, left, failed and skipped"
     study = StudyFolder(out)
-    record,active,rows = study.record,is_locked(study.out/".lock"),[]
+    record = study.record
+    active = is_locked(study.out/".lock")
+    rows = []
     for r in record.runs:
         under_way = active and r.status=="running"
         status,reason = ("running", "") if under_way else run_status(study, r)

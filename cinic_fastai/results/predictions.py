@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'predictions', 'valid_score', 'best_run', 'choose_predictor']
 
-# %% ../../nbs/32_results.predictions.ipynb #4837aa6b
+# %% ../../nbs/32_results.predictions.ipynb #479a576b
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -14,7 +14,7 @@ import numpy as np
 from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
 from .metrics import as_preds, nll, score
-from ..config import one_training
+from ..plan import one_training
 from ..studyfolder import StudyFolder, run_status
 
 # %% ../../nbs/32_results.predictions.ipynb #28433970

@@ -7,7 +7,7 @@ __all__ = ['SIZES', 'SCOPES', 'TEMPLATE', 'CANDIDATES', 'photo_side', 'pick_size
            'expected', 'epochs_in', 'rounds', 'training_time', 'scope_of', 'answer_plan', 'timed_basis', 'known_basis',
            'answer']
 
-# %% ../../nbs/44a_study.answer.ipynb #ba6ca9ba
+# %% ../../nbs/44a_study.answer.ipynb #4bcb6794
 import math, re, time, tomllib
 from bisect import bisect
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from fastcore.basics import noop
+from fastcore.basics import filter_keys, noop
 from jinja2 import StrictUndefined, Template
 from ..config import RunConfig, config_fields, make_config
 from ..core import CinicError, PlanError, StoreError
@@ -47,9 +47,10 @@ def photo_side(
     sides = list(filter(None, (_short_side(scan.root/o.file) for o in some)))
     return int(np.median(sides or [0]))
 
-# %% ../../nbs/44a_study.answer.ipynb #23e871b3
+# %% ../../nbs/44a_study.answer.ipynb #8bec0e62
 SIZES = (32, 48, 64)
-_LOOKS,_PER_SECOND = 50, 1000 # At each image, at least; images of 32 pixels, on a slow core
+_LOOKS = 50 # At each image, at least
+_PER_SECOND = 1000 # Images of 32 pixels, on a slow core
 
 def pick_size(
     side:int, # What photos have, in pixels
@@ -106,7 +107,7 @@ class Scope(NamedTuple):
 _SPARE = [Scope(_MOST+1, 4, n) for n in (40, 28, 18, 12)] # Where full length leaves time
 SCOPES = (*_SPARE, Scope(8, 4, 8), Scope(4, 4, 5), Scope(2, 4, 2), Scope(2, 3, 2), Scope(2, 2), Scope(0, 1))
 
-# %% ../../nbs/44a_study.answer.ipynb #78c344b4
+# %% ../../nbs/44a_study.answer.ipynb #c587f714
 _LONGER = 3 # Times that a final training takes of another one
 TEMPLATE = files("cinic_fastai.study").joinpath("answer.toml").read_text(encoding="utf-8")
 CANDIDATES = tuple(re.findall(r'(?:candidate|imagenet)\("([\w-]+)"', TEMPLATE)) # The first is the yardstick
@@ -122,10 +123,11 @@ def candidate_configs(
     "What candidates train"
     plan = tomllib.loads(_filled(basis, SCOPES[-1], dict.fromkeys(CANDIDATES, 1)))
     settings = {o["name"]: plan["defaults"]|o for o in plan["run"] if o["group"]=="architectures"}
-    return {name: make_config({k: v for k,v in o.items() if k in config_fields}) for name,o in settings.items()}
+    return {name: make_config(filter_keys(o, config_fields.__contains__)) for name,o in settings.items()}
 
-# %% ../../nbs/44a_study.answer.ipynb #037aa8dc
-_PACE,_EACH = 1.02, .5 # Seconds that a timed one takes, and that a training takes besides
+# %% ../../nbs/44a_study.answer.ipynb #ddff965f
+_PACE = 1.02 # Seconds that a timed one takes
+_EACH = .5 # Seconds that a training takes besides
 
 def expected(
     basis:Basis, # With the candidate's speed
@@ -161,7 +163,7 @@ def rounds(
     steps = (race, augmentations, search, _LONGER*(after_another(len(basis.seeds))-1))
     return sum(steps[:scope.questions])
 
-# %% ../../nbs/44a_study.answer.ipynb #a922d54c
+# %% ../../nbs/44a_study.answer.ipynb #0b029c69
 def _racers(epochs): return sum(n>0 for n in epochs.values())
 
 def training_time(
@@ -181,7 +183,8 @@ def scope_of(
     basis:Basis # Complete
 )->Scope: # One of `SCOPES`
     "How much can be asked in trainings of that time"
-    most,racers = basis.left/basis.training+1e-6,_racers(epochs_in(basis.training, basis))
+    most = basis.left/basis.training+1e-6
+    racers = _racers(epochs_in(basis.training, basis))
     return next((o for o in SCOPES if rounds(o, basis, racers)<=most), SCOPES[-1])
 
 # %% ../../nbs/44a_study.answer.ipynb #42b471dc
@@ -218,7 +221,7 @@ def timed_basis(
     basis = replace(basis, seconds=seconds, jobs=jobs, spent=round(time.monotonic()-began, 1))
     return replace(basis, training=training_time(basis))
 
-# %% ../../nbs/44a_study.answer.ipynb #eff095a2
+# %% ../../nbs/44a_study.answer.ipynb #2329fca1
 def known_basis(
     out:Path # The study's folder
 )->Basis|None: # None where nothing was planned yet
@@ -241,7 +244,8 @@ def answer(
     basis = replace(basis, minutes=max(basis.minutes, asked.minutes))
     cfgs = candidate_configs(basis)
     speed = {timing_key(cfgs[name]): took for name,took in basis.seconds.items()}
-    text,file = answer_plan(basis), Path(out)/"plan.toml"
+    text = answer_plan(basis)
+    file = Path(out)/"plan.toml"
     write_json(Path(out)/"speed.json", asdict(basis))
     write_text(file, text)
     plan = parse_plan(text, str(file))

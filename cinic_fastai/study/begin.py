@@ -6,7 +6,7 @@
 __all__ = ['WITHOUT_PLAN', 'new_record', 'journal_settings', 'control_of', 'begun_search', 'open_record', 'note_absent',
            'group_best', 'trainings_left', 'search_sources', 'refuse_other_sources', 'record_training']
 
-# %% ../../nbs/43a_study.begin.ipynb #ba97e955
+# %% ../../nbs/43a_study.begin.ipynb #d458822b
 import datetime as dt, json, tomllib
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 import numpy as np
+from fastcore.basics import attrdict, filter_keys, filter_values
 from ..core import OUT_OF_TIME, SkippedError, StoreError, diff_dicts
 from ..data.pack import Pack
 from ..record import control_name, header_differences, journal_path, ran_out_of_memory, read_journal
@@ -29,25 +30,35 @@ from .expand import run_config, trial_config, with_base
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
-# %% ../../nbs/43a_study.begin.ipynb #cec5f0ca
+# %% ../../nbs/43a_study.begin.ipynb #c0f6bf4d
 def _data_info(pack, options):
     "What a record says of the images"
     origins = Counter(pack.origins[np.concatenate(list(pack.rows.values()))].tolist())
     by_class = {s: np.bincount(pack.targs[r], minlength=len(pack.classes)).tolist() for s,r in pack.rows.items()}
-    return DataInfo(name=options.data_name or pack.path.parent.name, demo=options.demo, digest=pack.digest,
-        classes=list(pack.classes), counts=pack.counts(), size=pack.size, skipped=list(pack.skipped),
-        fit=pack.fit, shapes=pack.shape_words(), shared=pack.shared_words(), class_counts=by_class,
-        origins={o: n for o,n in sorted(origins.items()) if o})
+    return DataInfo(
+        name=options.data_name or pack.path.parent.name,
+        demo=options.demo,
+        digest=pack.digest,
+        classes=list(pack.classes),
+        counts=pack.counts(),
+        size=pack.size,
+        skipped=list(pack.skipped),
+        fit=pack.fit,
+        shapes=pack.shape_words(),
+        shared=pack.shared_words(),
+        class_counts=by_class,
+        origins=filter_keys(dict(sorted(origins.items())), bool))
 
 def _search_entry(s):
     n = s.n_trials
     control = ControlEntry(trials=n, shared=n-s.guided) if s.control else None
-    own = {k: s.settings.get(k, "") for k in ("model", "opt")}
-    return SearchEntry(name=s.name, trials=n, control=control, repeats=s.repeats, **own)
+    model = s.settings.get("model", "")
+    opt = s.settings.get("opt", "")
+    return SearchEntry(name=s.name, model=model, opt=opt, trials=n, control=control, repeats=s.repeats)
 
 def _ensemble_entry(e): return EnsembleEntry(**vars(e)|dict(members=list(e.members)))
 
-# %% ../../nbs/43a_study.begin.ipynb #2d4945a6
+# %% ../../nbs/43a_study.begin.ipynb #c2c218a1
 def new_record(
     plan:Plan, # With its options applied
     pack:Pack, # Images
@@ -55,14 +66,20 @@ def new_record(
 )->StudyRecord: # Nothing of it is done
     "A study that has not begun"
     changes = dict(limit=pack.limited, seed=plan.seed)|options.changes.model_dump(exclude_unset=True)
-    return StudyRecord(name=plan.name, title=plan.title, command=options.command,
-        plan=with_seeds(tomllib.loads(plan.text)), options=StudyChanges(**changes),
-        store=str(Path(options.store).absolute()) if options.store else "runs", data=_data_info(pack, options),
+    return StudyRecord(
+        name=plan.name,
+        title=plan.title,
+        command=options.command,
+        plan=with_seeds(tomllib.loads(plan.text)),
+        options=StudyChanges(**changes),
+        store=str(Path(options.store).absolute()) if options.store else "runs",
+        data=_data_info(pack, options),
         runs=[RunEntry(name=r.name, group=r.group) for r in plan.runs],
-        searches=list(map(_search_entry, plan.searches)), ensembles=list(map(_ensemble_entry, plan.ensembles)),
+        searches=list(map(_search_entry, plan.searches)),
+        ensembles=list(map(_ensemble_entry, plan.ensembles)),
         started=dt.datetime.now().astimezone().isoformat(timespec="seconds"))
 
-# %% ../../nbs/43a_study.begin.ipynb #19ed5b97
+# %% ../../nbs/43a_study.begin.ipynb #dbe2004b
 def _trained(store, rids):
     "What was trained, by run id, of those runs that have results"
     found = {}
@@ -75,27 +92,30 @@ def _config_here(plan, run, there):
     "What a run would train at the point that it was trained at"
     s = plan_search(plan, run.source) if run.source.startswith("search:") else run
     if s.source: return run_config(plan, replace(run, longer=1.), base=non_defaults(there))
-    return run_config(plan, run, {k: getattr(there, k) for k in getattr(s, "space", ())})
+    return run_config(plan, run, attrdict(there, *getattr(s, "space", ())))
 
 def _run_changes(plan, old, store):
     "What a plan changes or leaves out of the runs that have results"
-    runs = {f"{r.group}/{r.name}": r for r in plan.runs}
+    runs = {r.key: r for r in plan.runs}
     plain = [run_config(plan, r) for r in plan.runs if not r.source]
     trained = _trained(store, {r.run_id for r in old.runs})
     longer = {f"{t.get('group', PlanRun.group)}/{t['name']}": t.get("longer", 1) for t in old.plan.get("run", [])}
-    for key,cfg in [(r.key, trained[r.run_id]) for r in old.runs if r.run_id in trained]:
-        if key not in runs and replace(cfg, weights="") not in plain: yield f"run {key} is left out"
-        elif key in runs:
-            there,here = (asdict(o)|dict(weights="") for o in (cfg, _config_here(plan, runs[key], cfg)))
-            lengths = dict(longer=longer.get(key, 1)),dict(longer=runs[key].longer)
-            yield from (f"run {key}: {o}" for o in diff_dicts(there, here)+diff_dicts(*lengths))
+    for entry in old.runs:
+        key = entry.key
+        cfg = trained.get(entry.run_id)
+        if cfg is None: continue
+        if key in runs:
+            there = asdict(cfg)|dict(weights="", longer=longer.get(key, 1))
+            here = asdict(_config_here(plan, runs[key], cfg))|dict(weights="", longer=runs[key].longer)
+            yield from (f"run {key}: {o}" for o in diff_dicts(there, here))
+        elif replace(cfg, weights="") not in plain: yield f"run {key} is left out"
 
-# %% ../../nbs/43a_study.begin.ipynb #b117d601
+# %% ../../nbs/43a_study.begin.ipynb #32c91179
 def journal_settings(
     s:PlanSearch # From a plan
 )->dict: # Budget, name and the fields that trials share
     "What the header of a search's journal has from the plan, besides the space"
-    budget = {k: getattr(s, k) for k in SearchBudget.__dataclass_fields__}
+    budget = attrdict(s, *SearchBudget.__dataclass_fields__)
     return budget|dict(search=s.name, base=non_defaults(trial_config(s, {})))
 
 def control_of(
@@ -104,7 +124,7 @@ def control_of(
     "The random search beside a search"
     return replace(s, strategy="random", control=False)
 
-# %% ../../nbs/43a_study.begin.ipynb #fb8dcf6d
+# %% ../../nbs/43a_study.begin.ipynb #51d182df
 def begun_search(
     plan:Plan, # A plan
     s:PlanSearch, # One of its searches
@@ -125,12 +145,14 @@ def _search_changes(plan, old, out):
     here = {s.name: begun_search(plan, s, out) for s in plan.searches}
     here |= {control_name(s.name): control_of(s) for s in here.values() if s.control}
     for name,journal in _begun(old.searches, out):
-        if name not in here: yield f"search {name} is left out"
-        else:
-            said = json.loads(json.dumps(journal_settings(here[name])|dict(space=here[name].space)))
-            header = JournalHeader.model_validate(journal.header.model_dump()|said)
-            diff = header_differences(journal.header, header, len(journal.trials))
-            yield from (f"search {name}: {o}" for o in diff)
+        s = here.get(name)
+        if s is None:
+            yield f"search {name} is left out"
+            continue
+        said = json.loads(json.dumps(journal_settings(s)|dict(space=s.space)))
+        header = JournalHeader.model_validate(journal.header.model_dump()|said)
+        diff = header_differences(journal.header, header, len(journal.trials))
+        yield from (f"search {name}: {o}" for o in diff)
 
 # %% ../../nbs/43a_study.begin.ipynb #39868432
 def _refuse_changes(out, old, new, plan):
@@ -145,22 +167,27 @@ def _refuse_changes(out, old, new, plan):
         f"--store {store} to find again what is equal."
     raise StoreError(f"{out} has results that this plan changes or leaves out ({'; '.join(diff)}). {cure}")
 
-# %% ../../nbs/43a_study.begin.ipynb #74a0503a
+# %% ../../nbs/43a_study.begin.ipynb #d82916e9
 def _take_up_search(there, here):
     "Put what came of a search into its new entry"
-    here.best,here.status,here.reason,here.of = there.best,there.status,there.reason,there.of
+    here.best = there.best
+    here.status = there.status
+    here.reason = there.reason
+    here.of = there.of
     if (there.trials, there.repeats)==(here.trials, here.repeats): here.repeated = there.repeated
-    both = there.control and here.control
-    if both: here.control.best,here.control.reason = there.control.best,there.control.reason
+    if not there.control or not here.control: return
+    here.control.best = there.control.best
+    here.control.reason = there.control.reason
 
 def _take_up(old, new):
     "Put what became of the parts of a study into its new record"
-    runs,searches = {r.key: r for r in old.runs},{s.name: s for s in old.searches}
+    runs = {r.key: r for r in old.runs}
+    searches = {s.name: s for s in old.searches}
     new.runs = [runs.get(r.key, r) for r in new.runs]
     for s in new.searches:
         if s.name in searches: _take_up_search(searches[s.name], s)
 
-# %% ../../nbs/43a_study.begin.ipynb #d689d0ec
+# %% ../../nbs/43a_study.begin.ipynb #b6df489b
 def open_record(
     out:Path, # A study's folder
     new:StudyRecord, # The record asked for
@@ -173,9 +200,12 @@ def open_record(
     old = StudyRecord.read(out)
     _refuse_changes(out, old, new, plan)
     _take_up(old, new)
-    first,second = (old, new) if (old.plan, old.options)==(new.plan, new.options) else (new, old)
-    data = new.data.model_copy(update=old.data.model_dump(exclude_unset=True))
-    kept = dict(data=data, command=first.command or second.command, env=old.env, started=old.started,
+    same = (old.plan, old.options)==(new.plan, new.options)
+    kept = dict(
+        data=new.data.model_copy(update=old.data.model_dump(exclude_unset=True)),
+        command=old.command or new.command if same else new.command or old.command,
+        env=old.env,
+        started=old.started,
         seconds=old.seconds)
     return new.model_copy(update=kept)
 
@@ -219,7 +249,7 @@ def trainings_left(
     repeats = sum(r.valid_acc is None for r in repeated) if repeated else s.n_repeats
     return left(s.name)+repeats+(min(s.guided, left(control_name(s.name))) if s.control else 0)
 
-# %% ../../nbs/43a_study.begin.ipynb #86ee686b
+# %% ../../nbs/43a_study.begin.ipynb #c7cf680d
 def _trial_starts(s):
     "Configurations with each policy, and with random and pretrained weights, as far as a search's trials have them"
     chosen = {k: dim_ends(s.space[k]) for k in ("policy", "pretrained") if k in s.space}
@@ -233,9 +263,9 @@ def search_sources(
     cfgs = [with_weights(o, weights) for o in _trial_starts(s)]
     own = {o.policy: own_policy(o) for o in cfgs if own_policy(o)}
     found = dict(weights=max(o.weights for o in cfgs), own_policies=own)
-    return {k: v for k,v in found.items() if v}
+    return filter_values(found, bool)
 
-# %% ../../nbs/43a_study.begin.ipynb #878ffcc4
+# %% ../../nbs/43a_study.begin.ipynb #b5f67a23
 def refuse_other_sources(
     plan:Plan, # To be carried out
     record:StudyRecord, # How far it came
@@ -246,11 +276,10 @@ def refuse_other_sources(
     "Refuse other weights than results are there of, and another transform under a policy's name"
     for r in plan.runs:
         store.refuse_other_policy(run_config(plan, r, {}))
-        key = f"{r.group}/{r.name}"
-        try: there = store.config(record.find_run(key).run_id)
+        try: there = store.config(record.find_run(r.key).run_id)
         except (FileNotFoundError, StoreError): continue # not begun, or damaged and made again
         here = with_weights(replace(_config_here(plan, r, there), weights=""), weights)
-        _same_weights(out, key, there.weights, here.weights)
+        _same_weights(out, r.key, there.weights, here.weights)
     for s in (begun_search(plan, s, out) for s in plan.searches):
         for cfg in _trial_starts(s): store.refuse_other_policy(cfg)
         here = search_sources(s, weights).get("weights", "")
@@ -262,16 +291,17 @@ def _same_weights(out, what, there, here):
     cure = "Give the same --weights FILE, or another --out."
     raise StoreError(f"{what} in {out} began with {a}, here {b} would be taken. {cure}")
 
-# %% ../../nbs/43a_study.begin.ipynb #49700a43
+# %% ../../nbs/43a_study.begin.ipynb #5659bee3
 WITHOUT_PLAN = "cinic train" # The name of such a study
 
 def _refuse_plan(out):
     "Refuse a folder that holds a plan's study"
-    name = StudyRecord.read(out).name if (out/"study.json").exists() else WITHOUT_PLAN
+    if not (out/"study.json").exists(): return
+    name = StudyRecord.read(out).name
     if name!=WITHOUT_PLAN:
         raise StoreError(f"{out} holds the study '{name}'. Add the run to its plan, or give another --out.")
 
-# %% ../../nbs/43a_study.begin.ipynb #dec236da
+# %% ../../nbs/43a_study.begin.ipynb #d64b5b43
 def record_training(
     out:Path, # The folder
     cfg:RunConfig, # Of one training, done or to come
@@ -280,7 +310,8 @@ def record_training(
 )->StudyRecord: # Now stored
     "What a folder has of trainings without a plan on these images, and one more, as a study's record"
     _refuse_plan(out)
-    store,rid = RunStore(out/"runs"),run_id(cfg, pack.digest)
+    store = RunStore(out/"runs")
+    rid = run_id(cfg, pack.digest)
     done = {k: o for k,o in _trained(store, store.ids()).items() if k==run_id(o, pack.digest)}
     tables = {k: dict(name=f"{o.model}-{k[:6]}")|non_defaults(o) for k,o in (done|{rid: cfg}).items()}
     record = new_record(Plan(name=WITHOUT_PLAN), pack, options)

@@ -6,23 +6,23 @@
 __all__ = ['DECISIVE', 'timing_key', 'estimate', 'training_share', 'UnderWay', 'Clock', 'time_network', 'time_networks',
            'network_of']
 
-# %% ../../nbs/42c_study.clock.ipynb #95ccfac1
+# %% ../../nbs/42c_study.clock.ipynb #dba9560b
 import math, time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from fastcore.basics import patch
+from fastcore.basics import attrdict, filter_values, getattrs, patch
 from ..core import FatalError
 from ..config import RunConfig, epoch_costs, is_validated
 from .tasks import Timing, own_parts
 from .workers import CRASHES, LostWorker, Workers, crash_words, thread_map
 
-# %% ../../nbs/42c_study.clock.ipynb #744ba8ea
+# %% ../../nbs/42c_study.clock.ipynb #991d036c
 def timing_key(
     cfg:RunConfig # One run
 )->RunConfig: # The same for runs whose images take equally long
     "What decides how long an image takes; of batches the nearest power of two"
     kept = ("model", "stem", "size", "width", "precision", "channels_last")
-    return RunConfig(bs=2**round(math.log2(cfg.bs)), muon=float(cfg.muon>0), **{k: getattr(cfg, k) for k in kept})
+    return RunConfig(bs=2**round(math.log2(cfg.bs)), muon=float(cfg.muon>0), **attrdict(cfg, *kept))
 
 # %% ../../nbs/42c_study.clock.ipynb #6f2f1711
 def estimate(
@@ -153,7 +153,7 @@ def time_network(
     except Exception: return None
     return done["train"],done["valid"]
 
-# %% ../../nbs/42c_study.clock.ipynb #0290d458
+# %% ../../nbs/42c_study.clock.ipynb #56ef77df
 def time_networks(
     workers:Workers, # They time them
     cfgs:list[RunConfig], # Runs
@@ -163,13 +163,13 @@ def time_networks(
     "Time the networks of some runs"
     keys = list(dict.fromkeys(map(timing_key, cfgs)))
     took = thread_map(lambda cfg: time_network(workers, cfg, on_loss, **kw), keys)
-    return {k: o for k,o in zip(keys, took) if o}
+    return filter_values(dict(zip(keys, took)), bool)
 
-# %% ../../nbs/42c_study.clock.ipynb #4451beef
+# %% ../../nbs/42c_study.clock.ipynb #26c82605
 DECISIVE = ("model", "stem", "size", "softmax", "precision", "compile", "channels_last") # Of a network's crash
 
 def network_of(
     cfg:RunConfig # One run
 )->tuple: # The same for runs that crash or survive alike
     "What decides whether a network ends its process"
-    return tuple(getattr(cfg, k) for k in DECISIVE)
+    return tuple(getattrs(cfg, *DECISIVE))

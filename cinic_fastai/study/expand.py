@@ -6,10 +6,12 @@
 __all__ = ['PLAIN', 'trial_config', 'run_config', 'with_base', 'with_options', 'Training', 'middle_bs', 'typical_config',
            'trainings', 'plan_problems', 'check_fits', 'enlarged_words', 'ingredients', 'ablation_text']
 
-# %% ../../nbs/38_study.expand.ipynb #f9ed6a91
+# %% ../../nbs/38_study.expand.ipynb #ad64d008
 import math, json
 from dataclasses import asdict, replace
+from statistics import mean
 from typing import Annotated, NamedTuple
+from fastcore.basics import merge
 from pydantic import Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 from ..config import (RunConfig, make_config, STRICT, Seed, Sequence, in_our_words, scaled, setting_name)
@@ -93,7 +95,7 @@ class _Options:
     trials:Annotated[tuple[int, ...], Sequence, Field(min_length=2, max_length=2)]|None
     seed:Seed|None
 
-# %% ../../nbs/38_study.expand.ipynb #2fa20b4d
+# %% ../../nbs/38_study.expand.ipynb #b9501319
 def with_options(
     plan:Plan, # A plan
     scale:float=1., # Factor on epochs: `max(1, round(n*scale))` in each phase of each run and trial
@@ -104,15 +106,16 @@ def with_options(
     "A plan with options put in"
     with in_our_words(_Options, PlanError): options = _Options(scale=scale, trials=trials, seed=seed)
     if options.trials:
-        budget = dict(zip(("random", "guided"), options.trials))
-        with in_our_words(SearchBudget, PlanError): searches = tuple(replace(o, **budget) for o in plan.searches)
-        plan = replace(plan, searches=searches)
+        random,guided = options.trials
+        with in_our_words(SearchBudget, PlanError):
+            searches = [replace(o, random=random, guided=guided) for o in plan.searches]
+        plan = replace(plan, searches=tuple(searches))
     if seed is not None: plan = _reseeded(plan, seed)
     if published: plan = _published(plan)
     if errors := counted_twice(plan): raise PlanError("; ".join(errors)+".")
     return plan if scale==1 else _scaled(plan, scale)
 
-# %% ../../nbs/38_study.expand.ipynb #f333745d
+# %% ../../nbs/38_study.expand.ipynb #61106828
 class Training(NamedTuple):
     "One training of a plan"
     name:str # Of the run, or the search's and the trial's number
@@ -125,8 +128,8 @@ def middle_bs(
 )->dict: # `bs`, or nothing where it isn't searched
     "The batch in the middle of a space, for an estimate of the time"
     if "bs" not in search.space: return {}
-    exponents = [math.log2(o) for o in dim_ends(search.space["bs"])]
-    return dict(bs=2**round(sum(exponents)/len(exponents)))
+    exponent = mean(map(math.log2, dim_ends(search.space["bs"])))
+    return dict(bs=2**round(exponent))
 
 # %% ../../nbs/38_study.expand.ipynb #eaef5be2
 def typical_config(
@@ -159,7 +162,7 @@ def trainings(
     trials = [o for search in searches for o in _of_search(search)]
     return sorted([*runs.values(), *trials], key=lambda o: {"run": 0, "final": 2}.get(o.kind, 1))
 
-# %% ../../nbs/38_study.expand.ipynb #3c790a4e
+# %% ../../nbs/38_study.expand.ipynb #458731f9
 def _demands(plan, counts):
     "Place, settings at their largest and number of training images of each run and search"
     defaults = dict(bs=RunConfig.bs)
@@ -180,7 +183,8 @@ def plan_problems(
     "What of a plan doesn't fit the data"
     found = []
     for place,settings,images in _demands(plan, counts):
-        shift,bs = settings.get("shift", 0),settings.get("bs", 0)
+        shift = settings.get("shift", 0)
+        bs = settings.get("bs", 0)
         sizes = settings.get("sizes")
         side = settings.get("size") or size
         if sizes and sizes[-1]!=side:
@@ -218,26 +222,30 @@ PLAIN = dict(
 _ALONG = dict(pretrained=dict(weights="", frozen_epochs=0), tta=dict(tta_share=1.)) # What goes with an ingredient
 _ONLY_IN = dict(whiten="speednet", dirac="speednet", stem="resnet") # How names of the networks begin that have it
 
-# %% ../../nbs/38_study.expand.ipynb #cd92e6de
+# %% ../../nbs/38_study.expand.ipynb #502e0d0a
 def ingredients(
     cfg:RunConfig # A recipe
 )->dict[str,dict]: # By ingredient, the settings of a training without it
     "What a recipe does beyond a plain training"
-    taken = [k for k,v in PLAIN.items() if getattr(cfg, k)!=v and cfg.model.startswith(_ONLY_IN.get(k, ""))]
-    along = {k: {a: v for a,v in _ALONG.get(k, {}).items() if getattr(cfg, a)!=v} for k in taken}
-    return {k: {k: PLAIN[k]}|along[k] for k in taken}
+    found = {}
+    for k,v in PLAIN.items():
+        if not cfg.model.startswith(_ONLY_IN.get(k, "")): continue
+        off = {k: v}|_ALONG.get(k, {})
+        changes = {name: plain for name,plain in off.items() if getattr(cfg, name)!=plain}
+        if k in changes: found[k] = changes
+    return found
 
-# %% ../../nbs/38_study.expand.ipynb #0c8ca0c5
+# %% ../../nbs/38_study.expand.ipynb #9189537e
 def _variants(found, recipe, alone):
     "The recipe, what it is without each ingredient and without any, and each alone: changes by variant"
     out = {"recipe": {}, **{f"without {k}": off for k,off in found.items()}}
-    plain = {k: v for off in found.values() for k,v in off.items()}
+    plain = merge(*found.values())
     out["plain"] = plain
+    if not alone: return out
     along = {k for name,off in found.items() for k in off if k!=name}
-    for name,off in found.items() if alone else ():
-        if name in along: continue
+    for name,off in found.items():
         kept = {k: v for k,v in plain.items() if k not in off}
-        out[f"plain + {name}"] = kept|{k: recipe[k] for k in off if recipe[k]!=plain[k]}
+        if name not in along: out[f"plain + {name}"] = kept|{k: recipe[k] for k in off}
     return out
 
 # %% ../../nbs/38_study.expand.ipynb #e4442563
@@ -251,14 +259,14 @@ def _recipe_run(plan, name):
     if not run.source: return run
     raise PlanError(f"Run '{name}' takes its settings from {run.source}: write them into a [[run]] of their own first.")
 
-# %% ../../nbs/38_study.expand.ipynb #1669cbe4
+# %% ../../nbs/38_study.expand.ipynb #4dd3537a
 def _recipe(plan, name, changes):
     "Settings of the recipe, without those that an ablation decides"
     settings = _recipe_run(plan, name).settings
-    if refused := [k for k in changes if k in ("seed", "train_on", "metric")]:
+    left_out = ["seed", "train_on", "metric"]
+    if refused := [k for k in changes if k in left_out]:
         raise PlanError(f"{refused[0]} can't be set here: "
             "an ablation takes its own seeds, and compares on valid images by the plan's metric.")
-    left_out = ["seed", "train_on", "metric"]
     if settings.get("train_on")=="train+valid": left_out += ["select", "validate"]
     return {k: v for k,v in settings.items() if k not in left_out}|changes
 

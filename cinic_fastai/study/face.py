@@ -50,7 +50,7 @@ def _same_images(study, pack):
     if pack.digest==study.data.digest: return pack
     raise DataError(f"{pack.path} holds other images than those of {study.out}, or they have changed.")
 
-# %% ../../nbs/44_study.face.ipynb #a75dfa7c
+# %% ../../nbs/44_study.face.ipynb #2e45b6e6
 class Study(StudyFolder):
     "A study's folder with its tables, predictors and Learners"
     def __init__(self,
@@ -60,16 +60,11 @@ class Study(StudyFolder):
         super().__init__(out)
         if pack is not None: self.pack = _same_images(self, pack)
 
-    @cached_property
-    def pack(self)->Pack: return find_pack(self)
-    @cached_property
-    def runs(self): return runs_table(self)
-    @cached_property
-    def trials(self): return trials_table(self)
-    @cached_property
-    def predictors(self): return predictors_table(self)
-    @cached_property
-    def tables(self)->dict: return all_tables(self)
+    pack = cached_property(find_pack)
+    runs = cached_property(runs_table)
+    trials = cached_property(trials_table)
+    predictors = cached_property(predictors_table)
+    tables = cached_property(all_tables)
 
 # %% ../../nbs/44_study.face.ipynb #6c19c1a2
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #eade6b36
+# %% ../../nbs/43b_study.runner.ipynb #0a8ec705
 import math, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -19,13 +19,14 @@ from ..core import StoreError, WriteError, interruptible, stop_on_signals
 from ..data.pack import Pack
 from ..files import lock, read_json
 from ..record import Repeat, RunEntry, SearchEntry, StudyRecord, control_name, journal_path, read_journal
-from ..config import RESULT_VERSION, RunConfig, one_training, run_id, with_weights
+from ..config import RESULT_VERSION, RunConfig, run_id, with_weights
 from ..results.metrics import majority_score
 from ..store import RunStore, epoch_scores, score_column, score_of
 from .begin import (begun_search, control_of, group_best, journal_settings, new_record, note_absent,
     open_record, refuse_other_sources, search_sources, trainings_left)
 from .clock import DECISIVE
-from ..plan import Plan, PlanRace, PlanRun, PlanSearch, better_half, plan_search, rung_epochs, source_depth
+from cinic_fastai.plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, one_training, plan_search, rung_epochs,
+    source_depth)
 from .expand import (check_fits, enlarged_words, middle_bs, run_config,
     trainings, trial_config, typical_config, with_base)
 from .samples import write_samples
@@ -34,7 +35,7 @@ from .track import Tracker, check_track
 from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
-# %% ../../nbs/43b_study.runner.ipynb #bf1f372f
+# %% ../../nbs/43b_study.runner.ipynb #b43f9959
 class StudyRunner:
     "Carries a plan out, and records what came of each part"
     def __init__(self,
@@ -47,7 +48,8 @@ class StudyRunner:
         fit:Callable|None=None, # As for `Trainer`
         propose:Callable=proposals # As for `search`
     ):
-        self.plan,self.propose = plan,propose
+        self.plan = plan
+        self.propose = propose
         self.out = Path(out)
         self.weights = options.weights
         self.record = open_record(self.out, new_record(plan, pack, options), plan)
@@ -57,7 +59,7 @@ class StudyRunner:
         if plan.minutes: self.trainer.until = self.began+60*plan.minutes
         self.ended = set() # Names of searches and controls, and runs as `GROUP/NAME`
 
-    def entry(self, run)->RunEntry: return self.record.find_run(f"{run.group}/{run.name}")
+    def entry(self, run)->RunEntry: return self.record.find_run(run.key)
     def search_entry(self, name)->SearchEntry: return next(s for s in self.record.searches if s.name==name)
 
     def mark(self,
@@ -74,7 +76,7 @@ class StudyRunner:
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
-# %% ../../nbs/43b_study.runner.ipynb #f55b66ce
+# %% ../../nbs/43b_study.runner.ipynb #1c70cb86
 @patch
 @contextmanager
 def recording(self:StudyRunner,
@@ -102,7 +104,8 @@ def train(self:StudyRunner,
 @patch
 def _complete(self:StudyRunner, job):
     "Train a run to its end, unless it is there"
-    entry,rid = self.record.find_run(job.name),self.rid(job.cfg)
+    entry = self.record.find_run(job.name)
+    rid = self.rid(job.cfg)
     with self.recording(entry):
         if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
         self.trainer.train(job)
@@ -137,11 +140,13 @@ def _taken(self:StudyRunner, part, entry):
     entry.of = s.of
     return dict(point=s.best.point, base=begun_search(self.plan, plan_search(self.plan, name), self.out).settings)
 
-# %% ../../nbs/43b_study.runner.ipynb #1913feee
+# %% ../../nbs/43b_study.runner.ipynb #5f03df4a
 @patch
 def _to_rung(self:StudyRunner, job):
     "Train a run of a race up to its next rung, unless it came so far before: its best score, None where it fails"
-    (n,),entry,rid = job.min_accs,self.record.find_run(job.name),self.rid(job.cfg)
+    n, = job.min_accs
+    entry = self.record.find_run(job.name)
+    rid = self.rid(job.cfg)
     if entry.run_id!=rid: self.mark(entry, run_id=rid, values=[])
     with self.recording(entry):
         if len(entry.values)<n:
@@ -170,24 +175,25 @@ def _stop(self:StudyRunner, job):
     self.mark(entry, **ended)
     self.trainer.tell("end", entry.key, **ended)
 
-# %% ../../nbs/43b_study.runner.ipynb #9b9df68a
+# %% ../../nbs/43b_study.runner.ipynb #2a0204e3
 @patch
 def race(self:StudyRunner,
     r:PlanRace # From the plan
 ):
     "Carry the runs of a group out, of which the better ones go on at each rung"
-    runs,jobs = [o for o in self.plan.runs if o.group==r.group],[]
+    runs = [o for o in self.plan.runs if o.group==r.group]
+    jobs = []
     for run in runs:
         with self.recording(self.entry(run)): jobs.append(self._job(run, self.entry(run)))
     side_by_side = thread_map if self.trainer.workers else map
     for before,share in pairwise((0., *r.rungs)):
-        bars = [{rung_epochs(share, o.cfg.epochs): math.inf} for o in jobs]
-        jobs = [replace(o, part=share-before, min_accs=bar) for o,bar in zip(jobs, bars)]
+        def rung(o): return {rung_epochs(share, o.cfg.epochs): math.inf}
+        jobs = [replace(o, part=share-before, min_accs=rung(o)) for o in jobs]
         jobs = self._better(jobs, list(side_by_side(self._to_rung, jobs)))
     list(side_by_side(self._complete, [replace(o, part=1-r.rungs[-1], min_accs=None) for o in jobs]))
-    self.ended |= {self.entry(run).key for run in runs}
+    self.ended |= {run.key for run in runs}
 
-# %% ../../nbs/43b_study.runner.ipynb #7a35a4c3
+# %% ../../nbs/43b_study.runner.ipynb #7f0caecf
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -208,8 +214,9 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     except Exception as e: return self._failed_trial(s, job, rid, e)
     values = {k: done.get(k) for k in ("accs", "valid_acc", "valid_loss", "best_epoch", "seconds")}|dict(run_id=rid)
     if score_column(done)!="valid_acc": values["score"] = score_of(done)
-    if "stopped" in done: return values|{k: done[k] for k in ("scores",) if k in done}|dict(status="stopped")
-    return values|epoch_scores(self.store.history(rid).to_dict("records"))
+    if "stopped" not in done: return values|epoch_scores(self.store.history(rid).to_dict("records"))
+    if "scores" in done: values["scores"] = done["scores"]
+    return values|dict(status="stopped")
 
 # %% ../../nbs/43b_study.runner.ipynb #5636917e
 @patch
@@ -265,7 +272,7 @@ def _random_baseline(self:StudyRunner, s):
         self.mark(control, best=None, reason=str(e))
     self.ended.add(name)
 
-# %% ../../nbs/43b_study.runner.ipynb #49102e85
+# %% ../../nbs/43b_study.runner.ipynb #e5dc8e83
 @patch
 def _reseed_best(self:StudyRunner, s):
     "Train a search's best points again with other seeds"
@@ -273,7 +280,8 @@ def _reseed_best(self:StudyRunner, s):
     s = begun_search(self.plan, s, self.out)
     points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
-    steps,repeated = [],[]
+    steps = []
+    repeated = []
     for seed,(of,trial) in product(range(first, first+s.repeats), points):
         repeated.append(Repeat(of=of, number=trial.number, seed=seed))
         steps.append(partial(self._reseed, s, repeated[-1], trial.point))
@@ -318,11 +326,12 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
     finals = [r for r in runs if r.source and self.entry(r).status!="done"]
     return left+[typical_config(self.plan, r) for r in finals]
 
-# %% ../../nbs/43b_study.runner.ipynb #31754b66
+# %% ../../nbs/43b_study.runner.ipynb #60770e81
 @patch
 def _steps(self:StudyRunner):
     "All steps, each after what it takes settings from"
-    plan,steps = self.plan,[]
+    plan = self.plan
+    steps = []
     races = {r.group: partial(self.race, r) for r in plan.races}
     for o in sorted([*plan.runs, *plan.searches], key=partial(source_depth, plan)):
         if isinstance(o, PlanRun): steps.append(races.get(o.group) or partial(self.train, o))

@@ -48,7 +48,7 @@ def _kept_examples(path, made_from):
     except (FileNotFoundError, StoreError): return None
     return old["augmented"] if old.get("made_from")==made_from else None
 
-# %% ../../nbs/42a_study.samples.ipynb #0e3eaa42
+# %% ../../nbs/42a_study.samples.ipynb #5cb42c86
 def _surest(rows, probs, k):
     "The `k` rows of the highest probability, of equals the first"
     return rows[np.argsort(-probs, kind="stable")][:k]
@@ -69,14 +69,15 @@ def confused_pairs(
     each:int=8 # Images of each
 )->list[tuple[int,int,np.ndarray]]: # (right class, taken for, row numbers into `probs`), most frequent pair first
     "What is taken for what most often, with the surest images of each pair"
-    preds,n = probs.argmax(1),probs.shape[1]
+    preds = probs.argmax(1)
+    n = probs.shape[1]
     found = []
     for i,j,_,_ in most_confused(confusion(preds, targs, n), range(n), pairs):
         rows = np.flatnonzero((targs==i)&(preds==j))
         found.append((i, j, _surest(rows, probs[rows,j], each)))
     return found
 
-# %% ../../nbs/42a_study.samples.ipynb #796608b4
+# %% ../../nbs/42a_study.samples.ipynb #519adc95
 def _mistake_samples(pack, probs, targs, rows):
     "Arrays for `samples.npz`; `rows` are those of the images in the pack"
     classes = np.array(pack.classes)
@@ -85,16 +86,20 @@ def _mistake_samples(pack, probs, targs, rows):
     pairs = np.concatenate([top[:0], *(r for *_,r in confused_pairs(probs, targs))])
     def images(of): return np.asarray(pack.images[rows[of]])
     return dict(
-        mistakes=images(top), mistake_true=classes[targs[top]], mistake_pred=classes[preds[top]],
+        mistakes=images(top),
+        mistake_true=classes[targs[top]],
+        mistake_pred=classes[preds[top]],
         mistake_prob=probs[top].max(1),
-        pairs=images(pairs), pair_true=classes[targs[pairs]], pair_pred=classes[preds[pairs]])
+        pairs=images(pairs),
+        pair_true=classes[targs[pairs]],
+        pair_pred=classes[preds[pairs]])
 
 def _shown_predictor(out):
     "The predictor that `cinic predict` takes, of those that say how sure they are; None where none is finished"
     sure = [p for p in predictions(StudyFolder(out), everyone=True) if p.probs is not None]
     return choose_predictor(sure) if sure else None
 
-# %% ../../nbs/42a_study.samples.ipynb #9bf5c4ab
+# %% ../../nbs/42a_study.samples.ipynb #416b6326
 SHOWN_POLICIES = ("simple", "gentle", "advanced", "combined", "combined-gentle")
 
 def write_samples(
@@ -103,7 +108,8 @@ def write_samples(
 ):
     "Write `samples.npz`"
     f = out/"samples.npz"
-    train,test = pack.rows["train"],pack.rows["test"]
+    train = pack.rows["train"]
+    test = pack.rows["test"]
     firsts = np.unique(pack.targs[train], return_index=True)[1]
     rows = train[firsts[:10]]
     made_from = f"{pack.digest}, version {RESULT_VERSION}"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['gp_optimizer', 'first_batch', 'proposals', 'trial_min_accs', 'expected_acc', 'search', 'best_point', 'repeat_points']
 
-# %% ../../nbs/41_study.search.ipynb #7bfa14a3
+# %% ../../nbs/41_study.search.ipynb #65990358
 import json, sys, threading, time, warnings
 from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ from functools import partial
 from itertools import chain, product
 from pathlib import Path
 import numpy as np
-from fastcore.basics import chunked, noop, patch
+from fastcore.basics import attrdict, chunked, noop, patch
 from ..config import in_our_words
 from ..core import CinicError, PlanError, StoreError
 from cinic_fastai.record import (BestPoint, Journal, JournalHeader, Trial, best_first, best_trial, ran_out_of_memory,
@@ -222,7 +222,7 @@ def run(self:_Search, points):
         told = [self.told(o) for o in trials[number:number+len(xs)]]
         number += len(xs)
 
-# %% ../../nbs/41_study.search.ipynb #88ab0e23
+# %% ../../nbs/41_study.search.ipynb #f071567b
 def _check_points(journal):
     "Refuse a journal with a trial outside of its space"
     for trial in journal.trials:
@@ -246,7 +246,8 @@ def search(
     with in_our_words(SearchBudget, PlanError): budget = SearchBudget(**own)
     header = JournalHeader.model_validate(_plain(settings|asdict(budget)|dict(space=spec_of(space))))
     points = propose(header)
-    found,total = read_journal(journal),budget.n_points(header.space)
+    found = read_journal(journal)
+    total = budget.n_points(header.space)
     found.begin(header)
     _check_points(found)
     todo = _Search(found, header, total, objective, chance, on_event, map_fn)
@@ -254,13 +255,13 @@ def search(
     if len(found.trials)<total: todo.run(points)
     return found.trials
 
-# %% ../../nbs/41_study.search.ipynb #eb784036
+# %% ../../nbs/41_study.search.ipynb #18599519
 def best_point(
     trials:list[Trial] # Of a search
 )->BestPoint: # `StoreError` where none finished
     "The best trial of a search, for its entry in the record"
     best = best_trial(trials)
-    return BestPoint(number=best.number, point=best.point, valid_acc=best.valid_acc, run_id=best.run_id)
+    return BestPoint(**attrdict(best, *BestPoint.model_fields))
 
 def repeat_points(
     trials:list[Trial], # Of a search

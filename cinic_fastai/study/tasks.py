@@ -6,13 +6,14 @@
 __all__ = ['Task', 'own_parts', 'gpu_of', 'Training', 'make_task', 'Timing', 'DeviceCheck', 'RunError', 'Outcome', 'failed',
            'run_task']
 
-# %% ../../nbs/42aa_study.tasks.ipynb #aacc76aa
+# %% ../../nbs/42aa_study.tasks.ipynb #d838ace0
 import sys, time, traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from signal import SIGTERM
+from fastcore.basics import filter_keys
 import cinic_fastai.core as core
 from ..core import CinicError, Interrupted, StoreError
 from ..data.pack import Pack, open_pack
@@ -31,7 +32,7 @@ def _register_network(build):
     from timm.models import is_model, register_model
     if not is_model(build.__name__): register_model(build)
 
-# %% ../../nbs/42aa_study.tasks.ipynb #ab892989
+# %% ../../nbs/42aa_study.tasks.ipynb #856c2891
 @dataclass(frozen=True, kw_only=True)
 class Task:
     "What every task of a worker knows"
@@ -54,7 +55,8 @@ def own_parts(
     cfg:RunConfig # A run
 )->dict: # `policies` and `networks` of a `Task`
     "What a run takes of the user's"
-    return dict(policies={k: v for k,v in policy_registry.items() if k==cfg.policy}, networks=_own_network(cfg.model))
+    policies = filter_keys(policy_registry, cfg.policy.__eq__)
+    return dict(policies=policies, networks=_own_network(cfg.model))
 
 # %% ../../nbs/42aa_study.tasks.ipynb #2b0ef270
 @cache

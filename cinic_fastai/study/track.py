@@ -60,7 +60,7 @@ def track_folder(
     "Where a training's curves lie"
     return Path(folder, *(re.sub(r"[^\w.+ ~-]", "_", o).strip(". ") or "_" for o in name.split("/")))
 
-# %% ../../nbs/39_study.track.ipynb #6342a04c
+# %% ../../nbs/39_study.track.ipynb #959a94e0
 def _known(row): return {k: row[k] for k in (*HISTORY, *SCORE_COLUMNS) if k in row and row[k]==row[k]}
 
 class Tracker:
@@ -73,8 +73,10 @@ class Tracker:
     ):
         store_attr("folder,project,on_event")
         self.open = _open[track]
-        self.training,self.log,self.open_training = None,None,ExitStack()
-        self.off,self.guard = False,threading.RLock()
+        self.training = self.log = None
+        self.open_training = ExitStack()
+        self.off = False
+        self.guard = threading.RLock()
     def __call__(self,
         name:str, # Of the training
         cfg:RunConfig, # What is trained

@@ -71,7 +71,7 @@ def _one_at_a_time(on_event):
         with speaking: on_event(kind, **info)
     return tell
 
-# %% ../../nbs/43_study.trainer.ipynb #3a98dad2
+# %% ../../nbs/43_study.trainer.ipynb #f8634d0f
 class Trainer:
     "Trains what is missing of a study, tells and logs it, and keeps the clock"
     def __init__(self,
@@ -85,11 +85,15 @@ class Trainer:
     ):
         store_attr("out,pack,store,options,stop,fit")
         self.on_event = _one_at_a_time(on_event)
-        self.clock,self.speed = Clock(),dict(options.speed)
+        self.clock = Clock()
+        self.speed = dict(options.speed)
         self.workers = self.tracker = None # a `Workers`, a `Tracker`
         self.stop_file = store.path.absolute()/".locks"/f"stop-{os.getpid()}-{time.time_ns()}"
-        self.guard,self.locks = threading.RLock(),defaultdict(threading.Lock)
-        self.sound,self.no_weights,self.deadly,self.halted = set(),{},{},False
+        self.guard = threading.RLock()
+        self.locks = defaultdict(threading.Lock) # By run id
+        self.sound = set() # What `is_sound` has seen
+        self.no_weights,self.deadly = {},{} # Why, by network
+        self.halted = False
         self.until = math.inf # When the time is up, by `time.monotonic`
 
     def is_sound(self,
@@ -224,11 +228,12 @@ def _falls_behind(self:Trainer, rid, min_accs):
     history = self.store.history(rid)
     return pruned_at(history[score_column(history)].tolist(), min_accs)
 
-# %% ../../nbs/43_study.trainer.ipynb #87a8f4a9
+# %% ../../nbs/43_study.trainer.ipynb #1321d37b
 @patch
 def _ended(self:Trainer, job, rid, done):
     "Tell the tracker, the log and the listener of a training"
-    status,epochs = "done",f"{job.cfg.epochs} epochs"
+    status = "done"
+    epochs = f"{job.cfg.epochs} epochs"
     if "stopped" in done:
         status = "paused" if job.pauses else "stopped"
         epochs = f"{status} after {done['stopped']} of {epochs}"
@@ -295,24 +300,25 @@ def in_place(
     hear = trainer.listener(job)
     return trainer.fit(job.cfg, trainer.pack, trainer.store, on_event=hear, stop=trainer.stop, **how)
 
-# %% ../../nbs/43_study.trainer.ipynb #890d5247
+# %% ../../nbs/43_study.trainer.ipynb #0b8e8109
 def retry_lost_worker(
     run:Callable, # `run(task)`, as `Workers.run`
     task:Task, # For it
     tries:int=3, # Workers to lose
-    on_loss:Callable=noop # Hears of each loss, in a sentence
+    on_event:Callable=noop # Receives a `note` on each loss
 )->Outcome: # Of the last try
     "Have a task done by another worker where one is lost"
     for i in range(1, tries+1):
         try: return run(task)
         except LostWorker as e:
             how = str(e)
-            on_loss(f"A worker was lost ({how})."+(f" Trying again, {i} of {tries}." if i<tries else ""))
+            again = f" Trying again, {i} of {tries}." if i<tries else ""
+            on_event("note", text=f"A worker was lost ({how}).{again}")
     if how.startswith(CRASHES): raise NetworkError(crash_words(task.cfg.model, how))
     cure = "most likely for want of memory. Take a smaller bs or size, or fewer --jobs."
     raise RunError(f"{tries} workers were lost with this run ({how}), {cure}")
 
-# %% ../../nbs/43_study.trainer.ipynb #fa421c40
+# %% ../../nbs/43_study.trainer.ipynb #cf8b1f70
 def on_worker(
     trainer:Trainer, # With workers
     job:Job # What is wanted
@@ -322,10 +328,9 @@ def on_worker(
     weight = trainer.expected(job.cfg)+job.after
     def begin(): trainer.begin(job)
     def run(task): return trainer.workers.run(task, begin, weight, hear)
-    def lost(text): hear("note", text=text)
     task = make_task(job.cfg, trainer.pack, trainer.store, trainer.stop_file, trainer.threads,
         **_fit_options(trainer, job))
-    return retry_lost_worker(run, task, on_loss=lost).unwrap()
+    return retry_lost_worker(run, task, on_event=hear).unwrap()
 
 # %% ../../nbs/43_study.trainer.ipynb #616f3194
 STOPPED = "Stopped; everything so far is saved. Run the same command again to continue."

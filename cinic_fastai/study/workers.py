@@ -302,15 +302,15 @@ def _extra(name, module):
         cure = f"pip install 'cinic_fastai[{name}]'"
         raise ConfigError(f"--backend {name} needs the package {module}: {cure}.") from None
 
-# %% ../../nbs/42b_study.workers.ipynb #12ec3b6c
+# %% ../../nbs/42b_study.workers.ipynb #7aec2691
 def check_backend(
     backend:str, # One of `BACKENDS`
     address:str="" # Of a running cluster
 ):
     "Refuse a backend that can't be, before any work"
     check_choice("backend", backend, BACKENDS)
-    if not address or backend!="processes": return
-    raise ConfigError("--address is for a cluster: take --backend dask or --backend ray.")
+    if address and backend=="processes":
+        raise ConfigError("--address is for a cluster: take --backend dask or --backend ray.")
 
 @contextmanager
 def open_workers(
