@@ -58,13 +58,14 @@ def _reseeded(plan, seed):
     searches = [o if o.own_seed else replace(new(o), seed=seed) for o in plan.searches]
     return replace(plan, seed=seed, runs=tuple(map(new, plan.runs)), searches=tuple(searches))
 
-# %% ../../nbs/38_study.expand.ipynb #b969a49e
+# %% ../../nbs/38_study.expand.ipynb #0c2a0444
 def _published(plan):
     "Give final runs the report's points"
     def settled(run):
         if not run.source.startswith("search:"): return run
-        base = plan_search(plan, run.source).settings
-        name = f"{base.get('model', RunConfig.model)}-{base.get('opt', RunConfig.opt)}"
+        search = plan_search(plan, run.source)
+        base = search.settings
+        name = search.source or f"{base.get('model', RunConfig.model)}-{base.get('opt', RunConfig.opt)}"
         point = PUBLISHED_POINTS.get(name)
         if point: return replace(run, settings={**base, **point, **run.settings}, source="")
         raise PlanError(f"Run '{run.name}': the report has no point for {name}. Known: {', '.join(PUBLISHED_POINTS)}.")

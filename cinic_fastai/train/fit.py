@@ -349,13 +349,17 @@ def _trained(run):
     with deterministic_kernels() if wanted.deterministic and device.type=="cuda" else nullcontext():
         return _train(run, _learner(run, device))
 
-# %% ../../nbs/23_train.fit.ipynb #04c826bb
+# %% ../../nbs/23_train.fit.ipynb #49a3f6df
+_SLOW = 2. # Seconds of a step
+
 def _median_seconds(f, steps, device):
-    "Median time of a call, after one that isn't timed"
+    "Median time of a call, after one that counts only where it takes seconds"
     def finished():
         f()
         if device.type=="cuda": torch.cuda.synchronize(device)
-    return float(np.median(timeit.repeat(finished, number=1, repeat=steps+1)[1:]))
+    first = timeit.timeit(finished, number=1)
+    if first>_SLOW: return first
+    return float(np.median(timeit.repeat(finished, number=1, repeat=steps)))
 
 # %% ../../nbs/23_train.fit.ipynb #3d272fcc
 def time_steps(

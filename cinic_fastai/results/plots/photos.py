@@ -64,7 +64,7 @@ def plot_photos(
     ax.set_xticks((np.arange(c)+.5)*(w+3)-2, labels, **look)
     return ax
 
-# %% ../../../nbs/33b_results.plots.photos.ipynb #b77d5220
+# %% ../../../nbs/33b_results.plots.photos.ipynb #a970fec8
 @in_style
 def plot_mistakes(
     samples:dict, # From `samples_table`
@@ -77,7 +77,7 @@ def plot_mistakes(
     ax.imshow(mosaic(rows, w//4, h//2), interpolation="none")
     captions = zip(np.ndindex(rows.shape[:2]), *(samples[f"mistake_{k}"] for k in ("pred", "prob", "true")))
     for (i,j),pred,p,true in captions:
-        text = f"{short(pred)} {100*p:.0f} %\nis: {short(true)}"
+        text = f"{short(pred, 10)} {100*p:.0f} %\nis: {short(true)}"
         ax.text(j*(w+w//4)+w/2, i*(h+h//2)+h+1, text, ha="center", va="top", fontsize=7)
     ax.set_axis_off()
     return ax

@@ -46,7 +46,7 @@ def power_of_ten(
     "A power of ten in print"
     return "10"+str(n).translate(_SUPERSCRIPTS)
 
-# %% ../../../nbs/33_results.plots.style.ipynb #676896c6
+# %% ../../../nbs/33_results.plots.style.ipynb #f8b21d28
 def wrap(
     name:str, # Of a class, run or search
     width:int # Letters a line
@@ -57,11 +57,13 @@ def wrap(
 def short(
     name:str, # Of a class
     most:int=12 # Letters there is room for
-)->str: # As it is, or its beginning and three dots
+)->str: # As it is, or its beginning, three dots and its end, which may be a number
     "Cut a name to a length, also where it is one long word; Chinese, Japanese and Korean letters count twice"
     ends = np.cumsum([1+(east_asian_width(c) in "WF") for c in name])
     if not len(name) or ends[-1]<=most: return name
-    return name[:np.searchsorted(ends, most-3, "right")].rstrip()+"..."
+    tail = (most-3)//3
+    head,rest = np.searchsorted(ends, most-3-tail, "right"),np.searchsorted(ends, ends[-1]-tail)+1
+    return f"{name[:head].rstrip()}...{name[rest:].lstrip()}"
 
 # %% ../../../nbs/33_results.plots.style.ipynb #f456d89a
 COLOURS = {"custom_cnn": "#D55E00", "custom_cnn-adam": "#D55E00", "custom_cnn-sgd": "#E69F00",
