@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'SPLIT_WORDS', 'origin_of', 'is_cifar_test', 'class_of', 'is_image_name', 'split_of',
            'class_folders', 'file_names', 'paths_inside', 'image_files', 'other_files', 'one_line', 'bullet_lines',
            'left_out', 'note_left_out', 'ImageItem', 'row_order', 'FolderScan', 'outside_files', 'require_folder',
-           'class_problems', 'scan_folder', 'require_layout', 'require_readable', 'size_and_time', 'fingerprint']
+           'class_problems', 'scan_folder', 'require_readable', 'size_and_time', 'fingerprint']
 
 # %% ../../nbs/10_data.folder.ipynb #77753336
 import hashlib, os, re, unicodedata
@@ -220,13 +220,13 @@ class FolderScan:
             "class, nor in another way that is read: folders of classes alone, fewer splits, or a CSV of files and "
             f"labels. Found:{bullet_lines([*self.problems, left_out(self.ignored)])}")
 
-# %% ../../nbs/10_data.folder.ipynb #d56d45f8
+# %% ../../nbs/10_data.folder.ipynb #a3e31944
 _no_utf8 = re.compile("[\ud800-\udfff]") # How Python holds a byte that is no text
 
 def _scan_class(scan, split, folder):
     "Add the images of one class's folder to a scan"
     scan.folders.append(folder)
-    label = class_of(folder.rsplit("/", 1)[-1])
+    label = class_of(PurePosixPath(folder).name)
     for file in paths_inside(scan.root, folder):
         if _no_utf8.search(file): scan.problems.append(f"{file!r} is a name that is not UTF-8")
         elif is_image_name(file): scan.items.append(ImageItem(split, label, file))
@@ -261,13 +261,14 @@ def class_problems(
     yield from (f"class '{c}' has no images in train: {cure}" for c in scan.classes if c not in learnt)
     if len(scan.classes)<2: yield f"classes: {len(scan.classes)}, at least 2 are needed"
 
-# %% ../../nbs/10_data.folder.ipynb #1a3c28ec
+# %% ../../nbs/10_data.folder.ipynb #37f97327
 def scan_folder(
     root:Path, # Image folder
     bases:dict|None=None # split -> folder in it that holds the split's classes; called as the split if not given
 )->FolderScan: # With everything found wrong in `problems`
     "List an image folder"
-    root,bases = Path(root),bases or {s: s for s in SPLITS}
+    root = Path(root)
+    bases = bases or {s: s for s in SPLITS}
     require_folder(root)
     found = {s: class_folders(root/o) for s,o in bases.items()}
     tops = {o.split("/")[0] for o in bases.values()}
@@ -279,13 +280,7 @@ def scan_folder(
     scan.problems += class_problems(scan)
     return scan
 
-# %% ../../nbs/10_data.folder.ipynb #c7a4c040
-def require_layout(
-    root:Path # Image folder
-)->FolderScan: # Without problems
-    "List an image folder; `DataError` says all that is wrong with its layout"
-    return scan_folder(root).require()
-
+# %% ../../nbs/10_data.folder.ipynb #4900e485
 def require_readable(
     scan:FolderScan, # Images
     bad:dict, # file -> why it can't be used

@@ -84,7 +84,7 @@ def _table_problems(rows):
     if words!={""}: yield from (f"split '{o}': expected train, valid or test" for o in sorted(words-{*SPLITS}))
     yield from (f"{f} has {n} classes or splits" for f,n in Counter(o.file for o in rows).items() if n>1)
 
-# %% ../../nbs/10a_data.hub.ipynb #dc2e9bc7
+# %% ../../nbs/10a_data.hub.ipynb #9dba2d45
 def scan_tables(
     root:Path, # Folder of images
     tables:list[Path] # CSV files in it
@@ -93,8 +93,9 @@ def scan_tables(
     files = list(paths_inside(root))
     known = _index(files)
     rows = list(dict.fromkeys(chain.from_iterable(_rows_of(root, o, known) for o in tables)))
-    named,labelled = {o.file for o in rows},[o for o in rows if o.label]
+    named = {o.file for o in rows}
     if not named.intersection(files): return None
+    labelled = [o for o in rows if o.label]
     items = sorted((ImageItem(o.split or "train", o.label, o.file) for o in labelled), key=row_order)
     ignored = [f for f in files if f not in named and is_image_name(f)]
     scan = FolderScan(root, sorted({o.label for o in items}), items, ignored, [""])
@@ -163,23 +164,26 @@ def _rows(path, table, columns):
         few = dict(batch_size=1000, batch_readahead=1, use_threads=False)
         for batch in table.to_batches(columns=columns, **few): yield from batch.to_pylist()
 
-# %% ../../nbs/10a_data.hub.ipynb #d067f592
+# %% ../../nbs/10a_data.hub.ipynb #9b41edf6
 def _image_bytes(value, path):
     "Name and content of an image column's value"
     value = value if isinstance(value, dict) else dict(bytes=value)
-    name,data = value.get("path") or "",value.get("bytes")
+    name = value.get("path") or ""
+    data = value.get("bytes")
     if isinstance(data, bytes): return name,data
     found = f"a path, {name}" if name else "no image"
     raise DataError(f"{path} holds {found}, where an image is expected: save the dataset with its images embedded.")
 
-# %% ../../nbs/10a_data.hub.ipynb #1e8e2321
+# %% ../../nbs/10a_data.hub.ipynb #d94e007e
 def _table_images(src, files):
     for f in files:
-        table,split = _open_table(f),split_of(f.relative_to(src).as_posix())
+        table = _open_table(f)
+        split = split_of(f.relative_to(src).as_posix())
         info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         image,label,classes = _columns_of(table.schema.names, info.get("features", {}))
         for row in _rows(f, table, [image, label]):
-            yield _HubImage(split, _class_name(row[label], classes), *_image_bytes(row[image], f))
+            name,data = _image_bytes(row[image], f)
+            yield TableRow(name, _class_name(row[label], classes), split),data
 
 # %% ../../nbs/10a_data.hub.ipynb #822c2ef7
 _table_name = re.compile(r"(?!(cache-|tmp).*\.arrow).+\.(parquet|arrow)")
@@ -200,7 +204,7 @@ def find_tables(
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
     return [src/o for o in tables]
 
-# %% ../../nbs/10a_data.hub.ipynb #c29d03b6
+# %% ../../nbs/10a_data.hub.ipynb #693782d7
 _suffixes = dict(PNG=".png", JPEG=".jpg", WEBP=".webp", BMP=".bmp", GIF=".gif", TIFF=".tif", PPM=".ppm",
     AVIF=".avif", HEIF=".heic")
 
@@ -212,23 +216,24 @@ def free_name(
 )->str: # Without folders
     "A name that no other file of its folder has, on any file system"
     path = PurePosixPath(name.replace("\\", "/"))
-    stem,suffix = path.stem.lstrip(".") or f"{number:06d}",suffix or path.suffix
+    stem = path.stem.lstrip(".") or f"{number:06d}"
+    suffix = suffix or path.suffix
     if class_of(stem+suffix).lower() in taken: stem = f"{stem}-{number:06d}" # one name to some file systems
     taken.add(class_of(stem+suffix).lower())
     return stem+suffix
 
-# %% ../../nbs/10a_data.hub.ipynb #b9d6ff5a
+# %% ../../nbs/10a_data.hub.ipynb #b5952bcb
 _every = 1000 # Images between two events
 
-def _write_image(root, number, o, taken):
-    "Write an image; its row"
-    suffix = _suffixes.get(image_format(o.data), ".png")
-    file = f"{o.split or 'all'}/{free_name(o.name, number, taken[o.split], suffix)}"
+def _write_image(root, number, row, data, taken):
+    "Write an image; its row, with the file's new name"
+    suffix = _suffixes.get(image_format(data), ".png")
+    file = f"{row.split or 'all'}/{free_name(row.file, number, taken[row.split], suffix)}"
     (root/file).parent.mkdir(exist_ok=True)
-    (root/file).write_bytes(o.data)
-    return TableRow(file, o.label, o.split)
+    (root/file).write_bytes(data)
+    return row._replace(file=file)
 
-# %% ../../nbs/10a_data.hub.ipynb #2076e754
+# %% ../../nbs/10a_data.hub.ipynb #c40a9b68
 def unpack_tables(
     src:Path, # A dataset's folder
     tables:list[Path], # From `find_tables`
@@ -238,9 +243,10 @@ def unpack_tables(
     "Write the images of parquet and arrow files; they keep their bytes, and their names where they have some"
     with folder_lock(dest, on_event):
         if dest.exists(): return dest
-        n,taken = sum(_open_table(f).count_rows() for f in tables),defaultdict(set)
+        n = sum(_open_table(f).count_rows() for f in tables)
+        taken = defaultdict(set)
         with atomic_folder(dest) as tmp, naming_full_disk(dest, sum(f.stat().st_size for f in tables)):
             images = with_progress(_table_images(src, tables), "unpack", n, on_event, _every)
-            rows = [_write_image(tmp, i, o, taken) for i,o in enumerate(images)]
+            rows = [_write_image(tmp, i, row, data, taken) for i,(row,data) in enumerate(images)]
             write_text(tmp/"labels.csv", csv_text([TableRow._fields, *rows]))
     return dest

@@ -90,7 +90,7 @@ def _unpacked(root, tables, on_event):
     dest = unpack_tables(root, tables, cache_place(root, "tables")/sign, on_event)
     return scan_tables(dest, [dest/"labels.csv"])
 
-# %% ../../nbs/10c_data.layout.ipynb #5b93410d
+# %% ../../nbs/10c_data.layout.ipynb #b54cd946
 def _read_inner(root, on_event):
     names = [o for o in class_folders(root) if any(map(is_image_name, paths_inside(root, o)))]
     if len(names)!=1: return None
@@ -99,7 +99,8 @@ def _read_inner(root, on_event):
     return scan if scan.items else None
 
 def _read_nothing(root):
-    images,tables = outside_files(root, [""], class_folders(root)),_csv_names(root)
+    images = outside_files(root, [""], class_folders(root))
+    tables = _csv_names(root)
     found = [f"{len(images):,} images without two folders of classes" if images else "there are no images in it"]
     if tables: found.append(f"which table says what they show isn't clear: give one of {', '.join(tables)}")
     return FolderScan(root, [], [], images, [], found)
@@ -226,7 +227,7 @@ def folder_info(
     "Count images by split, class and origin"
     return _report(find_images(root))
 
-# %% ../../nbs/10c_data.layout.ipynb #339e1930
+# %% ../../nbs/10c_data.layout.ipynb #f534c03f
 def read_scan(
     scan:FolderScan, # Images
     on_event:Callable|None=None, # Hears of progress
@@ -237,14 +238,15 @@ def read_scan(
     **square # `size` and `fit` as for `read_batch`
 )->ImageFacts: # In the order of the scan
     "Read all images of a scan"
-    facts,todo = ImageFacts(),[*chunked([o.file for o in scan.items], batch)]
+    facts = ImageFacts()
+    todo = list(chunked([o.file for o in scan.items], batch))
     for images,more in map_batches(partial(read_batch, root=scan.root, **square), todo, n_workers):
         write(images)
         facts.update(more)
         emit(on_event, "progress", what=what, done=len(facts.hashes)+len(facts.bad), total=len(scan.items))
     return facts
 
-# %% ../../nbs/10c_data.layout.ipynb #05bc55f9
+# %% ../../nbs/10c_data.layout.ipynb #f600e539
 def check_folder(
     root:Path, # Images, as for `find_images`
     on_event:Callable|None=None, # Hears of progress
@@ -252,8 +254,10 @@ def check_folder(
 )->FolderReport: # Complete
     "Read every image and report; nothing is raised for bad images"
     scan = find_images(root, on_event)
-    out,facts = _report(scan),read_scan(scan, on_event, n_workers)
-    out.read,out.bad = True,facts.bad
+    facts = read_scan(scan, on_event, n_workers)
+    out = _report(scan)
+    out.read = True
+    out.bad = facts.bad
     out.sizes = dict(Counter(f"{w}x{h}" for w,h in facts.own.values()).most_common())
     out.not_square = sum(w!=h for w,h in facts.own.values())
     out.duplicates,out.ambiguous,out.near = find_copies(facts, [o for o in scan.items if o.file not in facts.bad])

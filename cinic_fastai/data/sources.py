@@ -22,7 +22,7 @@ from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full
 from .decode import ImageFacts
 from .folder import ImageItem, bullet_lines, row_order, scan_folder
 
-# %% ../../nbs/10b_data.sources.ipynb #5690f7da
+# %% ../../nbs/10b_data.sources.ipynb #de7ea15f
 def split_counts(
     n:int, # Images of one class
     parts:tuple # Shares of train, valid and test, in any unit; 0 for a split that isn't drawn
@@ -32,8 +32,8 @@ def split_counts(
     least = np.array(parts)>0
     for floor in (least*[1, 0, 0], least):
         while (counts<floor).any() and (counts>floor).any():
-            lowest,highest = (counts-floor).argmin(),(counts-floor).argmax()
-            counts[[lowest, highest]] += 1,-1
+            counts[(counts-floor).argmin()] += 1
+            counts[(counts-floor).argmax()] -= 1
     return counts
 
 def stratified_split(
@@ -74,7 +74,7 @@ def near_groups(
                 for other in alike[np.bitwise_count(alike^one)<=NEAR_BITS]: found.merge(int(one), int(other))
     return {f: found[o] for f,o in hashes.items()}
 
-# %% ../../nbs/10b_data.sources.ipynb #b966a92e
+# %% ../../nbs/10b_data.sources.ipynb #1fcfcb13
 def draw_splits(
     labels:list[str], # Class of each image
     groups:list[int], # Its group
@@ -84,9 +84,11 @@ def draw_splits(
     "Deal out images, each class by the same shares, groups whole"
     classes,targs = np.unique(labels, return_inverse=True)
     whole = np.array([split_counts(n, parts) for n in np.bincount(targs)])
-    left,out,order = whole.copy(),np.empty(len(labels), "U5"),[]
+    order = []
     for k,c in enumerate(classes.tolist()):
         order += rng("split", seed, c).permutation(np.flatnonzero(targs==k)).tolist()
+    left = whole.copy()
+    out = np.empty(len(labels), "U5")
     for group in sorted(groupby(order, groups.__getitem__).values(), key=len, reverse=True):
         of = np.bincount(targs[group], minlength=len(classes))
         room = (of>0)@(left/np.maximum(whole, 1))
@@ -242,15 +244,16 @@ def _append(response, part, start, size, on_event):
             emit(on_event, "progress", what="download", done=f.tell(), total=size)
             if f.tell()>size: raise _Refused(f"it sends more than the expected {size:,} bytes")
 
-# %% ../../nbs/10b_data.sources.ipynb #0e8fc05b
+# %% ../../nbs/10b_data.sources.ipynb #8f6f593d
 def _no_file(answer, part):
     "What an answer without the file means: `_Refused` where asking again is no use"
-    code,words = answer.status_code,f"{answer.status_code} {answer.reason}"
+    code = answer.status_code
+    words = f"{code} {answer.reason}"
     if 400<=code<500 and code not in (408, 416, 429): return _Refused(words)
     if code in (206, 416): part.unlink(missing_ok=True) # the server can't go on from there
     return ConnectionError(words)
 
-# %% ../../nbs/10b_data.sources.ipynb #f4530230
+# %% ../../nbs/10b_data.sources.ipynb #19927c96
 def _request(url, part, size, on_event):
     "Ask once for what `part` still lacks, and append it"
     import requests
@@ -260,15 +263,18 @@ def _request(url, part, size, on_event):
     with requests.get(url, headers=headers, stream=True, timeout=(10,60)) as r:
         resumes = r.status_code==206 and r.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         if not resumes and r.status_code!=200: raise _no_file(r, part)
-        start, length = have if resumes else 0, int(r.headers.get("Content-Length", 0))
+        start = have if resumes else 0
+        length = int(r.headers.get("Content-Length", 0))
         if length and start+length!=size: raise _Refused(f"it offers {start+length:,} bytes, expected {size:,}")
         _append(r, part, start, size, on_event)
 
-# %% ../../nbs/10b_data.sources.ipynb #85c1fcc8
+# %% ../../nbs/10b_data.sources.ipynb #50c008c1
 def _complete(url, part, size, on_event):
     "Ask one address again as long as more arrives"
     from urllib3.exceptions import HTTPError
-    most, fails, cause = _size(part), 0, ""
+    most = _size(part)
+    fails = 0
+    cause = ""
     while _size(part)!=size:
         if fails==3: raise _Refused(cause or f"it ended after {_size(part):,} of {size:,} bytes")
         if _size(part)>size: part.unlink()
@@ -277,7 +283,8 @@ def _complete(url, part, size, on_event):
         except (HTTPError, OSError) as e:
             if isinstance(e, OSError) and disk_is_full(e): raise
             cause = f"{type(e).__name__}: {e}"[:200]
-        fails, most = 0 if _size(part)>most else fails+1, max(most, _size(part))
+        fails = 0 if _size(part)>most else fails+1
+        most = max(most, _size(part))
 
 # %% ../../nbs/10b_data.sources.ipynb #34ecb4c5
 def _fetch(url, part, archive, on_event):
@@ -290,14 +297,15 @@ def _fetch(url, part, archive, on_event):
     if not resumed: raise _Refused(f"its MD5 is {found}, expected {archive.md5}")
     _fetch(url, part, archive, on_event) # what was there before may have been the fault
 
-# %% ../../nbs/10b_data.sources.ipynb #248b0a5b
+# %% ../../nbs/10b_data.sources.ipynb #55f2ca83
 def download_archive(
     path:Path, # File to make; grows as `path` with `.part` behind its name
     archive:Archive, # What to get
     on_event:Callable=None # Hears of progress
 )->Path: # `path`
     "Download one file whole; `DataError` says what each address answered, and the cure"
-    part, causes = path.with_name(path.name+".part"), []
+    part = path.with_name(path.name+".part")
+    causes = []
     path.parent.mkdir(parents=True, exist_ok=True)
     with naming_full_disk(path, archive.size):
         for url in archive.urls:
