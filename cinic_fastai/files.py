@@ -322,10 +322,11 @@ def _own_words():
     command = " ".join(sys.argv)[:200]
     return f"process {os.getpid()} on {socket.gethostname()} since {dt.datetime.now():%Y-%m-%d %H:%M} ({command})"
 
-# %% ../nbs/01_files.ipynb #c52a35aa
+# %% ../nbs/01_files.ipynb #d9bb1c38
 def _acquire(held, path, what, wait, on_event):
     "Get a lock, telling the listener that and for whom it has to wait"
-    until,event = time.monotonic()+wait,"note"
+    until = time.monotonic()+wait
+    event = "note"
     while True:
         with suppress(Timeout): return held.acquire(timeout=.2 if wait else 0)
         who = f"{what} is in use by {_holder(path)}."
@@ -333,16 +334,17 @@ def _acquire(held, path, what, wait, on_event):
         event = "wait"
         if 0<=wait and until<=time.monotonic(): raise StoreError(f"{who} Wait for it to end, or use another folder.")
 
-# %% ../nbs/01_files.ipynb #e8651ee2
+# %% ../nbs/01_files.ipynb #f17027dd
 @contextmanager
 def lock(
     path:Path, # Lock file, made when missing
     what:str, # What is locked, for the message
     wait:float=0, # Seconds to wait for another holder; -1 waits for ever
-    on_event:Callable|None=None # Hears whom it waits for (`note`), then `wait` a few times a second; may raise
+    on_event:Callable=None # Hears whom it waits for (`note`), then `wait` a few times a second; may raise
 )->Iterator[None]:
     "Hold `path`'s lock for the block; `StoreError` says which process holds it"
-    path,held = Path(path),FileLock(str(path))
+    path = Path(path)
+    held = FileLock(str(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(held, path, what, wait, on_event)
@@ -365,11 +367,11 @@ def is_locked(
     except Timeout: return True
     except OSError: return False # a folder that is read-only
 
-# %% ../nbs/01_files.ipynb #8dcf3adf
+# %% ../nbs/01_files.ipynb #550f11ab
 @contextmanager
 def folder_lock(
     dest:Path, # Folder to be made
-    on_event:Callable|None=None # As for `lock`
+    on_event:Callable=None # As for `lock`
 )->Iterator[None]:
     "Let one process at a time make `dest`; others wait"
     dest = Path(dest).absolute()

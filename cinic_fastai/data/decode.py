@@ -67,7 +67,7 @@ def to_rgb(
     if im.mode.startswith("I"): return _from_16_bits(im)
     return _on_white(im) if im.has_transparency_data else im.convert("RGB")
 
-# %% ../../nbs/09_data.decode.ipynb #5468c3d0
+# %% ../../nbs/09_data.decode.ipynb #53575373
 FITS = dict(squish=Image.Image.resize, pad=ImageOps.pad, crop=ImageOps.fit) # Each takes image, size and filter
 
 def to_square(
@@ -76,7 +76,8 @@ def to_square(
     fit:str="squish" # One of `FITS`
 )->Image.Image: # `(size,size)`
     "Resize an image to a square"
-    return im if size==0 or im.size==(size,size) else FITS[fit](im, (size,size), Image.Resampling.BILINEAR)
+    if size==0 or im.size==(size,size): return im
+    return FITS[fit](im, (size,size), Image.Resampling.BILINEAR)
 
 # %% ../../nbs/09_data.decode.ipynb #1c387cd2
 _done = dict(squish="squished into a square (--fit pad and --fit crop keep their proportions)",
@@ -124,7 +125,7 @@ def peek_image(
     if im.width*im.height>most: raise DataError(f"{im.width}x{im.height} is more than {most:,} pixels")
     return im
 
-# %% ../../nbs/09_data.decode.ipynb #87779625
+# %% ../../nbs/09_data.decode.ipynb #76845496
 def open_image(
     data:bytes, # Content of an image file
     size:int=0 # Side that will be wanted of it, 0 for its own
@@ -132,7 +133,7 @@ def open_image(
     "Decode one image, or the first one of several, as a viewer shows it"
     im = peek_image(data)
     own = im.size
-    if own[0]*own[1]>MAX_PIXELS: im.draft(None, [min(3*size or o, o//2) for o in own])
+    if im.width*im.height>MAX_PIXELS: im.draft(None, [min(3*size or o, o//2) for o in own])
     stored = im.size
     rgb = to_rgb(im)
     return rgb, own if rgb.size==stored else own[::-1]
@@ -188,7 +189,7 @@ def _drained(results, remote, ended):
         ended.set()
         with suppress(BrokenProcessPool): deque(remote, maxlen=0)
 
-# %% ../../nbs/09_data.decode.ipynb #8f884720
+# %% ../../nbs/09_data.decode.ipynb #6c983bc6
 def map_batches(
     fn:Callable, # Batch -> result; importable, so that other processes find it
     todo:list[list[str]], # Batches
@@ -202,7 +203,8 @@ def map_batches(
         max_nbytes=None, idle_worker_timeout=10)
     first = len(todo)//8
     ended = threading.Event()
-    with signals_blocked(): remote = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[first:]))
+    rest = takewhile(lambda _: not ended.is_set(), todo[first:])
+    with signals_blocked(): remote = run(map(delayed(fn), rest))
     return _drained(chain(map(fn, todo[:first]), remote), remote, ended)
 
 # %% ../../nbs/09_data.decode.ipynb #b7ffd0f0

@@ -55,9 +55,9 @@ def read_table(
     names = ["file", "label", "split"] if headless else _column_names(rows[0])
     return [_row(names, o) for o in rows[not headless:]]
 
-# %% ../../nbs/10a_data.hub.ipynb #b5aec8d7
+# %% ../../nbs/10a_data.hub.ipynb #d7044431
 def _short_names(path):
-    name = path.rsplit("/", 1)[-1]
+    name = PurePosixPath(path).name
     return name,name.rsplit(".", 1)[0]
 
 def _index(files):
@@ -70,7 +70,9 @@ def _index(files):
 def _meant(name, known):
     "The file that a name means; the name itself where none, or more than one, fits"
     path = class_of(name.replace("\\", "/").removeprefix("./"))
-    return next((min(known[o]) for o in (path, *_short_names(path)) if len(known.get(o, ()))==1), path)
+    for key in (path, *_short_names(path)):
+        if len(known.get(key, ()))==1: return min(known[key])
+    return path
 
 # %% ../../nbs/10a_data.hub.ipynb #536d603e
 def _rows_of(root, table, known):
@@ -233,12 +235,12 @@ def _write_image(root, number, row, data, taken):
     (root/file).write_bytes(data)
     return row._replace(file=file)
 
-# %% ../../nbs/10a_data.hub.ipynb #c40a9b68
+# %% ../../nbs/10a_data.hub.ipynb #cc079fd8
 def unpack_tables(
     src:Path, # A dataset's folder
     tables:list[Path], # From `find_tables`
     dest:Path, # Folder to make
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable=None # Hears of progress
 )->Path: # `dest`, with `labels.csv`
     "Write the images of parquet and arrow files; they keep their bytes, and their names where they have some"
     with folder_lock(dest, on_event):

@@ -41,7 +41,7 @@ def _read_classes(root):
     scan.notes.append(f"{len(scan.classes)} classes without splits.")
     return scan
 
-# %% ../../nbs/10c_data.layout.ipynb #4080fc57
+# %% ../../nbs/10c_data.layout.ipynb #81acd77d
 def _split_folders(root):
     "split -> folders that stand for it"
     names = class_folders(root)
@@ -51,10 +51,11 @@ def _split_folders(root):
 def _holder(root, folder):
     "The folder that holds a split's classes: itself, or the only one in it that holds several"
     inner = class_folders(root/folder)
-    deeper = len(inner)==1 and len(class_folders(root/folder/inner[0]))>1
-    return f"{folder}/{inner[0]}" if deeper else folder
+    if len(inner)!=1: return folder
+    deeper = f"{folder}/{inner[0]}"
+    return deeper if len(class_folders(root/deeper))>1 else folder
 
-# %% ../../nbs/10c_data.layout.ipynb #5d425070
+# %% ../../nbs/10c_data.layout.ipynb #ca4f5515
 def _read_splits(root):
     found = _split_folders(root)
     bases = {s: _holder(root, found[s][0]) for s in SPLITS if s in found}
@@ -64,7 +65,7 @@ def _read_splits(root):
     own = {s: o for s,o in bases.items() if known&names[s]}
     scan = scan_folder(root, own)
     scan.problems += [f"{' and '.join(o)} both stand for {s}: keep one" for s,o in found.items() if len(o)>1]
-    if own!={s: s for s in SPLITS}: scan.notes.append(f"Splits found: {', '.join(own.values())}.")
+    if tuple(own.values())!=SPLITS: scan.notes.append(f"Splits found: {', '.join(own.values())}.")
     scan.add_unlabelled(chain.from_iterable(paths_inside(root, bases[s]) for s in bases if s not in own))
     return scan
 
@@ -83,11 +84,11 @@ def _read_csv(root, known):
     tables = split if known else alone
     return scan_tables(root, [root/o for o in tables]) if tables else None
 
-# %% ../../nbs/10c_data.layout.ipynb #264ed1cd
+# %% ../../nbs/10c_data.layout.ipynb #bef73578
 def _unpacked(root, tables, on_event):
     if not tables: return None
-    sign = json_sum([[o.relative_to(root).as_posix(), *size_and_time(o)] for o in tables])[:12]
-    dest = unpack_tables(root, tables, cache_place(root, "tables")/sign, on_event)
+    stamps = [[o.relative_to(root), *size_and_time(o)] for o in tables]
+    dest = unpack_tables(root, tables, cache_place(root, "tables")/json_sum(stamps)[:12], on_event)
     return scan_tables(dest, [dest/"labels.csv"])
 
 # %% ../../nbs/10c_data.layout.ipynb #b54cd946
@@ -119,10 +120,10 @@ def _find_file(src, on_event):
     if scan: return scan
     raise DataError(f"{src} names no file that is in {src.parent}. Expected lines of a file's name and its class.")
 
-# %% ../../nbs/10c_data.layout.ipynb #568f9109
+# %% ../../nbs/10c_data.layout.ipynb #55f68a62
 def find_images(
     src:Path, # A folder of images, or a table
-    on_event:Callable|None=None # Hears of progress, where tables are unpacked
+    on_event:Callable=None # Hears of progress, where tables are unpacked
 )->FolderScan: # Its `root` may lie deeper than `src`; `problems` has what is wrong
     "List images, their classes and splits, whatever the layout"
     src = Path(src)
@@ -200,14 +201,15 @@ class FolderReport(FolderScan):
         known = {k: v for k,v in vars(self).items() if k not in ("items", "folders")}
         return known|dict(root=str(self.root), ok=self.ok, counts=self.counts, origins=self.origins)
 
-# %% ../../nbs/10c_data.layout.ipynb #690388d5
+# %% ../../nbs/10c_data.layout.ipynb #3e5e431e
 @patch
 def findings(self:FolderReport)->list[str]: # One line each, empty when all is well
     "What a person should know before training"
     found = [f"{f}: {why}" for f,why in self.bad.items()]
     copies = {"the same image in several splits": self.duplicates,
         "the same image under several classes": self.ambiguous, "near-copies in several splits": self.near}
-    for what,groups in copies.items(): found += [f"{what}: {', '.join(o)}" for o in groups]
+    for what,groups in copies.items():
+        found += [f"{what}: {', '.join(o)}" for o in groups]
     for s,n in self.counts.items():
         absent = [c for c in self.classes if n and c not in n]
         if absent: found.append(f"no image in {s} is of {', '.join(absent)}")
@@ -227,10 +229,10 @@ def folder_info(
     "Count images by split, class and origin"
     return _report(find_images(root))
 
-# %% ../../nbs/10c_data.layout.ipynb #f534c03f
+# %% ../../nbs/10c_data.layout.ipynb #4ad6a7fb
 def read_scan(
     scan:FolderScan, # Images
-    on_event:Callable|None=None, # Hears of progress
+    on_event:Callable=None, # Hears of progress
     n_workers:int=0, # Processes, 0 for one a core
     batch:int=250, # Images that one reads at a time
     write:Callable=noop, # Takes the images of each batch
@@ -243,13 +245,14 @@ def read_scan(
     for images,more in map_batches(partial(read_batch, root=scan.root, **square), todo, n_workers):
         write(images)
         facts.update(more)
-        emit(on_event, "progress", what=what, done=len(facts.hashes)+len(facts.bad), total=len(scan.items))
+        done = len(facts.hashes)+len(facts.bad)
+        emit(on_event, "progress", what=what, done=done, total=len(scan.items))
     return facts
 
-# %% ../../nbs/10c_data.layout.ipynb #f600e539
+# %% ../../nbs/10c_data.layout.ipynb #ae342781
 def check_folder(
     root:Path, # Images, as for `find_images`
-    on_event:Callable|None=None, # Hears of progress
+    on_event:Callable=None, # Hears of progress
     n_workers:int=0 # Processes, 0 for one a core
 )->FolderReport: # Complete
     "Read every image and report; nothing is raised for bad images"
@@ -258,9 +261,11 @@ def check_folder(
     out = _report(scan)
     out.read = True
     out.bad = facts.bad
-    out.sizes = dict(Counter(f"{w}x{h}" for w,h in facts.own.values()).most_common())
-    out.not_square = sum(w!=h for w,h in facts.own.values())
-    out.duplicates,out.ambiguous,out.near = find_copies(facts, [o for o in scan.items if o.file not in facts.bad])
+    own = facts.own.values()
+    out.sizes = dict(Counter(f"{w}x{h}" for w,h in own).most_common())
+    out.not_square = sum(w!=h for w,h in own)
+    good = [o for o in scan.items if o.file not in facts.bad]
+    out.duplicates,out.ambiguous,out.near = find_copies(facts, good)
     return out
 
 # %% ../../nbs/10c_data.layout.ipynb #913d780f
@@ -303,15 +308,16 @@ def tell_found(
     if words: emit(on_event, "note", text=words)
     note_left_out(on_event, scan.ignored)
 
-# %% ../../nbs/10c_data.layout.ipynb #ccf43e46
+# %% ../../nbs/10c_data.layout.ipynb #75b0a657
 def split_folder(
     src:Path, # Images, as for `find_images`
     dest:Path, # Folder to make
     drawing:Drawing=Drawing((60,20,20)), # How splits are drawn that aren't there
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable=None # Hears of progress
 )->Path: # `dest`
     "Copy images into train, valid and test, drawing the splits that are not there"
-    src,dest = Path(src),Path(dest)
+    src = Path(src)
+    dest = Path(dest)
     if src.is_dir() and dest.resolve().is_relative_to(src.resolve()):
         raise DataError(f"{dest} lies inside {src}. Choose a folder outside of it.")
     scan = find_images(src, on_event).require()

@@ -6,12 +6,12 @@
 __all__ = ['NEAR_BITS', 'CINIC', 'split_counts', 'stratified_split', 'joined', 'near_groups', 'draw_splits', 'Drawing',
            'parse_drawing', 'draw_items', 'write_demo', 'Archive', 'download_archive', 'extract_archive', 'get_cinic']
 
-# %% ../../nbs/10b_data.sources.ipynb #b99a87a3
+# %% ../../nbs/10b_data.sources.ipynb #2e032f93
 import gzip, hashlib, re, tarfile, time, zlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 import numpy as np
 from fastcore.basics import groupby
 from PIL import Image
@@ -22,13 +22,14 @@ from ..files import (atomic_folder, disk_is_full, emit, folder_lock, naming_full
 from .decode import ImageFacts
 from .folder import ImageItem, bullet_lines, row_order, scan_folder
 
-# %% ../../nbs/10b_data.sources.ipynb #de7ea15f
+# %% ../../nbs/10b_data.sources.ipynb #e77e5b14
 def split_counts(
     n:int, # Images of one class
     parts:tuple # Shares of train, valid and test, in any unit; 0 for a split that isn't drawn
 )->np.ndarray: # Images of each split `(3,)`
     "How many images of a class each split gets: its share, rounded, and at least one"
-    counts = np.diff(np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int))
+    ends = np.round(np.cumsum([0, *parts])/sum(parts)*n)
+    counts = np.diff(ends.astype(int))
     least = np.array(parts)>0
     for floor in (least*[1, 0, 0], least):
         while (counts<floor).any() and (counts>floor).any():
@@ -57,7 +58,7 @@ def joined(
             if key is not None: found.merge(first.setdefault(key, i), i)
     return [found[i] for i in range(len(found))]
 
-# %% ../../nbs/10b_data.sources.ipynb #23965485
+# %% ../../nbs/10b_data.sources.ipynb #1b737058
 NEAR_BITS = 3 # By which near-copies differ at most
 
 def near_groups(
@@ -71,7 +72,8 @@ def near_groups(
         for rows in groupby(range(len(x)), quarter.__getitem__).values():
             alike = x[rows]
             for one in alike:
-                for other in alike[np.bitwise_count(alike^one)<=NEAR_BITS]: found.merge(int(one), int(other))
+                near = alike[np.bitwise_count(alike^one)<=NEAR_BITS]
+                for other in near.tolist(): found.merge(int(one), other)
     return {f: found[o] for f,o in hashes.items()}
 
 # %% ../../nbs/10b_data.sources.ipynb #1fcfcb13
@@ -97,7 +99,7 @@ def draw_splits(
         out[group] = SPLITS[k]
     return out
 
-# %% ../../nbs/10b_data.sources.ipynb #bde80c57
+# %% ../../nbs/10b_data.sources.ipynb #69c166b8
 @dataclass(frozen=True)
 class Drawing:
     "How the splits that a folder lacks are drawn"
@@ -132,7 +134,8 @@ class Drawing:
         drawn:tuple # Splits to be drawn
     )->str: # A sentence, "" where there is nothing to say
         "What is drawn"
-        each = [f"{s}, {100*p/sum(self.shares):.3g} %" for s,p in zip(SPLITS, self.shares) if s in drawn]
+        whole = sum(self.shares)
+        each = [f"{s}, {100*p/whole:.3g} %" for s,p in zip(SPLITS, self.shares) if s in drawn]
         if each: return f"Drawn from train: {'; '.join(each)}."
         return "All splits are there: none is drawn." if self.group or self.near else ""
 
@@ -148,10 +151,10 @@ def parse_drawing(
     except ValueError: raise DataError(f"--split {split}: expected three shares, for example 80/10/10.") from None
     return Drawing(shares, group, near, seed)
 
-# %% ../../nbs/10b_data.sources.ipynb #e2c6bc6b
+# %% ../../nbs/10b_data.sources.ipynb #1a186346
 def _name_groups(items, pattern):
     "What a pattern finds in each file's name: its first group, or all it matches"
-    found = [re.search(pattern, o.file.rsplit("/", 1)[-1]) for o in items]
+    found = [re.search(pattern, PurePosixPath(o.file).name) for o in items]
     if any(found): return [m and m[min(1, m.re.groups)] for m in found]
     raise DataError(f"--group {pattern} matches none of the {len(items):,} file names, such as {items[0].file}.")
 
@@ -164,7 +167,7 @@ def _groups(items, drawing, facts):
         keys.append([near.get(o.file) for o in items])
     return joined(*keys)
 
-# %% ../../nbs/10b_data.sources.ipynb #24a290af
+# %% ../../nbs/10b_data.sources.ipynb #443f5362
 def draw_items(
     items:list[ImageItem], # Images of a folder
     drawn:tuple, # Splits that it lacks
@@ -174,7 +177,8 @@ def draw_items(
     "Draw the splits that a folder lacks, if any, out of its train images"
     if not drawn: return items
     pool,rest = ([o for o in items if (o.split=="train")==own] for own in (True, False))
-    splits = draw_splits([o.label for o in pool], _groups(pool, drawing, facts), drawing.parts(drawn), drawing.seed)
+    groups = _groups(pool, drawing, facts)
+    splits = draw_splits([o.label for o in pool], groups, drawing.parts(drawn), drawing.seed)
     dealt = [o._replace(split=s) for o,s in zip(pool, splits.tolist())]
     lost = {o.label for o in pool}-{o.label for o in dealt if o.split=="train"}
     lost |= {"train", *drawn}-{o.split for o in dealt}
@@ -188,7 +192,7 @@ def _is_demo(root):
     digits = all(re.fullmatch(r".*/digit-\d{4}\.png", o.file) for o in scan.items)
     return digits and not scan.problems and len(scan.items)==1797
 
-# %% ../../nbs/10b_data.sources.ipynb #80ef37d0
+# %% ../../nbs/10b_data.sources.ipynb #0e4279e4
 def _write_digits(root, on_event):
     from sklearn.datasets import load_digits
     digits = load_digits()
@@ -197,7 +201,8 @@ def _write_digits(root, on_event):
         for i,s in zip(rows, stratified_split(len(rows), (.6,.2,.2), rng("demo", 42, c))):
             file = root/s/str(c)/f"digit-{i:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            small = Image.fromarray(np.round(digits.images[i]*255/16).astype(np.uint8))
+            gray = np.round(digits.images[i]*255/16)
+            small = Image.fromarray(gray.astype(np.uint8))
             small.resize((32,32), Image.Resampling.BICUBIC).convert("RGB").save(file)
 
 # %% ../../nbs/10b_data.sources.ipynb #b09b8115
