@@ -43,13 +43,13 @@ def _turn_upright(im):
     except MemoryError: raise
     except Exception: pass
 
-# %% ../../nbs/09_data.decode.ipynb #a931a45f
+# %% ../../nbs/09_data.decode.ipynb #12929028
 def _on_white(im):
     if im.mode=="La": im = im.convert("LA")
     return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA")).convert("RGB")
 
 def _from_16_bits(im):
-    x = np.asarray(im).astype(np.int64).clip(0, 65535)
+    x = np.asarray(im, np.int64).clip(0, 65535)
     gray = (x*255+32767)//65535
     if "transparency" in im.info: gray[x==im.info["transparency"]] = 255
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")

@@ -264,13 +264,12 @@ def class_problems(
     yield from (f"class '{c}' has no images in train: {cure}" for c in scan.classes if c not in learnt)
     if len(scan.classes)<2: yield f"classes: {len(scan.classes)}, at least 2 are needed"
 
-# %% ../../nbs/10_data.folder.ipynb #2e6bd026
+# %% ../../nbs/10_data.folder.ipynb #e3fabb92
 def scan_folder(
     root:Path, # Image folder
     bases:dict=None # split -> folder in it that holds the split's classes; called as the split if not given
 )->FolderScan: # With everything found wrong in `problems`
     "List an image folder"
-    root = Path(root)
     bases = bases or {s: s for s in SPLITS}
     require_folder(root)
     found = {s: class_folders(root/o) for s,o in bases.items()}

@@ -19,16 +19,18 @@ from .decode import image_format
 from cinic_fastai.data.folder import (FolderScan, ImageItem, class_of, class_problems, is_image_name, paths_inside,
     row_order, split_of)
 
-# %% ../../nbs/10a_data.hub.ipynb #abab4c7b
+# %% ../../nbs/10a_data.hub.ipynb #81e30e2b
 class TableRow(NamedTuple):
     "What a table says of an image"
     file:str # As it is written there
     label:str # Its class, "" where it has none
     split:str # `train`, `valid`, `test`, "" where nothing is said, or the word there if it is no split's
 
-_usual = dict(labels="label", is_valid="split", **dict.fromkeys(("class", "category"), "label"),
-    **dict.fromkeys(("name", "fname", "filename", "file_name", "path", "image", "img", "id", "image_id"), "file"))
-_said = {**dict.fromkeys(("true", "1", "1.0", "yes"), "valid"), **dict.fromkeys(("false", "0", "0.0", "no"), "train")}
+_usual = {"labels": "label", "class": "label", "category": "label", "is_valid": "split",
+    "name": "file", "fname": "file", "filename": "file", "file_name": "file", "path": "file", "image": "file",
+    "img": "file", "id": "file", "image_id": "file"}
+_said = {"true": "valid", "1": "valid", "1.0": "valid", "yes": "valid",
+    "false": "train", "0": "train", "0.0": "train", "no": "train"}
 
 def _column_names(header):
     "What each column holds, by its usual name; else the first is the file and the second its label"
@@ -152,7 +154,7 @@ def _naming_unreadable(path):
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path} can't be read ({' '.join(str(e).split())[:200]}).") from None
 
-# %% ../../nbs/10a_data.hub.ipynb #d7da30ed
+# %% ../../nbs/10a_data.hub.ipynb #a53b2d93
 def _open_table(path):
     "A pyarrow `Dataset`"
     with _naming_unreadable(path):
@@ -163,8 +165,8 @@ def _open_table(path):
 def _rows(path, table, columns):
     "Each row as a dict"
     with _naming_unreadable(path):
-        few = dict(batch_size=1000, batch_readahead=1, use_threads=False)
-        for batch in table.to_batches(columns=columns, **few): yield from batch.to_pylist()
+        batches = table.to_batches(columns=columns, batch_size=1000, batch_readahead=1, use_threads=False)
+        for batch in batches: yield from batch.to_pylist()
 
 # %% ../../nbs/10a_data.hub.ipynb #9b41edf6
 def _image_bytes(value, path):

@@ -216,12 +216,13 @@ def findings(self:FolderReport)->list[str]: # One line each, empty when all is w
     shapes = fit_words(self.not_square, sum(self.sizes.values()))
     return list(filter(None, [shapes, *self.notes, *self.problems, *found, left_out(self.ignored)]))
 
-# %% ../../nbs/10c_data.layout.ipynb #67107169
+# %% ../../nbs/10c_data.layout.ipynb #734f524f
 def _sentences(scan, drawing):
     return list(filter(None, [*scan.notes, drawing.words(scan.drawn)]))
 
-def _report(scan):
-    return FolderReport(**vars(scan)|dict(notes=_sentences(scan, Drawing())))
+def _report(scan, **found):
+    "A scan as a report, with what was found by reading its images"
+    return FolderReport(**vars(scan)|dict(notes=_sentences(scan, Drawing())), **found)
 
 def folder_info(
     root:Path # Images, as for `find_images`
@@ -249,7 +250,7 @@ def read_scan(
         emit(on_event, "progress", what=what, done=done, total=len(scan.items))
     return facts
 
-# %% ../../nbs/10c_data.layout.ipynb #ae342781
+# %% ../../nbs/10c_data.layout.ipynb #7f5171f3
 def check_folder(
     root:Path, # Images, as for `find_images`
     on_event:Callable=None, # Hears of progress
@@ -258,15 +259,12 @@ def check_folder(
     "Read every image and report; nothing is raised for bad images"
     scan = find_images(root, on_event)
     facts = read_scan(scan, on_event, n_workers)
-    out = _report(scan)
-    out.read = True
-    out.bad = facts.bad
     own = facts.own.values()
-    out.sizes = dict(Counter(f"{w}x{h}" for w,h in own).most_common())
-    out.not_square = sum(w!=h for w,h in own)
-    good = [o for o in scan.items if o.file not in facts.bad]
-    out.duplicates,out.ambiguous,out.near = find_copies(facts, good)
-    return out
+    sizes = Counter(f"{w}x{h}" for w,h in own)
+    copies = find_copies(facts, [o for o in scan.items if o.file not in facts.bad])
+    return _report(scan, read=True, bad=facts.bad,
+        duplicates=copies.shared, ambiguous=copies.ambiguous, near=copies.near,
+        sizes=dict(sizes.most_common()), not_square=sum(w!=h for w,h in own))
 
 # %% ../../nbs/10c_data.layout.ipynb #913d780f
 def _new_places(items):

@@ -95,7 +95,7 @@ class _Job:
         return "-".join(filter(None, [str(self.size), fit, self.drawn()]))
     def sign(self): return fingerprint(self.scan)+self.drawn()
 
-# %% ../../nbs/11_data.pack.ipynb #c5162d60
+# %% ../../nbs/11_data.pack.ipynb #d59fc4b7
 def _job(src, dest, size, on_bad, on_event, drawing, fit, n_workers=0):
     "What is asked for, in the user's cache where no place is given; what can't be packed is refused"
     check_choice("on_bad", on_bad, ("stop", "skip"))
@@ -103,17 +103,17 @@ def _job(src, dest, size, on_bad, on_event, drawing, fit, n_workers=0):
     if not 1<=size<=4096: raise ConfigError(f"size = {size} lies outside [1, 4096].")
     if drawing.near and size<NEAR_SIZE:
         raise ConfigError(f"Near-copies are told apart from {NEAR_SIZE} pixels on, not at size = {size}.")
-    job = _Job(Path(src), find_images(src, on_event), dest, size, on_bad, drawing, on_event, n_workers, fit)
+    job = _Job(src, find_images(src, on_event), dest, size, on_bad, drawing, on_event, n_workers, fit)
     return replace(job, dest=Path(dest or cache_place(src, "packs")/f"pack-{job.name()}"))
 
-# %% ../../nbs/11_data.pack.ipynb #d54aa0d9
+# %% ../../nbs/11_data.pack.ipynb #c1bb724c
 def _write_pixels(path, scan, job):
     "Decode, draw, and write the images in order; the images, what is known of them, how often values occur in train"
     raw = path.with_name("raw")
     with naming_full_disk(job.dest, 2*len(scan.items)*job.size*job.size*3):
         with open(raw, "wb") as f:
-            square = dict(size=job.size, fit=job.fit)
-            facts = read_scan(scan, job.on_event, job.n_workers, job.batch, f.write, "pack", **square)
+            facts = read_scan(scan, job.on_event, job.n_workers, job.batch, f.write, "pack",
+                size=job.size, fit=job.fit)
         require_readable(scan, facts.bad, job.on_bad)
         kept = [o for o in scan.items if o.file in facts.hashes]
         items = draw_items(kept, scan.drawn, job.drawing, facts)
@@ -188,7 +188,7 @@ def _read_names(file, pack):
     if sha256(data)!=pack.manifest.items: raise ValueError("its checksum differs")
     return data.decode()
 
-# %% ../../nbs/11_data.pack.ipynb #7a490e0c
+# %% ../../nbs/11_data.pack.ipynb #c16f73bd
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
     def __init__(self,
@@ -205,7 +205,7 @@ class Pack:
         self.mean = np.array(manifest.mean, np.float32)
         self.std = np.array(manifest.std, np.float32)
         n = np.array([manifest.counts[s] for s in SPLITS]) # (split, class)
-        self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
+        self.targs = np.repeat(np.indices(n.shape)[1].ravel(), n.ravel())
         self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
         self.limited = 0 # As given to `limit`
         self.resident = {} # Device -> pixels kept there, filled by the loaders, shared by packs of fewer rows
@@ -291,7 +291,7 @@ def _build(job):
     for words in filter(None, (pack.shape_words(), pack.shared_words())): emit(job.on_event, "note", text=words)
     return pack
 
-# %% ../../nbs/11_data.pack.ipynb #92067189
+# %% ../../nbs/11_data.pack.ipynb #a7bf7b16
 def make_pack(
     root:Path, # Images, as for `find_images`
     dest:Path=None, # The pack's folder, in the user's cache if not given
@@ -303,7 +303,7 @@ def make_pack(
     fit:str="squish" # How images that aren't square become so, one of `FITS`
 )->Pack: # Opened
     "Decode images into a pack, replacing one that is there"
-    job = _job(root, dest, size, on_bad, on_event, drawing, fit, n_workers)
+    job = _job(Path(root), dest, size, on_bad, on_event, drawing, fit, n_workers)
     with folder_lock(job.dest, on_event): return _build(job)
 
 # %% ../../nbs/11_data.pack.ipynb #559caa30
