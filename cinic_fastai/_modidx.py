@@ -613,8 +613,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'cinic_fastai/data/sources.py'),
                                            'cinic_fastai.data.sources.split_counts': ( 'data.sources.html#split_counts',
                                                                                        'cinic_fastai/data/sources.py'),
-                                           'cinic_fastai.data.sources.stratified_split': ( 'data.sources.html#stratified_split',
-                                                                                           'cinic_fastai/data/sources.py'),
                                            'cinic_fastai.data.sources.write_demo': ( 'data.sources.html#write_demo',
                                                                                      'cinic_fastai/data/sources.py')},
             'cinic_fastai.example': { 'cinic_fastai.example._Fit': ('example.html#_fit', 'cinic_fastai/example.py'),

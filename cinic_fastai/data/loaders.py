@@ -57,7 +57,7 @@ def resize(
     down,across = (resize_matrix(n, size).to(xb.device, non_blocking=True) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/13_data.loaders.ipynb #9a7f77df
+# %% ../../nbs/13_data.loaders.ipynb #a5f35436
 class NormalizeBytes(Normalize):
     "0-255 to normalised float32 in one go, resized if wanted; fastai's `IntToFloatTensor` and `Normalize` together"
     order,parameters = 10,L("mean", "std", "scale", "shift")
@@ -66,7 +66,7 @@ class NormalizeBytes(Normalize):
         std, # Of each channel, on 0-1
         size:int=0 # Side of the result; 0 leaves images as they are
     ):
-        mean,std = (torch.from_numpy(np.array(o, dtype=np.float32))[:,None,None] for o in (mean, std))
+        mean,std = (torch.tensor(o, dtype=torch.float32)[:,None,None] for o in (mean, std))
         super().__init__(mean[None], std[None])
         self.scale = 1/(255*std)
         self.shift = -mean/std
