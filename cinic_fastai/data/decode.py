@@ -7,10 +7,10 @@ __all__ = ['NO_IMAGE', 'FITS', 'MAX_PIXELS', 'NEAR_SIZE', 'image_format', 'to_rg
            'open_image', 'decode_image', 'read_file', 'why_bad', 'read_image', 'map_batches', 'channel_hist',
            'channel_stats', 'pixels_sum', 'perceptual_hash', 'ImageFacts', 'read_batch', 'write_images']
 
-# %% ../../nbs/09_data.decode.ipynb #965722eb
+# %% ../../nbs/09_data.decode.ipynb #ffac387c
 import hashlib, io, os, re, stat, struct, threading, warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
