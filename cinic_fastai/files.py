@@ -283,12 +283,13 @@ def parse_line(
         return json.loads(text+"}") if ok else None
     except ValueError: return None
 
-# %% ../nbs/01_files.ipynb #6276ffe7
+# %% ../nbs/01_files.ipynb #be27cfb6
 def read_lines(
     path:Path, # Perhaps missing
     cure:str="Delete that line and all after it." # What to do about a damaged line
 )->tuple[list[dict],int]: # Entries, and the bytes they take up
     "Read a file of lines, without a last one that is torn; `StoreError` names a damaged one"
+    path = Path(path)
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     entries = list(map(parse_line, lines))
     if entries and entries[-1] is None: entries.pop()
