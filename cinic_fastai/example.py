@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['example_study', 'as_the_report']
 
-# %% ../nbs/61_example.ipynb #877f6bc3
+# %% ../nbs/61_example.ipynb #16f2bd5d
 import functools, shutil, tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import cycle
+from itertools import count, cycle
 from pathlib import Path
 from string import Template
 import numpy as np, pandas as pd
@@ -92,14 +92,14 @@ class _Pictures:
         drawn = [tiny_image(self.targs[row], n, 32, rng("example", "pictures", self.seed, int(row))) for row in rows]
         return np.array(drawn, np.uint8).reshape(-1, 32, 32, 3)
 
-# %% ../nbs/61_example.ipynb #28eb76e9
+# %% ../nbs/61_example.ipynb #a2e5d9b7
 def _file_names(pack, origins):
     "As those of CINIC-10, if the images have origins"
     prefixes = ["cifar10-test-", "cifar10-train-", *["n01234567_"]*7] if origins else [""]
     names = []
     for split,rows in pack.rows.items():
         labels = np.array(pack.classes)[pack.targs[rows]]
-        names += [f"{split}/{c}/{p}{i}.png" for i,(c,p) in enumerate(zip(labels, cycle(prefixes)))]
+        names += [f"{split}/{c}/{p}{i}.png" for i,c,p in zip(count(), labels, cycle(prefixes))]
     return np.array(names)
 
 def _example_pack(classes, images, origins, seed):
@@ -167,7 +167,7 @@ def _history(
         lr=np.where(frozen, cfg.frozen_lr, cfg.lr), seconds=r.uniform(2, 3, len(t))))
     return df if cfg.metric=="accuracy" else df.assign(**{metric_column(cfg.metric): .9*valid})
 
-# %% ../nbs/61_example.ipynb #d8b9131a
+# %% ../nbs/61_example.ipynb #b6ceb313
 def _probs(
     cfg:RunConfig, # What would be trained
     pack:Pack, # Its images
@@ -176,8 +176,10 @@ def _probs(
     seed:int # Of the example
 )->dict: # Arrays, as a run stores them
     "Probabilities that are right about `acc` of the time"
-    rows,classes = pack.rows[split],np.array(pack.classes)
-    targs,shape = pack.targs[rows],(len(rows), len(classes))
+    rows = pack.rows[split]
+    classes = np.array(pack.classes)
+    targs = pack.targs[rows]
+    shape = len(rows),len(classes)
     hardness = rng("example", "classes").normal(0, .6, len(classes))
     shared = rng("example", "images", split).normal(0, 1, shape)
     own = _luck(cfg, "probs", split, seed).normal(0, .8, shape)
@@ -325,7 +327,7 @@ def example_study(
     made = _made(seed, state, tuple(classes), images, epochs, tuple(trials), origins, extras)
     return Path(shutil.copytree(made.name, dest, dirs_exist_ok=True))
 
-# %% ../nbs/61_example.ipynb #50da3723
+# %% ../nbs/61_example.ipynb #f7aa7cfe
 def _claim_search(out, s):
     "Give a journal the header that the report's search has"
     fixed = non_defaults(trial_config(s, {}))
@@ -336,9 +338,11 @@ def as_the_report(
     out:Path # From `example_study`
 )->Path: # The same
     "Make the example claim that it carried out the plan `report` on all of CINIC-10"
-    record,store = StudyRecord.read(out),RunStore(out/"runs")
+    record = StudyRecord.read(out)
+    store = RunStore(out/"runs")
     plan = read_plan("report")
-    record.data.counts,record.options.scale = dict.fromkeys(SPLITS, 90_000),1.
+    record.data.counts = dict.fromkeys(SPLITS, 90_000)
+    record.options.scale = 1.
     published = with_options(plan, published=True)
     for run in published.runs:
         store.write_config(record.find_run(f"{run.group}/{run.name}").run_id, run_config(published, run))

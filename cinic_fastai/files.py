@@ -225,13 +225,13 @@ def write_json(
     plain = json.loads(to_json(obj))
     write_text(path, to_json({**plain, "checksum": json_sum(plain)})+"\n")
 
-# %% ../nbs/01_files.ipynb #fe5f2e33
+# %% ../nbs/01_files.ipynb #ed24aa35
 def read_json(
     path:Path # Written by `write_json`
 )->dict: # Without its checksum
     "Read JSON; `StoreError` names a damaged file"
     try:
-        d = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        d = dict(json.loads(path.read_text(encoding="utf-8")))
         ok = d.pop("checksum", None)==json_sum(d)
     except (ValueError, TypeError, RecursionError) as e: raise _damaged(path, e) from None
     if not ok: raise _damaged(path, "its checksum is wrong")
@@ -247,7 +247,7 @@ def write_npz(
     np.savez_compressed(buf, **arrays)
     write_bytes(path, buf.getvalue())
 
-# %% ../nbs/01_files.ipynb #0dd301fb
+# %% ../nbs/01_files.ipynb #e9827556
 def parse_npz(
     data:bytes, # Content of a file
     path:Path # Its name in errors
@@ -260,7 +260,7 @@ def read_npz(
     path:Path # File to read
 )->dict: # Arrays by name
     "Read arrays; `StoreError` as from `parse_npz`"
-    return parse_npz(Path(path).read_bytes(), path)
+    return parse_npz(path.read_bytes(), path)
 
 # %% ../nbs/01_files.ipynb #d0432490
 _check = ', "check": "'
@@ -283,13 +283,14 @@ def parse_line(
         return json.loads(text+"}") if ok else None
     except ValueError: return None
 
-# %% ../nbs/01_files.ipynb #182826f4
+# %% ../nbs/01_files.ipynb #be27cfb6
 def read_lines(
     path:Path, # Perhaps missing
     cure:str="Delete that line and all after it." # What to do about a damaged line
 )->tuple[list[dict],int]: # Entries, and the bytes they take up
     "Read a file of lines, without a last one that is torn; `StoreError` names a damaged one"
-    lines = Path(path).read_bytes().splitlines(keepends=True) if Path(path).exists() else []
+    path = Path(path)
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     entries = list(map(parse_line, lines))
     if entries and entries[-1] is None: entries.pop()
     if None in entries: raise StoreError(f"{path} is damaged in line {entries.index(None)+1}. {cure}")
@@ -322,10 +323,11 @@ def _own_words():
     command = " ".join(sys.argv)[:200]
     return f"process {os.getpid()} on {socket.gethostname()} since {dt.datetime.now():%Y-%m-%d %H:%M} ({command})"
 
-# %% ../nbs/01_files.ipynb #c52a35aa
+# %% ../nbs/01_files.ipynb #d9bb1c38
 def _acquire(held, path, what, wait, on_event):
     "Get a lock, telling the listener that and for whom it has to wait"
-    until,event = time.monotonic()+wait,"note"
+    until = time.monotonic()+wait
+    event = "note"
     while True:
         with suppress(Timeout): return held.acquire(timeout=.2 if wait else 0)
         who = f"{what} is in use by {_holder(path)}."
@@ -333,16 +335,16 @@ def _acquire(held, path, what, wait, on_event):
         event = "wait"
         if 0<=wait and until<=time.monotonic(): raise StoreError(f"{who} Wait for it to end, or use another folder.")
 
-# %% ../nbs/01_files.ipynb #e8651ee2
+# %% ../nbs/01_files.ipynb #59adfae1
 @contextmanager
 def lock(
     path:Path, # Lock file, made when missing
     what:str, # What is locked, for the message
     wait:float=0, # Seconds to wait for another holder; -1 waits for ever
-    on_event:Callable|None=None # Hears whom it waits for (`note`), then `wait` a few times a second; may raise
+    on_event:Callable=None # Hears whom it waits for (`note`), then `wait` a few times a second; may raise
 )->Iterator[None]:
     "Hold `path`'s lock for the block; `StoreError` says which process holds it"
-    path,held = Path(path),FileLock(str(path))
+    held = FileLock(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _acquire(held, path, what, wait, on_event)
@@ -354,28 +356,29 @@ def lock(
         with suppress(OSError): _holder_file(path).unlink()
         held.release()
 
-# %% ../nbs/01_files.ipynb #68ed1d0f
+# %% ../nbs/01_files.ipynb #7daf0efe
 def is_locked(
     path:Path # Lock file, perhaps missing
 )->bool: # Does a process hold it?
     "Look at a lock without writing anything"
-    if not Path(path).exists(): return False
+    if not path.exists(): return False
     try:
-        with FileLock(str(path), timeout=0): return False
+        with FileLock(path, timeout=0): return False
     except Timeout: return True
     except OSError: return False # a folder that is read-only
 
-# %% ../nbs/01_files.ipynb #8dcf3adf
+# %% ../nbs/01_files.ipynb #17394d54
 @contextmanager
 def folder_lock(
     dest:Path, # Folder to be made
-    on_event:Callable|None=None # As for `lock`
+    on_event:Callable=None # As for `lock`
 )->Iterator[None]:
     "Let one process at a time make `dest`; others wait"
-    dest = Path(dest).absolute()
-    with lock(dest.with_name(f".{dest.name.lstrip('.')}.lock"), str(dest), wait=-1, on_event=on_event): yield
+    dest = dest.absolute()
+    place = dest.with_name(f".{dest.name.lstrip('.')}.lock")
+    with lock(place, str(dest), wait=-1, on_event=on_event): yield
 
-# %% ../nbs/01_files.ipynb #04798ac3
+# %% ../nbs/01_files.ipynb #3242b886
 def cache_folder()->Path: # Perhaps missing
     "Where packs and unpacked tables go: the user's cache, or what CINIC_CACHE names"
     own = os.environ.get("CINIC_CACHE")
@@ -388,6 +391,6 @@ def cache_place(
     kind:str # `packs` or `tables`
 )->Path: # Perhaps missing; called as the source is
     "Where the cache keeps what is made of a source"
-    real = Path(src).resolve()
+    real = src.resolve()
     key = sha256(os.fsencode(real))[:12]
     return cache_folder()/kind/key/(real.name or "root")

@@ -23,14 +23,14 @@ def rng(
     "NumPy's generator for the stream named by `parts`"
     return np.random.default_rng(derive_seed(*parts))
 
-# %% ../nbs/00a_seeds.ipynb #aa94d6b4
+# %% ../nbs/00a_seeds.ipynb #44f60736
 def _mix64(z):
     "SplitMix64's finaliser, on uint64"
-    z = (z^(z>>np.uint64(30)))*np.uint64(0xBF58476D1CE4E5B9)
-    z = (z^(z>>np.uint64(27)))*np.uint64(0x94D049BB133111EB)
-    return z^(z>>np.uint64(31))
+    z = (z^(z>>30))*0xBF58476D1CE4E5B9
+    z = (z^(z>>27))*0x94D049BB133111EB
+    return z^(z>>31)
 
-# %% ../nbs/00a_seeds.ipynb #a553f403
+# %% ../nbs/00a_seeds.ipynb #4af2f0f0
 def row_uniform(
     rows:np.ndarray, # Row numbers `(n,)`
     draws:int, # Numbers wanted for each row
@@ -38,8 +38,8 @@ def row_uniform(
 )->np.ndarray: # float64 `(n,draws)` in [0, 1)
     "Uniform numbers that belong to a row, not to its place in a batch"
     key = np.uint64(derive_seed(*parts))
-    golden = np.uint64(0x9E3779B97F4A7C15)
+    golden = 0x9E3779B97F4A7C15
     with np.errstate(over="ignore"):
-        per_row = _mix64(key+golden*(np.asarray(rows).astype(np.uint64)+np.uint64(1)))
+        per_row = _mix64(key+golden*(np.asarray(rows).astype(np.uint64)+1))
         z = _mix64(per_row[:,None]+golden*np.arange(1, draws+1, dtype=np.uint64))
-    return (z>>np.uint64(11))*2.0**-53
+    return (z>>11)*2.0**-53

@@ -13,8 +13,8 @@ from cinic_fastai.core import DataError, WriteError
 from cinic_fastai.files import cache_place
 from cinic_fastai.data import decode, sources
 from cinic_fastai.data.decode import read_image, to_rgb
-from cinic_fastai.data.folder import image_files, left_out, require_layout, scan_folder
-from cinic_fastai.data.layout import check_folder, folder_info, split_folder
+from cinic_fastai.data.folder import image_files, left_out, scan_folder
+from cinic_fastai.data.layout import check_folder, find_images, folder_info, split_folder
 from cinic_fastai.data.sources import Archive, download_archive, extract_archive, get_cinic, write_demo
 from cinic_fastai.data.pack import get_pack, make_pack, open_pack
 from cinic_fastai.test_utils import tiny_folder
@@ -81,7 +81,7 @@ def get(server, dest, *paths, **kw):
 
 def good(dest):
     left = [o for o in dest.parent.iterdir() if "part" in o.name or o.name==f"{dest.name}.tar.gz"]
-    return len(require_layout(dest).items)==27 and not left
+    return len(find_images(dest).require().items)==27 and not left
 
 @pytest.mark.parametrize("path", ["/good", "/cut", "/no-range", "/5xx", "/moved", "/unsized", "/gzip"])
 def test_download(server, tmp_path, path):
@@ -241,7 +241,7 @@ def test_names(tmp_path):
     names = ("a b.png", 'quo"te.png', "línea\nnueva.png", "tab\t.PNG", "漢字.Jpeg")
     for o in names: (root/"train"/"plain"/o).write_bytes(png(noise))
     pack = get_pack(root)
-    assert set(pack.files)=={o[2] for o in require_layout(root).items} and "train/plain/línea\nnueva.png" in pack.files
+    assert set(pack.files)=={o[2] for o in find_images(root).items} and "train/plain/línea\nnueva.png" in pack.files
     for i,f in enumerate(pack.files):
         assert (pack.images[i]==read_image(root/f)).all() and f.split("/")[1]==pack.classes[pack.targs[i]]
     if sys.platform=="linux":
@@ -567,7 +567,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path):
         folder_of(root, images, (name, "Zoo"), {s: s})
     folder_of(root, {"5.png": images["1.png"]}, (decomposed,), dict(train="train")) # both in one split
     both = (root/"train"/composed).samefile(root/"train"/decomposed)
-    assert require_layout(root).classes==[composed, "Zoo"]
+    assert find_images(root).classes==[composed, "Zoo"]
     assert folder_info(root).counts["valid"]=={composed: 4, "Zoo": 4}
     pack = get_pack(root)
     assert pack.classes==[composed, "Zoo"] and pack.counts()==dict(train=9, valid=8, test=8)

@@ -145,7 +145,7 @@ def valid_words(
     "A valid accuracy, with what has to be said of it"
     return f"valid accuracy {acc:.{digits}f}"+(" on images it was trained on" if saw_valid else "")
 
-# %% ../../nbs/50_cli.app.ipynb #88c0bc6b
+# %% ../../nbs/50_cli.app.ipynb #df7f0821
 COLOURS = dict(done="green", stopped="cyan", skipped="yellow", failed="red") # Of how a training ended
 
 class Screen:
@@ -158,7 +158,9 @@ class Screen:
         columns = BarColumn(bar_width=24),TextColumn("{task.percentage:>3.0f} %  {task.description}", markup=False)
         self.bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.whole = self.bar.add_task("", total=1., visible=False)
-        self.trainings,self.accs,self.said = {},{},time.monotonic() # `trainings`: a bar by name
+        self.trainings = {} # A bar by name
+        self.accs = {}
+        self.said = time.monotonic()
     def __enter__(self):
         self.bar.start()
         return self
@@ -182,7 +184,7 @@ class Screen:
         if left: text += f", {duration(left)} to go"
         self.bar.update(self.whole, completed=share, description=text, visible=True)
 
-# %% ../../nbs/50_cli.app.ipynb #a20c4bd4
+# %% ../../nbs/50_cli.app.ipynb #1ba4b705
 @patch
 def _start(self:Screen, name, epochs, epoch=0, done=0, total=1, valid_acc=None, saw_valid=False, **info):
     if valid_acc is not None: self.accs[name] = f", {valid_words(valid_acc, saw_valid, 3)}"
@@ -208,7 +210,7 @@ def _now_and_then(self:Screen, left=None, **info):
     self.said = time.monotonic()
     told = [o.description for o in self.bar.tasks if o.id!=self.whole]
     if left: told.append(f"{duration(left)} to go")
-    if told: self.console.print(Text("; ".join(told), style="dim"), soft_wrap=True)
+    if told: self._note("; ".join(told))
 
 # %% ../../nbs/50_cli.app.ipynb #2e6c2cbb
 def image_folder(

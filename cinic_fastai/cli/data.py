@@ -34,7 +34,8 @@ def data_get(folder:argument(Path, "Where to put it.")):
     with Screen() as screen: get_cinic(folder, on_event=screen)
     print(f"CINIC-10 in {folder}. Next: cinic study report --data {folder} --dry-run")
 
-# %% ../../nbs/51_cli.data.ipynb #8f2ecf0c
+# %% ../../nbs/51_cli.data.ipynb #edab0d5f
+@command(data_app, "import", "cinic data import downloads/cinic10 data/cinic10")
 @command(data_app, "split", "cinic data split photos data/photos",
     "cinic data split photos data/by-thing --split 80/10/10 --group '^[^-]+'")
 def data_split(
@@ -51,8 +52,6 @@ def data_split(
     drawing = parse_drawing(split, group, group_near, seed)
     with Screen() as screen: split_folder(src, folder, drawing, on_event=screen)
     print(f"Three splits in {folder}. Next: cinic data check {folder}")
-
-command(data_app, "import", "cinic data import downloads/cinic10 data/cinic10")(data_split)
 
 # %% ../../nbs/51_cli.data.ipynb #9007f4bf
 @command(data_app, "check", "cinic data check data/photos")
@@ -81,11 +80,11 @@ def _show_folder(report, as_json):
     if report.sizes: print(f"\nSizes: {_most_common(report.sizes)}")
     for line in report.findings(): print(one_line(line))
 
-# %% ../../nbs/51_cli.data.ipynb #3a03fb01
-def _most_common(counts, most=5):
+# %% ../../nbs/51_cli.data.ipynb #f87e3a2f
+def _most_common(counts):
     "The largest counts by name, and how many others there are"
-    shown = [f"{name} ({n:,})" for name,n in Counter(counts).most_common(most)]
-    if len(counts)>most: shown.append(f"and {len(counts)-most:,} more")
+    shown = [f"{name} ({n:,})" for name,n in Counter(counts).most_common(5)]
+    if len(counts)>5: shown.append(f"and {len(counts)-5:,} more")
     return ", ".join(shown)
 
 # %% ../../nbs/51_cli.data.ipynb #89d77dc5

@@ -16,7 +16,7 @@ from .app import (AsJson, Data, Deterministic, Device, Fit, GroupBy, GroupNear, 
 from ..core import CinicError, ConfigError, duration
 from ..files import check_writable
 
-# %% ../../nbs/54_cli.train.ipynb #8bc249bb
+# %% ../../nbs/54_cli.train.ipynb #2df7bcd8
 @command(app, "train", "cinic train model=resnet18 policy=advanced epochs=5")
 def train(
     settings:argument(list[str], "Fields of a run, for example model=resnet18 policy=advanced epochs=5.",
@@ -47,8 +47,8 @@ def train(
     check_writable(out)
     store = RunStore(out/"runs")
     saw_valid = cfg.train_on!="train"
-    how = dict(size=size, fit=fit, on_bad=on_bad, drawing=parse_drawing(split, group, group_near))
-    with packed_images(data, out, limit, **how) as (pack,screen,stop):
+    drawing = parse_drawing(split, group, group_near)
+    with packed_images(data, out, limit, size=size, fit=fit, on_bad=on_bad, drawing=drawing) as (pack,screen,stop):
         if words := enlarged_words(pack, cfg.size): screen("note", text=words)
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")

@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['Member', 'predict', 'export']
 
-# %% ../../nbs/55_cli.use.ipynb #3fc95574
+# %% ../../nbs/55_cli.use.ipynb #ab1f291c
 import sys, typer
 from collections import Counter
 from pathlib import Path
+from fastcore.basics import partition
 from cinic_fastai.cli.app import (AsJson, Device, Out, Screen, app, argument, command, option, print_json,
     print_table)
 from ..core import DataError
 from ..files import check_writable, write_text
 
-# %% ../../nbs/55_cli.use.ipynb #94b8ab53
+# %% ../../nbs/55_cli.use.ipynb #b51bf30b
 Member = option(str, "A run or an ensemble of the study; the best one on its valid images where none is given.",
     "--member")
 
@@ -38,8 +39,7 @@ def predict(
     from cinic_fastai.results.predict import load_predictor, predict_files, predictions_csv
     predictor = load_predictor(out, member, device)
     with Screen() as screen: rows = predict_files(predictor, files, on_event=screen)
-    good = [r for r in rows if "error" not in r]
-    bad = [r for r in rows if "error" in r]
+    bad,good = partition(rows, lambda r: "error" in r)
     if table: write_text(table, predictions_csv(predictor.classes, rows))
     if as_json: print_json(dict(predictor=predictor.name, images=rows))
     elif table: print(f"{table}: {len(good):,} images, by {predictor.name}")

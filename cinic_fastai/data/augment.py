@@ -22,7 +22,7 @@ from ..core import FLIPS, POLICIES, VIEWS, ConfigError, check_choice
 from ..config import other_policy, policy_names, policy_registry
 from ..seeds import derive_seed, row_uniform
 
-# %% ../../nbs/12_data.augment.ipynb #75360bee
+# %% ../../nbs/12_data.augment.ipynb #c5ee6a5f
 def turn_matrices(
     degrees:ndarray, # Anticlockwise angle of each image `(bs,)`
     flip:ndarray|bool=False, # Is the image mirrored, left to right, afterwards? `(bs,)`
@@ -30,9 +30,12 @@ def turn_matrices(
     w:int=1 # Width of the images
 )->ndarray: # `(bs,2,3)`
     "Rotation about the centre, then a horizontal flip"
-    a,sign = np.radians(degrees),np.where(flip, -1., 1.)
+    a = np.radians(degrees)
+    sign = np.where(flip, -1., 1.)
     cos,sin,zero = np.cos(a),np.sin(a),0*a
-    return np.array([[cos*sign, -sin*h/w, zero], [sin*w/h*sign, cos, zero]]).transpose(2, 0, 1)
+    rows = [[cos*sign, -sin*h/w, zero],
+        [sin*w/h*sign, cos, zero]]
+    return np.array(rows).transpose(2, 0, 1)
 
 # %% ../../nbs/12_data.augment.ipynb #3d39bdc6
 def _edge_share(x, n, interp):
@@ -40,26 +43,27 @@ def _edge_share(x, n, interp):
     if interp=="nearest": return (x.abs()<=1).float()
     return x.abs().mul_(-n/2).add_((n+1)/2).clamp_(0, 1)
 
-# %% ../../nbs/12_data.augment.ipynb #be73ed19
+# %% ../../nbs/12_data.augment.ipynb #a9733517
 def _places(theta, h, w):
     "Every pixel's place by its image's matrix, across and down, `(bs,2,h,w)`"
-    across = (torch.arange(w, device=theta.device)*2+1-w)/w
-    down = (torch.arange(h, device=theta.device)*2+1-h)/h
-    return (theta[:,:,:1]*across+theta[:,:,2:])[:,:,None,:]+(theta[:,:,1:2]*down)[:,:,:,None]
+    across,down = ((torch.arange(n, device=theta.device)*2+1-n)/n for n in (w, h))
+    moved = theta[:,:,:1]*across+theta[:,:,2:]
+    return moved[:,:,None,:]+(theta[:,:,1:2]*down)[:,:,:,None]
 
 def _windows(boxes, h, w):
     "Scale, centre, first and last pixel of each box, across and down `(bs,2,4)`"
     corner,size = np.split(boxes[:,[1,0,3,2]], 2, axis=1)
     sides = np.array([w,h])
-    scale,centre = size/sides,(2*corner+size)/sides-1
+    scale = size/sides
+    centre = (2*corner+size)/sides-1
     reach = scale-1/sides
     return np.stack([scale, centre, centre-reach, centre+reach], -1)
 
-# %% ../../nbs/12_data.augment.ipynb #179ca57f
+# %% ../../nbs/12_data.augment.ipynb #98d1346d
 def warp(
     xb:Tensor, # Images `(bs,c,h,w)`
     theta:ndarray, # Matrix of each image `(bs,2,3)`
-    boxes:ndarray|None=None, # `(top, left, height, width)` in pixels, cut out before `theta` applies `(bs,4)`
+    boxes:ndarray=None, # `(top, left, height, width)` in pixels, cut out before `theta` applies `(bs,4)`
     interp:str="bilinear" # Or `nearest`
 )->Tensor: # float32 `(bs,c,h,w)`, 0 where there is no image
     "Crop, then move by `theta`, in one resampling; without `boxes` nothing is cropped"
@@ -81,7 +85,7 @@ def _solarize_(xb, on, threshold):
     xb[idx] = torch.where(x>=threshold, 255-x, x)
     return xb
 
-# %% ../../nbs/12_data.augment.ipynb #428e677c
+# %% ../../nbs/12_data.augment.ipynb #fefbe920
 _crop_tries = 10
 CROP_DRAWS = 2*_crop_tries+2 # Uniform numbers that one box takes
 
@@ -98,9 +102,10 @@ def crop_boxes(
     aspect = ratio[0]*(ratio[1]/ratio[0])**aspect
     sides = np.rint(np.sqrt([area/aspect, area*aspect])).astype(int) # height and width of each try
     fits = ((sides>0)&(sides<=np.array([h,w])[:,None,None])).all(0)
-    found,first = fits.any(1)[:,None],fits.argmax(1)
+    found = fits.any(1)[:,None]
+    first = sides[:,np.arange(len(u)),fits.argmax(1)].T
     central = min(h, round(w/ratio[0])),min(w, round(h*ratio[1]))
-    size = np.where(found, sides[:,np.arange(len(u)),first].T, central)
+    size = np.where(found, first, central)
     free = [h,w]-size
     corner = np.where(found, np.floor(place*(free+1)).astype(int), free//2)
     return np.concatenate([corner, size], 1)
@@ -114,7 +119,7 @@ class ImageDraw(NamedTuple):
     solarize:ndarray # Solarized? `(bs,)`
     boxes:ndarray|None # Cropped to, `(top, left, height, width)` `(bs,4)`; None without a crop
 
-# %% ../../nbs/12_data.augment.ipynb #c77f10f0
+# %% ../../nbs/12_data.augment.ipynb #d7931480
 @dataclass(frozen=True)
 class ImagePolicy:
     "Random crop, rotation, flip, inversion and solarization of whole batches, in this order"
@@ -138,8 +143,9 @@ class ImagePolicy:
         u = row_uniform(rows, 4+CROP_DRAWS*self.crop, "augment", self.name, seed, epoch)
         low,high = self.degrees
         degrees = low+u[:,0]*(high-low)
-        flip,invert,solarize = (u[:,1:4]<[self.flip_p, self.invert_p, self.solarize_p]).T
-        return ImageDraw(degrees, flip, invert, solarize, crop_boxes(u[:,4:], h, w) if self.crop else None)
+        happens = u[:,1:4]<[self.flip_p, self.invert_p, self.solarize_p]
+        boxes = crop_boxes(u[:,4:], h, w) if self.crop else None
+        return ImageDraw(degrees, *happens.T, boxes)
 
     def __call__(self, xb, rows, epoch, seed):
         "Transform a batch of uint8 or float images, 0-255, to float32; `xb` isn't changed"
@@ -163,7 +169,7 @@ def image_policy(
     if name in policy_registry: return policy_registry[name]
     if name in _image_parts: return replace(_image_parts[name], interp=interp)
 
-# %% ../../nbs/12_data.augment.ipynb #c22a03a5
+# %% ../../nbs/12_data.augment.ipynb #caecd1c0
 def _reflected(i, n):
     "Places beyond an end of `n` pixels, mirrored at its last pixel"
     return n-1-np.abs(n-1-np.abs(i))
@@ -181,9 +187,10 @@ def flip_shift(
     xs = np.where(flip[:,None], w-1-xs, xs)
     ys,xs = (torch.from_numpy(o).to(xb.device, non_blocking=True) for o in (ys, xs))
     pixels = xb.permute(0,2,3,1).reshape(-1, c)
-    return pixels.index_select(0, (ys[:,:,None]*w+xs[:,None]).flatten()).view(bs,h,w,c).permute(0,3,1,2)
+    places = ys[:,:,None]*w+xs[:,None]
+    return pixels.index_select(0, places.flatten()).view(bs,h,w,c).permute(0,3,1,2)
 
-# %% ../../nbs/12_data.augment.ipynb #c49fad35
+# %% ../../nbs/12_data.augment.ipynb #ffedd07d
 class ShiftDraw(NamedTuple):
     "How each image of a batch moves"
     flip:ndarray # Mirrored? `(bs,)`
@@ -205,10 +212,12 @@ class FlipShift:
     )->ShiftDraw: # For these rows in this epoch
         "Draw how each image moves"
         u = row_uniform(rows, 3, "augment", self.name, seed, epoch)
-        down,right = (np.floor(u[:,1:]*(2*self.pixels+1)).astype(np.int64)-self.pixels).T
+        steps = np.floor(u[:,1:]*(2*self.pixels+1)).astype(np.int64)
         flip = u[:,0]<self.flip_p
-        if self.alternate: flip = (row_uniform(rows, 1, "augment", self.name, seed)[:,0]<.5)^(epoch%2==1)
-        return ShiftDraw(flip, down, right)
+        if self.alternate:
+            first = row_uniform(rows, 1, "augment", self.name, seed)[:,0]<.5
+            flip = first^(epoch%2==1)
+        return ShiftDraw(flip, *(steps-self.pixels).T)
 
     def __call__(self, xb, rows, epoch, seed):
         "Transform a batch of images, keeping their type; `xb` isn't changed"
@@ -216,7 +225,7 @@ class FlipShift:
         if self.pixels<side: return flip_shift(xb, *self.params(rows, epoch, seed))
         raise ConfigError(f"shift = {self.pixels} is too far for images of {side} pixels. Take {side-1} at most.")
 
-# %% ../../nbs/12_data.augment.ipynb #b8b52d94
+# %% ../../nbs/12_data.augment.ipynb #9ff52caf
 @dataclass(frozen=True)
 class Chain:
     "One transform after the other"
@@ -234,12 +243,12 @@ def augmentation(
 )->Callable|None: # None where images stay as they are
     "What a run does to single images: mirroring and shifts, then its policy"
     check_choice("flip", flip, FLIPS)
-    move = FlipShift(pixels=shift, flip_p=0. if flip=="none" else .5, alternate=flip=="alternating")
     own = image_policy(policy, interp)
     if flip=="none" and not shift: return own
+    move = FlipShift(pixels=shift, flip_p=0. if flip=="none" else .5, alternate=flip=="alternating")
     return Chain((move, own)) if own else move
 
-# %% ../../nbs/12_data.augment.ipynb #d6e32e31
+# %% ../../nbs/12_data.augment.ipynb #c7bf5977
 def views(
     xb:Tensor, # Images `(bs,3,h,w)`
     how:str="flip" # `none`, `flip` or `flip-shift`
@@ -250,7 +259,9 @@ def views(
     moved = [(.5, xb)]
     if how=="flip-shift":
         pad = F.pad(xb, [1]*4, mode="reflect")
-        moved = [(.25, xb), (.125, pad[...,:-2,:-2]), (.125, pad[...,2:,2:])]
+        moved = [(.25, xb),
+            (.125, pad[...,:-2,:-2]),
+            (.125, pad[...,2:,2:])]
     return [(weight, view) for weight,x in moved for view in (x, x.flip(3))]
 
 # %% ../../nbs/12_data.augment.ipynb #0ff4d168
@@ -299,7 +310,7 @@ class OwnPolicy:
         raise ConfigError(f"Policy '{self.name}' makes {kind(out)} of {kind(x)}. A policy keeps type and size: "
             "leave out ToDtype, Normalize and what crops without resizing.")
 
-# %% ../../nbs/12_data.augment.ipynb #4ed52c8e
+# %% ../../nbs/12_data.augment.ipynb #19e7d047
 def register_policy(
     name:str, # What to call it
     transform:Callable, # A torchvision v2 transform, or any function of uint8 images
@@ -310,7 +321,8 @@ def register_policy(
     "Make a transform a policy, from now on and in this process"
     check_choice("per", per, ("image", "batch"))
     if name in POLICIES: raise ConfigError(f"'{name}' is one of our policies. Take another name.")
-    policy,known = OwnPolicy(name, transform, per, version),policy_registry.get(name)
+    policy = OwnPolicy(name, transform, per, version)
+    known = policy_registry.get(name)
     if known and known.version==version and known.identity!=policy.identity:
         raise ConfigError(other_policy(known.identity, policy.identity, "already"))
     policy(torch.zeros(2, 3, size, size, dtype=torch.uint8), np.arange(2), 0, 0)

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['NO_IMAGE', 'FITS', 'MAX_PIXELS', 'NEAR_SIZE', 'image_format', 'to_rgb', 'to_square', 'fit_words', 'peek_image',
-           'open_image', 'decode_image', 'read_file', 'why_bad', 'read_image', 'Decoded', 'decode_files', 'map_batches',
-           'channel_hist', 'channel_stats', 'pixels_sum', 'perceptual_hash', 'ImageFacts', 'read_batch', 'write_images']
+           'open_image', 'decode_image', 'read_file', 'why_bad', 'read_image', 'map_batches', 'channel_hist',
+           'channel_stats', 'pixels_sum', 'perceptual_hash', 'ImageFacts', 'read_batch', 'write_images']
 
-# %% ../../nbs/09_data.decode.ipynb #be5f7813
+# %% ../../nbs/09_data.decode.ipynb #ffac387c
 import hashlib, io, os, re, stat, struct, threading, warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain, takewhile
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Self
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from ..core import DataError, signals_blocked
@@ -43,13 +43,13 @@ def _turn_upright(im):
     except MemoryError: raise
     except Exception: pass
 
-# %% ../../nbs/09_data.decode.ipynb #a931a45f
+# %% ../../nbs/09_data.decode.ipynb #12929028
 def _on_white(im):
     if im.mode=="La": im = im.convert("LA")
     return Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA")).convert("RGB")
 
 def _from_16_bits(im):
-    x = np.asarray(im).astype(np.int64).clip(0, 65535)
+    x = np.asarray(im, np.int64).clip(0, 65535)
     gray = (x*255+32767)//65535
     if "transparency" in im.info: gray[x==im.info["transparency"]] = 255
     return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
@@ -67,7 +67,7 @@ def to_rgb(
     if im.mode.startswith("I"): return _from_16_bits(im)
     return _on_white(im) if im.has_transparency_data else im.convert("RGB")
 
-# %% ../../nbs/09_data.decode.ipynb #5468c3d0
+# %% ../../nbs/09_data.decode.ipynb #53575373
 FITS = dict(squish=Image.Image.resize, pad=ImageOps.pad, crop=ImageOps.fit) # Each takes image, size and filter
 
 def to_square(
@@ -76,7 +76,8 @@ def to_square(
     fit:str="squish" # One of `FITS`
 )->Image.Image: # `(size,size)`
     "Resize an image to a square"
-    return im if size==0 or im.size==(size,size) else FITS[fit](im, (size,size), Image.Resampling.BILINEAR)
+    if size==0 or im.size==(size,size): return im
+    return FITS[fit](im, (size,size), Image.Resampling.BILINEAR)
 
 # %% ../../nbs/09_data.decode.ipynb #1c387cd2
 _done = dict(squish="squished into a square (--fit pad and --fit crop keep their proportions)",
@@ -91,13 +92,14 @@ def fit_words(
     verb = "isn't" if n==1 else "aren't"
     return f"{n:,} of all {total:,} images {verb} square: {_done[fit]}." if n else ""
 
-# %% ../../nbs/09_data.decode.ipynb #968c2622
+# %% ../../nbs/09_data.decode.ipynb #57618063
 MAX_PIXELS = 50_000_000
 
 def _open_png(file):
     im = PngImagePlugin.PngImageFile(file)
     if "transparency" in im.info:
-        clear,(depth,kind) = im.info["transparency"],file.getvalue()[24:26]
+        clear = im.info["transparency"]
+        depth,kind = file.getvalue()[24:26]
         if kind==0 and depth<8: im.info["transparency"] = clear*255//(2**depth-1)
         if kind==2 and depth==16: im.info["transparency"] = tuple(o>>8 for o in clear)
     return im
@@ -108,21 +110,22 @@ def _open_heif(file):
         raise DataError("HEIC needs the package pillow-heif: pip install 'cinic_fastai[heic]'") from None
     return HeifImageFile(file)
 
-# %% ../../nbs/09_data.decode.ipynb #699900fe
+# %% ../../nbs/09_data.decode.ipynb #e578426c
 _openers = dict(PNG=_open_png, JPEG=JpegImagePlugin.JpegImageFile, HEIF=_open_heif)
 
 def peek_image(
     data:bytes # Content of an image file
 )->Image.Image: # As it is stored; one of too many pixels is refused
     "Open an image file, and decode nothing of it"
-    kind,file = image_format(data),io.BytesIO(data)
+    kind = image_format(data)
     if not kind: raise DataError(NO_IMAGE)
+    file = io.BytesIO(data)
     im = _openers[kind](file) if kind in _openers else Image.open(file, formats=(kind,))
     most = 4*MAX_PIXELS if kind=="JPEG" else MAX_PIXELS
     if im.width*im.height>most: raise DataError(f"{im.width}x{im.height} is more than {most:,} pixels")
     return im
 
-# %% ../../nbs/09_data.decode.ipynb #87779625
+# %% ../../nbs/09_data.decode.ipynb #76845496
 def open_image(
     data:bytes, # Content of an image file
     size:int=0 # Side that will be wanted of it, 0 for its own
@@ -130,7 +133,7 @@ def open_image(
     "Decode one image, or the first one of several, as a viewer shows it"
     im = peek_image(data)
     own = im.size
-    if own[0]*own[1]>MAX_PIXELS: im.draft(None, [min(3*size or o, o//2) for o in own])
+    if im.width*im.height>MAX_PIXELS: im.draft(None, [min(3*size or o, o//2) for o in own])
     stored = im.size
     rgb = to_rgb(im)
     return rgb, own if rgb.size==stored else own[::-1]
@@ -175,33 +178,6 @@ def read_image(
     except MemoryError: raise
     except Exception as e: raise DataError(f"{path}: {why_bad(e)}") from None
 
-# %% ../../nbs/09_data.decode.ipynb #df688070
-class Decoded(NamedTuple):
-    "What became of one file"
-    file:str # As it was asked for
-    image:np.ndarray|None # uint8 `(h,w,3)`, None where it can't be used
-    why:str="" # Why it can't be used
-    size:tuple[int,int]=(0,0) # Its own width and height, upright
-
-def _decode_file(root, file, size, fit):
-    try:
-        rgb,own = open_image(read_file(f"{root}/{file}"), size)
-        return Decoded(file, np.asarray(to_square(rgb, size, fit)), size=own)
-    except MemoryError: raise
-    except Exception as e: return Decoded(file, None, why_bad(e))
-
-# %% ../../nbs/09_data.decode.ipynb #cf8be1b5
-def decode_files(
-    files:Iterable[str], # Paths relative to `root`
-    root:Path, # Image folder
-    size:int=0, # As for `decode_image`
-    fit:str="squish" # Likewise
-)->Iterator[Decoded]: # In the order of `files`, one in memory at a time
-    "Read images, noting of the bad ones why they can't be used"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for f in files: yield _decode_file(root, f, size, fit)
-
 # %% ../../nbs/09_data.decode.ipynb #3ca75e4e
 def _drained(results, remote, ended):
     "Results until the consumer loses interest; then no more batches are begun, and those under way are waited for"
@@ -213,7 +189,7 @@ def _drained(results, remote, ended):
         ended.set()
         with suppress(BrokenProcessPool): deque(remote, maxlen=0)
 
-# %% ../../nbs/09_data.decode.ipynb #0b310b95
+# %% ../../nbs/09_data.decode.ipynb #6c983bc6
 def map_batches(
     fn:Callable, # Batch -> result; importable, so that other processes find it
     todo:list[list[str]], # Batches
@@ -225,11 +201,13 @@ def map_batches(
     if n==1: return map(fn, todo)
     run = Parallel(n_jobs=n, backend="loky", return_as="generator", batch_size=1, pre_dispatch="4*n_jobs",
         max_nbytes=None, idle_worker_timeout=10)
-    first,ended = len(todo)//8,threading.Event()
-    with signals_blocked(): remote = run(delayed(fn)(o) for o in takewhile(lambda _: not ended.is_set(), todo[first:]))
+    first = len(todo)//8
+    ended = threading.Event()
+    rest = takewhile(lambda _: not ended.is_set(), todo[first:])
+    with signals_blocked(): remote = run(map(delayed(fn), rest))
     return _drained(chain(map(fn, todo[:first]), remote), remote, ended)
 
-# %% ../../nbs/09_data.decode.ipynb #6388c4e4
+# %% ../../nbs/09_data.decode.ipynb #b7ffd0f0
 def channel_hist(
     x:np.ndarray # uint8 `(...,3)`
 )->np.ndarray: # int64 `(3,256)`
@@ -240,7 +218,8 @@ def channel_stats(
     hist:np.ndarray # `(3,256)` from `channel_hist`
 )->tuple[np.ndarray,np.ndarray]: # Mean and standard deviation, float64 `(3,)` on a scale from 0 to 1
     "Mean and standard deviation of each channel"
-    v, n = np.arange(256)/255, hist.sum(1)
+    v = np.arange(256)/255
+    n = hist.sum(1)
     mean = hist@v/n
     return mean, np.sqrt(np.maximum(hist@v**2/n-mean**2, 0))
 
@@ -261,7 +240,7 @@ def perceptual_hash(
     from imagehash import phash
     return int(str(phash(Image.fromarray(image))), 16)
 
-# %% ../../nbs/09_data.decode.ipynb #3b2f073d
+# %% ../../nbs/09_data.decode.ipynb #a013b22f
 @dataclass
 class ImageFacts:
     "What is known of files that were read"
@@ -273,6 +252,21 @@ class ImageFacts:
     def update(self, more:Self):
         for name,values in vars(more).items(): getattr(self, name).update(values)
 
+# %% ../../nbs/09_data.decode.ipynb #ad32c36c
+def _look_at(facts, root, file, size, fit):
+    "Read an image and note what is known of it; None where it can't be used"
+    try:
+        rgb,own = open_image(read_file(f"{root}/{file}"), size)
+        image = np.asarray(to_square(rgb, size, fit))
+    except MemoryError: raise
+    except Exception as e:
+        facts.bad[file] = why_bad(e)
+        return None
+    facts.own[file] = own
+    facts.hashes[file] = pixels_sum(image)
+    if min(image.shape[:2])>=NEAR_SIZE: facts.near[file] = perceptual_hash(image)
+    return image
+
 def read_batch(
     files:list[str], # Paths relative to `root`
     root:Path, # Image folder
@@ -280,17 +274,16 @@ def read_batch(
     fit:str="squish" # How they become squares, one of `FITS`
 )->tuple[np.ndarray,ImageFacts]: # Images that can be read `(n,size,size,3)`, if wanted; what is known of all
     "Read a batch of images"
-    images,facts = [],ImageFacts()
-    for o in decode_files(files, root, size, fit):
-        if o.image is None:
-            facts.bad[o.file] = o.why
-            continue
-        facts.hashes[o.file],facts.own[o.file] = pixels_sum(o.image),o.size
-        if min(o.image.shape[:2])>=NEAR_SIZE: facts.near[o.file] = perceptual_hash(o.image)
-        if size: images.append(o.image)
+    images = []
+    facts = ImageFacts()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for f in files:
+            image = _look_at(facts, root, f, size, fit)
+            if size and image is not None: images.append(image)
     return np.array(images, np.uint8),facts
 
-# %% ../../nbs/09_data.decode.ipynb #2bc187d6
+# %% ../../nbs/09_data.decode.ipynb #93df4dba
 def write_images(
     path:Path, # `.npy` file to write
     raw:Path, # File with the bytes of uint8 images, in any order
@@ -300,7 +293,8 @@ def write_images(
     batch:int # Images in memory at a time
 )->np.ndarray: # As of `channel_hist`
     "Write images in order; how often each value occurs in each channel of the first ones"
-    x,hist = np.memmap(raw, np.uint8, "r").reshape(-1, size, size, 3),np.zeros((3,256), int)
+    x = np.memmap(raw, np.uint8, "r").reshape(-1, size, size, 3)
+    hist = np.zeros((3,256), int)
     head = dict(descr="|u1", fortran_order=False, shape=(len(rows),size,size,3))
     with open(path, "wb") as f:
         np.lib.format.write_array_header_1_0(f, head)

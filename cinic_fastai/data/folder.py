@@ -6,7 +6,7 @@
 __all__ = ['IMAGE_SUFFIXES', 'SPLIT_WORDS', 'origin_of', 'is_cifar_test', 'class_of', 'is_image_name', 'split_of',
            'class_folders', 'file_names', 'paths_inside', 'image_files', 'other_files', 'one_line', 'bullet_lines',
            'left_out', 'note_left_out', 'ImageItem', 'row_order', 'FolderScan', 'outside_files', 'require_folder',
-           'class_problems', 'scan_folder', 'require_layout', 'require_readable', 'size_and_time', 'fingerprint']
+           'class_problems', 'scan_folder', 'require_readable', 'size_and_time', 'fingerprint']
 
 # %% ../../nbs/10_data.folder.ipynb #77753336
 import hashlib, os, re, unicodedata
@@ -108,20 +108,23 @@ def paths_inside(
         if _is_dir(e): yield from paths_inside(root, path, around|{real})
         else: yield path
 
-# %% ../../nbs/10_data.folder.ipynb #ad67c264
+# %% ../../nbs/10_data.folder.ipynb #8a6bef08
 def image_files(
     paths:Iterable[Path] # Files, or folders that are looked through
 )->list[Path]: # Images of folders, none of them hidden, and all that were named themselves
     "The images that a list of files and folders means"
     out = []
-    for p in map(Path, paths): out += [p/f for f in paths_inside(p) if is_image_name(f)] if p.is_dir() else [p]
+    for p in map(Path, paths):
+        if p.is_dir(): out += [p/f for f in paths_inside(p) if is_image_name(f)]
+        else: out.append(p)
     return out
 
 def other_files(
     paths:Iterable[Path] # As for `image_files`
 )->list[Path]: # Files in folders that `image_files` leaves out
     "The files in folders that are not read"
-    return [p/f for p in map(Path, paths) if p.is_dir() for f in paths_inside(p) if not is_image_name(f)]
+    folders = [p for p in map(Path, paths) if p.is_dir()]
+    return [p/f for p in folders for f in paths_inside(p) if not is_image_name(f)]
 
 # %% ../../nbs/10_data.folder.ipynb #d537bb0f
 def one_line(
@@ -159,7 +162,7 @@ def left_out(
         f"Images are known by their names: {', '.join(IMAGE_SUFFIXES)}. "
         "In an image folder they lie in their class's folder.")
 
-# %% ../../nbs/10_data.folder.ipynb #1b98c880
+# %% ../../nbs/10_data.folder.ipynb #668cd3a8
 def note_left_out(
     on_event:Callable|None, # Listener
     files:Iterable, # As for `left_out`
@@ -168,8 +171,9 @@ def note_left_out(
     "Tell a listener which files are not read and which images are left out, where there are some"
     if words := left_out(files): emit(on_event, "note", text=words)
     if not bad: return
+    are = "s are" if len(bad)>1 else " is"
     why = bullet_lines((f"{f}: {o}" for f,o in bad.items()), most=5)
-    emit(on_event, "note", text=f"{len(bad):,} bad image{'s are' if len(bad)>1 else ' is'} left out:{why}")
+    emit(on_event, "note", text=f"{len(bad):,} bad image{are} left out:{why}")
 
 # %% ../../nbs/10_data.folder.ipynb #aa67a7b0
 class ImageItem(NamedTuple):
@@ -184,7 +188,7 @@ def row_order(
     "By split, class and name"
     return [*SPLITS, item.split].index(item.split),item.label,item.file
 
-# %% ../../nbs/10_data.folder.ipynb #005b4a7e
+# %% ../../nbs/10_data.folder.ipynb #0a94837e
 @dataclass
 class FolderScan:
     "What lies in an image folder, before any image is opened"
@@ -210,8 +214,7 @@ class FolderScan:
         self.unlabelled = list(filter(is_image_name, files))
         known = set(self.unlabelled)
         self.ignored = [o for o in self.ignored if o not in known]
-        words = f"{len(known):,} images have no class: they can be predicted, not scored."
-        if known: self.notes.append(words)
+        if known: self.notes.append(f"{len(known):,} images have no class: they can be predicted, not scored.")
 
     def require(self)->Self: # Itself
         "`DataError` that says all that is wrong with the layout, where something is"
@@ -220,13 +223,13 @@ class FolderScan:
             "class, nor in another way that is read: folders of classes alone, fewer splits, or a CSV of files and "
             f"labels. Found:{bullet_lines([*self.problems, left_out(self.ignored)])}")
 
-# %% ../../nbs/10_data.folder.ipynb #d56d45f8
+# %% ../../nbs/10_data.folder.ipynb #a3e31944
 _no_utf8 = re.compile("[\ud800-\udfff]") # How Python holds a byte that is no text
 
 def _scan_class(scan, split, folder):
     "Add the images of one class's folder to a scan"
     scan.folders.append(folder)
-    label = class_of(folder.rsplit("/", 1)[-1])
+    label = class_of(PurePosixPath(folder).name)
     for file in paths_inside(scan.root, folder):
         if _no_utf8.search(file): scan.problems.append(f"{file!r} is a name that is not UTF-8")
         elif is_image_name(file): scan.items.append(ImageItem(split, label, file))
@@ -261,31 +264,26 @@ def class_problems(
     yield from (f"class '{c}' has no images in train: {cure}" for c in scan.classes if c not in learnt)
     if len(scan.classes)<2: yield f"classes: {len(scan.classes)}, at least 2 are needed"
 
-# %% ../../nbs/10_data.folder.ipynb #1a3c28ec
+# %% ../../nbs/10_data.folder.ipynb #e3fabb92
 def scan_folder(
     root:Path, # Image folder
-    bases:dict|None=None # split -> folder in it that holds the split's classes; called as the split if not given
+    bases:dict=None # split -> folder in it that holds the split's classes; called as the split if not given
 )->FolderScan: # With everything found wrong in `problems`
     "List an image folder"
-    root,bases = Path(root),bases or {s: s for s in SPLITS}
+    bases = bases or {s: s for s in SPLITS}
     require_folder(root)
     found = {s: class_folders(root/o) for s,o in bases.items()}
     tops = {o.split("/")[0] for o in bases.values()}
     others = set() if "" in tops else set(class_folders(root))-tops
     outside = outside_files(root, sorted({"", *bases.values()}), sorted(others))
-    scan = FolderScan(root, sorted(set(map(class_of, chain(*found.values())))), [], outside, [])
+    classes = sorted(set(map(class_of, chain(*found.values()))))
+    scan = FolderScan(root, classes, [], outside, [])
     for s,names in found.items():
         for c in names: _scan_class(scan, s, f"{bases[s]}/{c}".lstrip("/"))
     scan.problems += class_problems(scan)
     return scan
 
-# %% ../../nbs/10_data.folder.ipynb #c7a4c040
-def require_layout(
-    root:Path # Image folder
-)->FolderScan: # Without problems
-    "List an image folder; `DataError` says all that is wrong with its layout"
-    return scan_folder(root).require()
-
+# %% ../../nbs/10_data.folder.ipynb #4900e485
 def require_readable(
     scan:FolderScan, # Images
     bad:dict, # file -> why it can't be used

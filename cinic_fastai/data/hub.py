@@ -19,16 +19,18 @@ from .decode import image_format
 from cinic_fastai.data.folder import (FolderScan, ImageItem, class_of, class_problems, is_image_name, paths_inside,
     row_order, split_of)
 
-# %% ../../nbs/10a_data.hub.ipynb #abab4c7b
+# %% ../../nbs/10a_data.hub.ipynb #81e30e2b
 class TableRow(NamedTuple):
     "What a table says of an image"
     file:str # As it is written there
     label:str # Its class, "" where it has none
     split:str # `train`, `valid`, `test`, "" where nothing is said, or the word there if it is no split's
 
-_usual = dict(labels="label", is_valid="split", **dict.fromkeys(("class", "category"), "label"),
-    **dict.fromkeys(("name", "fname", "filename", "file_name", "path", "image", "img", "id", "image_id"), "file"))
-_said = {**dict.fromkeys(("true", "1", "1.0", "yes"), "valid"), **dict.fromkeys(("false", "0", "0.0", "no"), "train")}
+_usual = {"labels": "label", "class": "label", "category": "label", "is_valid": "split",
+    "name": "file", "fname": "file", "filename": "file", "file_name": "file", "path": "file", "image": "file",
+    "img": "file", "id": "file", "image_id": "file"}
+_said = {"true": "valid", "1": "valid", "1.0": "valid", "yes": "valid",
+    "false": "train", "0": "train", "0.0": "train", "no": "train"}
 
 def _column_names(header):
     "What each column holds, by its usual name; else the first is the file and the second its label"
@@ -55,9 +57,9 @@ def read_table(
     names = ["file", "label", "split"] if headless else _column_names(rows[0])
     return [_row(names, o) for o in rows[not headless:]]
 
-# %% ../../nbs/10a_data.hub.ipynb #b5aec8d7
+# %% ../../nbs/10a_data.hub.ipynb #d7044431
 def _short_names(path):
-    name = path.rsplit("/", 1)[-1]
+    name = PurePosixPath(path).name
     return name,name.rsplit(".", 1)[0]
 
 def _index(files):
@@ -70,7 +72,9 @@ def _index(files):
 def _meant(name, known):
     "The file that a name means; the name itself where none, or more than one, fits"
     path = class_of(name.replace("\\", "/").removeprefix("./"))
-    return next((min(known[o]) for o in (path, *_short_names(path)) if len(known.get(o, ()))==1), path)
+    for key in (path, *_short_names(path)):
+        if len(known.get(key, ()))==1: return min(known[key])
+    return path
 
 # %% ../../nbs/10a_data.hub.ipynb #536d603e
 def _rows_of(root, table, known):
@@ -84,7 +88,7 @@ def _table_problems(rows):
     if words!={""}: yield from (f"split '{o}': expected train, valid or test" for o in sorted(words-{*SPLITS}))
     yield from (f"{f} has {n} classes or splits" for f,n in Counter(o.file for o in rows).items() if n>1)
 
-# %% ../../nbs/10a_data.hub.ipynb #dc2e9bc7
+# %% ../../nbs/10a_data.hub.ipynb #9dba2d45
 def scan_tables(
     root:Path, # Folder of images
     tables:list[Path] # CSV files in it
@@ -93,8 +97,9 @@ def scan_tables(
     files = list(paths_inside(root))
     known = _index(files)
     rows = list(dict.fromkeys(chain.from_iterable(_rows_of(root, o, known) for o in tables)))
-    named,labelled = {o.file for o in rows},[o for o in rows if o.label]
+    named = {o.file for o in rows}
     if not named.intersection(files): return None
+    labelled = [o for o in rows if o.label]
     items = sorted((ImageItem(o.split or "train", o.label, o.file) for o in labelled), key=row_order)
     ignored = [f for f in files if f not in named and is_image_name(f)]
     scan = FolderScan(root, sorted({o.label for o in items}), items, ignored, [""])
@@ -149,7 +154,7 @@ def _naming_unreadable(path):
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path} can't be read ({' '.join(str(e).split())[:200]}).") from None
 
-# %% ../../nbs/10a_data.hub.ipynb #d7da30ed
+# %% ../../nbs/10a_data.hub.ipynb #a53b2d93
 def _open_table(path):
     "A pyarrow `Dataset`"
     with _naming_unreadable(path):
@@ -160,26 +165,29 @@ def _open_table(path):
 def _rows(path, table, columns):
     "Each row as a dict"
     with _naming_unreadable(path):
-        few = dict(batch_size=1000, batch_readahead=1, use_threads=False)
-        for batch in table.to_batches(columns=columns, **few): yield from batch.to_pylist()
+        batches = table.to_batches(columns=columns, batch_size=1000, batch_readahead=1, use_threads=False)
+        for batch in batches: yield from batch.to_pylist()
 
-# %% ../../nbs/10a_data.hub.ipynb #d067f592
+# %% ../../nbs/10a_data.hub.ipynb #9b41edf6
 def _image_bytes(value, path):
     "Name and content of an image column's value"
     value = value if isinstance(value, dict) else dict(bytes=value)
-    name,data = value.get("path") or "",value.get("bytes")
+    name = value.get("path") or ""
+    data = value.get("bytes")
     if isinstance(data, bytes): return name,data
     found = f"a path, {name}" if name else "no image"
     raise DataError(f"{path} holds {found}, where an image is expected: save the dataset with its images embedded.")
 
-# %% ../../nbs/10a_data.hub.ipynb #1e8e2321
+# %% ../../nbs/10a_data.hub.ipynb #d94e007e
 def _table_images(src, files):
     for f in files:
-        table,split = _open_table(f),split_of(f.relative_to(src).as_posix())
+        table = _open_table(f)
+        split = split_of(f.relative_to(src).as_posix())
         info = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         image,label,classes = _columns_of(table.schema.names, info.get("features", {}))
         for row in _rows(f, table, [image, label]):
-            yield _HubImage(split, _class_name(row[label], classes), *_image_bytes(row[image], f))
+            name,data = _image_bytes(row[image], f)
+            yield TableRow(name, _class_name(row[label], classes), split),data
 
 # %% ../../nbs/10a_data.hub.ipynb #822c2ef7
 _table_name = re.compile(r"(?!(cache-|tmp).*\.arrow).+\.(parquet|arrow)")
@@ -200,7 +208,7 @@ def find_tables(
     if len(homes)>1: raise DataError(f"{src} holds several configurations: {', '.join(homes)}. Give the folder of one.")
     return [src/o for o in tables]
 
-# %% ../../nbs/10a_data.hub.ipynb #c29d03b6
+# %% ../../nbs/10a_data.hub.ipynb #693782d7
 _suffixes = dict(PNG=".png", JPEG=".jpg", WEBP=".webp", BMP=".bmp", GIF=".gif", TIFF=".tif", PPM=".ppm",
     AVIF=".avif", HEIF=".heic")
 
@@ -212,35 +220,37 @@ def free_name(
 )->str: # Without folders
     "A name that no other file of its folder has, on any file system"
     path = PurePosixPath(name.replace("\\", "/"))
-    stem,suffix = path.stem.lstrip(".") or f"{number:06d}",suffix or path.suffix
+    stem = path.stem.lstrip(".") or f"{number:06d}"
+    suffix = suffix or path.suffix
     if class_of(stem+suffix).lower() in taken: stem = f"{stem}-{number:06d}" # one name to some file systems
     taken.add(class_of(stem+suffix).lower())
     return stem+suffix
 
-# %% ../../nbs/10a_data.hub.ipynb #b9d6ff5a
+# %% ../../nbs/10a_data.hub.ipynb #b5952bcb
 _every = 1000 # Images between two events
 
-def _write_image(root, number, o, taken):
-    "Write an image; its row"
-    suffix = _suffixes.get(image_format(o.data), ".png")
-    file = f"{o.split or 'all'}/{free_name(o.name, number, taken[o.split], suffix)}"
+def _write_image(root, number, row, data, taken):
+    "Write an image; its row, with the file's new name"
+    suffix = _suffixes.get(image_format(data), ".png")
+    file = f"{row.split or 'all'}/{free_name(row.file, number, taken[row.split], suffix)}"
     (root/file).parent.mkdir(exist_ok=True)
-    (root/file).write_bytes(o.data)
-    return TableRow(file, o.label, o.split)
+    (root/file).write_bytes(data)
+    return row._replace(file=file)
 
-# %% ../../nbs/10a_data.hub.ipynb #2076e754
+# %% ../../nbs/10a_data.hub.ipynb #cc079fd8
 def unpack_tables(
     src:Path, # A dataset's folder
     tables:list[Path], # From `find_tables`
     dest:Path, # Folder to make
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable=None # Hears of progress
 )->Path: # `dest`, with `labels.csv`
     "Write the images of parquet and arrow files; they keep their bytes, and their names where they have some"
     with folder_lock(dest, on_event):
         if dest.exists(): return dest
-        n,taken = sum(_open_table(f).count_rows() for f in tables),defaultdict(set)
+        n = sum(_open_table(f).count_rows() for f in tables)
+        taken = defaultdict(set)
         with atomic_folder(dest) as tmp, naming_full_disk(dest, sum(f.stat().st_size for f in tables)):
             images = with_progress(_table_images(src, tables), "unpack", n, on_event, _every)
-            rows = [_write_image(tmp, i, o, taken) for i,o in enumerate(images)]
+            rows = [_write_image(tmp, i, row, data, taken) for i,(row,data) in enumerate(images)]
             write_text(tmp/"labels.csv", csv_text([TableRow._fields, *rows]))
     return dest

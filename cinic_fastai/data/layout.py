@@ -41,7 +41,7 @@ def _read_classes(root):
     scan.notes.append(f"{len(scan.classes)} classes without splits.")
     return scan
 
-# %% ../../nbs/10c_data.layout.ipynb #4080fc57
+# %% ../../nbs/10c_data.layout.ipynb #81acd77d
 def _split_folders(root):
     "split -> folders that stand for it"
     names = class_folders(root)
@@ -51,10 +51,11 @@ def _split_folders(root):
 def _holder(root, folder):
     "The folder that holds a split's classes: itself, or the only one in it that holds several"
     inner = class_folders(root/folder)
-    deeper = len(inner)==1 and len(class_folders(root/folder/inner[0]))>1
-    return f"{folder}/{inner[0]}" if deeper else folder
+    if len(inner)!=1: return folder
+    deeper = f"{folder}/{inner[0]}"
+    return deeper if len(class_folders(root/deeper))>1 else folder
 
-# %% ../../nbs/10c_data.layout.ipynb #5d425070
+# %% ../../nbs/10c_data.layout.ipynb #ca4f5515
 def _read_splits(root):
     found = _split_folders(root)
     bases = {s: _holder(root, found[s][0]) for s in SPLITS if s in found}
@@ -64,7 +65,7 @@ def _read_splits(root):
     own = {s: o for s,o in bases.items() if known&names[s]}
     scan = scan_folder(root, own)
     scan.problems += [f"{' and '.join(o)} both stand for {s}: keep one" for s,o in found.items() if len(o)>1]
-    if own!={s: s for s in SPLITS}: scan.notes.append(f"Splits found: {', '.join(own.values())}.")
+    if tuple(own.values())!=SPLITS: scan.notes.append(f"Splits found: {', '.join(own.values())}.")
     scan.add_unlabelled(chain.from_iterable(paths_inside(root, bases[s]) for s in bases if s not in own))
     return scan
 
@@ -83,14 +84,14 @@ def _read_csv(root, known):
     tables = split if known else alone
     return scan_tables(root, [root/o for o in tables]) if tables else None
 
-# %% ../../nbs/10c_data.layout.ipynb #264ed1cd
+# %% ../../nbs/10c_data.layout.ipynb #bef73578
 def _unpacked(root, tables, on_event):
     if not tables: return None
-    sign = json_sum([[o.relative_to(root).as_posix(), *size_and_time(o)] for o in tables])[:12]
-    dest = unpack_tables(root, tables, cache_place(root, "tables")/sign, on_event)
+    stamps = [[o.relative_to(root), *size_and_time(o)] for o in tables]
+    dest = unpack_tables(root, tables, cache_place(root, "tables")/json_sum(stamps)[:12], on_event)
     return scan_tables(dest, [dest/"labels.csv"])
 
-# %% ../../nbs/10c_data.layout.ipynb #5b93410d
+# %% ../../nbs/10c_data.layout.ipynb #b54cd946
 def _read_inner(root, on_event):
     names = [o for o in class_folders(root) if any(map(is_image_name, paths_inside(root, o)))]
     if len(names)!=1: return None
@@ -99,7 +100,8 @@ def _read_inner(root, on_event):
     return scan if scan.items else None
 
 def _read_nothing(root):
-    images,tables = outside_files(root, [""], class_folders(root)),_csv_names(root)
+    images = outside_files(root, [""], class_folders(root))
+    tables = _csv_names(root)
     found = [f"{len(images):,} images without two folders of classes" if images else "there are no images in it"]
     if tables: found.append(f"which table says what they show isn't clear: give one of {', '.join(tables)}")
     return FolderScan(root, [], [], images, [], found)
@@ -118,10 +120,10 @@ def _find_file(src, on_event):
     if scan: return scan
     raise DataError(f"{src} names no file that is in {src.parent}. Expected lines of a file's name and its class.")
 
-# %% ../../nbs/10c_data.layout.ipynb #568f9109
+# %% ../../nbs/10c_data.layout.ipynb #55f68a62
 def find_images(
     src:Path, # A folder of images, or a table
-    on_event:Callable|None=None # Hears of progress, where tables are unpacked
+    on_event:Callable=None # Hears of progress, where tables are unpacked
 )->FolderScan: # Its `root` may lie deeper than `src`; `problems` has what is wrong
     "List images, their classes and splits, whatever the layout"
     src = Path(src)
@@ -199,26 +201,28 @@ class FolderReport(FolderScan):
         known = {k: v for k,v in vars(self).items() if k not in ("items", "folders")}
         return known|dict(root=str(self.root), ok=self.ok, counts=self.counts, origins=self.origins)
 
-# %% ../../nbs/10c_data.layout.ipynb #690388d5
+# %% ../../nbs/10c_data.layout.ipynb #3e5e431e
 @patch
 def findings(self:FolderReport)->list[str]: # One line each, empty when all is well
     "What a person should know before training"
     found = [f"{f}: {why}" for f,why in self.bad.items()]
     copies = {"the same image in several splits": self.duplicates,
         "the same image under several classes": self.ambiguous, "near-copies in several splits": self.near}
-    for what,groups in copies.items(): found += [f"{what}: {', '.join(o)}" for o in groups]
+    for what,groups in copies.items():
+        found += [f"{what}: {', '.join(o)}" for o in groups]
     for s,n in self.counts.items():
         absent = [c for c in self.classes if n and c not in n]
         if absent: found.append(f"no image in {s} is of {', '.join(absent)}")
     shapes = fit_words(self.not_square, sum(self.sizes.values()))
     return list(filter(None, [shapes, *self.notes, *self.problems, *found, left_out(self.ignored)]))
 
-# %% ../../nbs/10c_data.layout.ipynb #67107169
+# %% ../../nbs/10c_data.layout.ipynb #734f524f
 def _sentences(scan, drawing):
     return list(filter(None, [*scan.notes, drawing.words(scan.drawn)]))
 
-def _report(scan):
-    return FolderReport(**vars(scan)|dict(notes=_sentences(scan, Drawing())))
+def _report(scan, **found):
+    "A scan as a report, with what was found by reading its images"
+    return FolderReport(**vars(scan)|dict(notes=_sentences(scan, Drawing())), **found)
 
 def folder_info(
     root:Path # Images, as for `find_images`
@@ -226,10 +230,10 @@ def folder_info(
     "Count images by split, class and origin"
     return _report(find_images(root))
 
-# %% ../../nbs/10c_data.layout.ipynb #339e1930
+# %% ../../nbs/10c_data.layout.ipynb #4ad6a7fb
 def read_scan(
     scan:FolderScan, # Images
-    on_event:Callable|None=None, # Hears of progress
+    on_event:Callable=None, # Hears of progress
     n_workers:int=0, # Processes, 0 for one a core
     batch:int=250, # Images that one reads at a time
     write:Callable=noop, # Takes the images of each batch
@@ -237,27 +241,30 @@ def read_scan(
     **square # `size` and `fit` as for `read_batch`
 )->ImageFacts: # In the order of the scan
     "Read all images of a scan"
-    facts,todo = ImageFacts(),[*chunked([o.file for o in scan.items], batch)]
+    facts = ImageFacts()
+    todo = list(chunked([o.file for o in scan.items], batch))
     for images,more in map_batches(partial(read_batch, root=scan.root, **square), todo, n_workers):
         write(images)
         facts.update(more)
-        emit(on_event, "progress", what=what, done=len(facts.hashes)+len(facts.bad), total=len(scan.items))
+        done = len(facts.hashes)+len(facts.bad)
+        emit(on_event, "progress", what=what, done=done, total=len(scan.items))
     return facts
 
-# %% ../../nbs/10c_data.layout.ipynb #05bc55f9
+# %% ../../nbs/10c_data.layout.ipynb #7f5171f3
 def check_folder(
     root:Path, # Images, as for `find_images`
-    on_event:Callable|None=None, # Hears of progress
+    on_event:Callable=None, # Hears of progress
     n_workers:int=0 # Processes, 0 for one a core
 )->FolderReport: # Complete
     "Read every image and report; nothing is raised for bad images"
     scan = find_images(root, on_event)
-    out,facts = _report(scan),read_scan(scan, on_event, n_workers)
-    out.read,out.bad = True,facts.bad
-    out.sizes = dict(Counter(f"{w}x{h}" for w,h in facts.own.values()).most_common())
-    out.not_square = sum(w!=h for w,h in facts.own.values())
-    out.duplicates,out.ambiguous,out.near = find_copies(facts, [o for o in scan.items if o.file not in facts.bad])
-    return out
+    facts = read_scan(scan, on_event, n_workers)
+    own = facts.own.values()
+    sizes = Counter(f"{w}x{h}" for w,h in own)
+    copies = find_copies(facts, [o for o in scan.items if o.file not in facts.bad])
+    return _report(scan, read=True, bad=facts.bad,
+        duplicates=copies.shared, ambiguous=copies.ambiguous, near=copies.near,
+        sizes=dict(sizes.most_common()), not_square=sum(w!=h for w,h in own))
 
 # %% ../../nbs/10c_data.layout.ipynb #913d780f
 def _new_places(items):
@@ -299,15 +306,16 @@ def tell_found(
     if words: emit(on_event, "note", text=words)
     note_left_out(on_event, scan.ignored)
 
-# %% ../../nbs/10c_data.layout.ipynb #ccf43e46
+# %% ../../nbs/10c_data.layout.ipynb #75b0a657
 def split_folder(
     src:Path, # Images, as for `find_images`
     dest:Path, # Folder to make
     drawing:Drawing=Drawing((60,20,20)), # How splits are drawn that aren't there
-    on_event:Callable|None=None # Hears of progress
+    on_event:Callable=None # Hears of progress
 )->Path: # `dest`
     "Copy images into train, valid and test, drawing the splits that are not there"
-    src,dest = Path(src),Path(dest)
+    src = Path(src)
+    dest = Path(dest)
     if src.is_dir() and dest.resolve().is_relative_to(src.resolve()):
         raise DataError(f"{dest} lies inside {src}. Choose a folder outside of it.")
     scan = find_images(src, on_event).require()

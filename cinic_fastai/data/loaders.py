@@ -57,7 +57,7 @@ def resize(
     down,across = (resize_matrix(n, size).to(xb.device, non_blocking=True) for n in xb.shape[-2:])
     return (down@xb@across.T).contiguous(memory_format=torch.channels_last)
 
-# %% ../../nbs/13_data.loaders.ipynb #19192965
+# %% ../../nbs/13_data.loaders.ipynb #a5f35436
 class NormalizeBytes(Normalize):
     "0-255 to normalised float32 in one go, resized if wanted; fastai's `IntToFloatTensor` and `Normalize` together"
     order,parameters = 10,L("mean", "std", "scale", "shift")
@@ -66,9 +66,11 @@ class NormalizeBytes(Normalize):
         std, # Of each channel, on 0-1
         size:int=0 # Side of the result; 0 leaves images as they are
     ):
-        mean,std = (torch.from_numpy(np.array(o, dtype=np.float32))[:,None,None] for o in (mean, std))
+        mean,std = (torch.tensor(o, dtype=torch.float32)[:,None,None] for o in (mean, std))
         super().__init__(mean[None], std[None])
-        self.scale,self.shift,self.size = 1/(255*std),-mean/std,size
+        self.scale = 1/(255*std)
+        self.shift = -mean/std
+        self.size = size
 
     def encodes(self, x:TensorImage): return TensorImage(self.normalize(x.as_subclass(Tensor)))
 
@@ -115,7 +117,7 @@ class PackImage(Transform):
         if self.pack: return PILImage.create(np.ascontiguousarray(self.pack.images[o]))
         raise DataError(f"Row {o} can't be read without its pack. Give an image, or `test_dl(dls, pack)`.")
 
-# %% ../../nbs/13_data.loaders.ipynb #d291695b
+# %% ../../nbs/13_data.loaders.ipynb #b89b093b
 def _named_device(device):
     "A device by its name, whether it is here or not"
     with suppress(RuntimeError, TypeError):
@@ -124,7 +126,7 @@ def _named_device(device):
     raise ConfigError(f"Unknown device '{device}'. Known: auto, cpu, cuda, cuda:N, mps.")
 
 def pick_device(
-    device:str|torch.device|None=None # `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; None for `auto`
+    device:str|torch.device=None # `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; None for `auto`
 )->torch.device: # With its number, where it is a GPU of several
     "The device that is meant, checked to be here; `auto` is CUDA where there is one, else the CPU"
     here = torch.cuda.is_available()
@@ -138,7 +140,7 @@ def pick_device(
         f"device{'s'*(n!=1)}. Take device auto, which uses a GPU where there is one, or cpu.")
     return torch.device("cuda", torch.cuda.current_device() if found.index is None else found.index)
 
-# %% ../../nbs/13_data.loaders.ipynb #fe4b6aa1
+# %% ../../nbs/13_data.loaders.ipynb #e2eb2d49
 def _fits_on_device(nbytes, free):
     "Whether pixels leave the network three quarters of the free memory"
     return nbytes<=free/4
@@ -147,7 +149,9 @@ def _copy_to_device(images, device, chunk=2**26):
     "Pixels on a device, copied there `chunk` bytes at a time, as they are usually memory-mapped"
     out = torch.empty(images.shape, dtype=torch.uint8, device=device)
     step = max(1, chunk//max(1, images[:1].nbytes))
-    for i in range(0, len(images), step): out[i:i+step] = torch.from_numpy(np.array(images[i:i+step]))
+    for i in range(0, len(images), step):
+        part = slice(i, i+step)
+        out[part] = torch.from_numpy(np.array(images[part]))
     return out
 
 def _device_images(pack, device):
@@ -181,36 +185,37 @@ def _class_numbers(labels, vocab):
     if (out>=0).all(): return out
     raise DataError(f"Label {labels.iloc[out.argmin()]!r} is not one of the classes: {', '.join(vocab)}.")
 
-# %% ../../nbs/13_data.loaders.ipynb #5a712fe4
+# %% ../../nbs/13_data.loaders.ipynb #8d4ccb9a
 def balanced_order(
     targs:np.ndarray, # Class of each training image `(n,)`
     seed:int, # The run's seed
     epoch:int # Epoch, from 0
 )->np.ndarray: # `n` places, plus `n` for each time that one was drawn before
     "Order of an epoch in which classes come equally often, or once more; of each class all images do, too"
-    gen,n = rng("balanced", seed, epoch),len(targs)
+    gen = rng("balanced", seed, epoch)
+    n = len(targs)
     order = gen.permutation(n)
     members = [order[targs[order]==c] for c in np.unique(targs)]
     shares = np.bincount(np.resize(gen.permutation(len(members)), n))
     drawn = [np.resize(rows, k)+np.arange(k)//len(rows)*n for rows,k in zip(members, shares)]
     return gen.permutation(np.concatenate(drawn))
 
-# %% ../../nbs/13_data.loaders.ipynb #40f53f63
+# %% ../../nbs/13_data.loaders.ipynb #2d073637
 class PackDL(TfmdDL):
     "Whole batches from a pack, in an order that is a function of seed and epoch"
     def __init__(self,
         dataset, # Items with their transforms, usually from `pack_block`
         bs:int=64, # Batch size
         shuffle:bool=False, # Another order each epoch?
-        pack:Pack|None=None, # Where rows are read; None for items that are not rows
+        pack:Pack=None, # Where rows are read; None for items that are not rows
         augment=None, # `augment(xb, rows, epoch, seed)` gives the images to train on, for example an `ImagePolicy`
         seed:int=42, # Of order and augmentation
         epoch:int=0, # First epoch to serve
         sampling:str="none", # `balanced`: draw what is shuffled as `balanced_order` does
         **kwargs # As for `TfmdDL`; `num_workers` is ignored, as there is nothing to do for a worker
     ):
-        self.pack,self.augment,self.seed,self.epoch,self.start_batch = pack,augment,seed,epoch,0
-        self.sampling = sampling
+        store_attr("pack,augment,seed,epoch,sampling")
+        self.start_batch = 0
         super().__init__(dataset, bs=bs, shuffle=shuffle, **kwargs|dict(num_workers=0))
 
     @cached_property
@@ -223,7 +228,7 @@ class PackDL(TfmdDL):
         "Class numbers"
         return _class_numbers(self.items["label"], self.vocab) if len(self.dataset.tls)>1 else None
 
-# %% ../../nbs/13_data.loaders.ipynb #70ec34e7
+# %% ../../nbs/13_data.loaders.ipynb #015414ca
 @patch(as_prop=True)
 def n_batches(self:PackDL)->int: # Of a whole epoch, whatever `start_batch`
     "Batches an epoch"
@@ -248,7 +253,8 @@ def __iter__(self:PackDL):
     order = self.get_idxs()
     order = np.asarray(order if hasattr(order, "__len__") else list(islice(order, self.n)))
     for i in range(self.start_batch, self.n_batches): yield self.batch_of(order[i*self.bs:(i+1)*self.bs])
-    self.epoch,self.start_batch = self.epoch+1,0
+    self.epoch += 1
+    self.start_batch = 0
     self.after_iter()
 
 # %% ../../nbs/13_data.loaders.ipynb #a3f48652
@@ -283,7 +289,7 @@ def _one_by_one(self:PackDL, idxs):
     items = [o for o in map(self.do_item, idxs.tolist()) if o is not None]
     return to_device(self.do_batch(items), self.device)
 
-# %% ../../nbs/13_data.loaders.ipynb #7f892b3d
+# %% ../../nbs/13_data.loaders.ipynb #95b2a14c
 def _with_pack(dataset, pack):
     "The same items and transforms, read from another pack"
     def swap(f): return PackImage(pack, f.size, f.fit) if isinstance(f, PackImage) else f
@@ -299,7 +305,9 @@ def new(self:PackDL,
 )->PackDL: # At the same epoch
     "A loader like this one"
     own = {k: getattr(self, k) for k in ("pack", "augment", "seed", "epoch", "sampling")}
-    if isinstance(dataset, Datasets) and not len(dataset): own["pack"],dataset = None,_with_pack(dataset, None)
+    if isinstance(dataset, Datasets) and not len(dataset):
+        own["pack"] = None
+        dataset = _with_pack(dataset, None)
     if "get_idxs" in kwargs and not self.shuffle: self.epoch += 1
     return TfmdDL.new(self, dataset, cls, **(own|kwargs))
 
@@ -362,11 +370,11 @@ def pack_block(
     return DataBlock(blocks=(images, classes), get_items=_train_and_valid,
         splitter=partial(_split_items, train_on=train_on), get_x=ColReader("row"), get_y=ColReader("label"))
 
-# %% ../../nbs/13_data.loaders.ipynb #2d89c26d
+# %% ../../nbs/13_data.loaders.ipynb #92eb4640
 def pack_dls(
     pack:Pack, # Images
     bs:int=128, # Batch size; the report's
-    val_bs:int|None=None, # Batch size of validation, `bs` if not given
+    val_bs:int=None, # Batch size of validation, `bs` if not given
     augment=None, # For example `image_policy("simple")`
     seed:int=42, # Of order and augmentation
     train_on:str="train", # `train`, or `train+valid`: then nothing should be chosen by the validation images

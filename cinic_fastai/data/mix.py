@@ -131,7 +131,7 @@ def draw_mix(
     each = (np.broadcast_to(o, (bs,)+o.shape[1:]) for o in (lam, np.where(cut, 1., lam), boxes))
     return MixDraw(gen.permutation(bs), *each)
 
-# %% ../../nbs/14_data.mix.ipynb #d1eee11d
+# %% ../../nbs/14_data.mix.ipynb #f8fd3240
 class SoftLoss(nn.Module):
     "Cross-entropy in float32 at least, of classes or probabilities"
     y_int = True # fastai's own MixUp asks for it
@@ -139,7 +139,7 @@ class SoftLoss(nn.Module):
         label_smoothing:float=0., # Share of every target that is spread over all classes, while gradients are recorded
         softmax:bool=False, # Does the network end in a softmax?
         reduction:str="mean", # `mean`, `sum` or `none`
-        weight:Tensor|None=None # Of each class `(c,)`, while gradients are recorded; None for equal ones
+        weight:Tensor=None # Of each class `(c,)`, while gradients are recorded; None for equal ones
     ):
         super().__init__()
         store_attr()
@@ -148,7 +148,8 @@ class SoftLoss(nn.Module):
         preds:Tensor, # Outputs of the network `(bs,c)`
         targs:Tensor # Classes `(bs,)` or probabilities `(bs,c)`
     )->Tensor: # A number, or one for each image where `reduction` is `none`
-        preds,targs = preds.as_subclass(Tensor),targs.as_subclass(Tensor)
+        targs = targs.as_subclass(Tensor)
+        preds = preds.as_subclass(Tensor)
         preds = preds.to(torch.promote_types(preds.dtype, torch.float32))
         targs = targs.to(preds.dtype) if targs.is_floating_point() else targs.long()
         smoothing,weight = (self.label_smoothing, self.weight) if torch.is_grad_enabled() else (0., None)
@@ -166,14 +167,15 @@ class SoftLoss(nn.Module):
     def extra_repr(self):
         return f"label_smoothing={self.label_smoothing}, softmax={self.softmax}, reduction='{self.reduction}'"
 
-# %% ../../nbs/14_data.mix.ipynb #260601cd
+# %% ../../nbs/14_data.mix.ipynb #89fc6824
 def mixed_accuracy(
     preds:Tensor, # Outputs or probabilities `(bs,c)`
     targs:Tensor, # Classes `(bs,)` or probabilities `(bs,c)`
     reduction:str="mean" # `mean`, or `none` for one number an image
 )->Tensor: # Between 0 and 1
     "`lam [pred=y1] + (1-lam) [pred=y2]`"
-    preds,targs = preds.as_subclass(Tensor).argmax(-1),targs.as_subclass(Tensor)
+    preds = preds.as_subclass(Tensor).argmax(-1)
+    targs = targs.as_subclass(Tensor)
     hits = targs.gather(1, preds[:,None])[:,0] if targs.is_floating_point() else (preds==targs).float()
     return hits.mean() if reduction=="mean" else hits
 
@@ -185,7 +187,7 @@ def _takes_probs(loss_func, n_classes, device):
     except Exception: return False
     return True
 
-# %% ../../nbs/14_data.mix.ipynb #de683da1
+# %% ../../nbs/14_data.mix.ipynb #0eeef256
 class Mix(Callback):
     "MixUp, CutMix or RandomMix for the training batches of any `Learner` whose loss takes probabilities"
     run_valid = False
@@ -212,8 +214,9 @@ class Mix(Callback):
         x:Tensor # Images `(bs,c,h,w)`
     )->MixDraw: # On the images' device
         "The draw of this seed, epoch and batch"
-        epoch,batch = getattr(self.dl, "epoch", self.epoch),getattr(self.dl, "start_batch", 0)+self.iter
-        gen = rng("mix", self.seed, epoch, batch)
+        epoch = getattr(self.dl, "epoch", self.epoch)
+        first = getattr(self.dl, "start_batch", 0)
+        gen = rng("mix", self.seed, epoch, first+self.iter)
         return draw_mix(self.method, len(x), *x.shape[2:], gen, self.alpha, self.per).to(x.device)
 
     def before_batch(self):
@@ -226,4 +229,5 @@ class Mix(Callback):
     def after_pred(self):
         "Mix the targets"
         perm,lam,*_ = self.drawn
-        self.learn.yb = tuple(soft_targets(y.as_subclass(Tensor), perm, lam, self.pred.shape[-1]) for y in self.yb)
+        n = self.pred.shape[-1]
+        self.learn.yb = tuple(soft_targets(y.as_subclass(Tensor), perm, lam, n) for y in self.yb)

@@ -95,7 +95,7 @@ class _Job:
         return "-".join(filter(None, [str(self.size), fit, self.drawn()]))
     def sign(self): return fingerprint(self.scan)+self.drawn()
 
-# %% ../../nbs/11_data.pack.ipynb #c5162d60
+# %% ../../nbs/11_data.pack.ipynb #d59fc4b7
 def _job(src, dest, size, on_bad, on_event, drawing, fit, n_workers=0):
     "What is asked for, in the user's cache where no place is given; what can't be packed is refused"
     check_choice("on_bad", on_bad, ("stop", "skip"))
@@ -103,20 +103,21 @@ def _job(src, dest, size, on_bad, on_event, drawing, fit, n_workers=0):
     if not 1<=size<=4096: raise ConfigError(f"size = {size} lies outside [1, 4096].")
     if drawing.near and size<NEAR_SIZE:
         raise ConfigError(f"Near-copies are told apart from {NEAR_SIZE} pixels on, not at size = {size}.")
-    job = _Job(Path(src), find_images(src, on_event), dest, size, on_bad, drawing, on_event, n_workers, fit)
+    job = _Job(src, find_images(src, on_event), dest, size, on_bad, drawing, on_event, n_workers, fit)
     return replace(job, dest=Path(dest or cache_place(src, "packs")/f"pack-{job.name()}"))
 
-# %% ../../nbs/11_data.pack.ipynb #ed7d47eb
+# %% ../../nbs/11_data.pack.ipynb #c1bb724c
 def _write_pixels(path, scan, job):
     "Decode, draw, and write the images in order; the images, what is known of them, how often values occur in train"
     raw = path.with_name("raw")
     with naming_full_disk(job.dest, 2*len(scan.items)*job.size*job.size*3):
         with open(raw, "wb") as f:
-            square = dict(size=job.size, fit=job.fit)
-            facts = read_scan(scan, job.on_event, job.n_workers, job.batch, f.write, "pack", **square)
+            facts = read_scan(scan, job.on_event, job.n_workers, job.batch, f.write, "pack",
+                size=job.size, fit=job.fit)
         require_readable(scan, facts.bad, job.on_bad)
-        kept,row = [o for o in scan.items if o.file in facts.hashes],{f: i for i,f in enumerate(facts.hashes)}
+        kept = [o for o in scan.items if o.file in facts.hashes]
         items = draw_items(kept, scan.drawn, job.drawing, facts)
+        row = dict(zip(facts.hashes, count()))
         n_train = sum(o.split=="train" for o in items)
         hist = write_images(path, raw, [row[o.file] for o in items], job.size, n_train, job.batch)
     raw.unlink()
@@ -132,7 +133,7 @@ def _next_making(dest):
     ways = chain([""], (f"-{i}" for i in count(1)))
     return next(o for o in ways if not {f"images{o}.npy", f"items{o}.csv"} & names)
 
-# %% ../../nbs/11_data.pack.ipynb #6ec73f3e
+# %% ../../nbs/11_data.pack.ipynb #e12f1f99
 def _write_pack(folder, making, job):
     "Write a pack's files into an empty folder"
     before = job.sign()
@@ -150,12 +151,16 @@ def _write_pack(folder, making, job):
 
 def _about(items, facts, classes, hist):
     "What a manifest says of images, by its fields"
-    n,(mean,std) = Counter(o[:2] for o in items),channel_stats(hist)
-    row,own = {o.file: i for i,o in enumerate(items)},facts.own.values()
-    rows = {k: [[row[f] for f in g] for g in groups] for k,groups in find_copies(facts, items)._asdict().items()}
-    return rows|dict(counts={s: [n[s,c] for c in classes] for s in SPLITS}, mean=mean.tolist(),
-        std=np.where(std>0, std, 1.).tolist(), not_square=sum(w!=h for w,h in own),
-        side=int(np.median([min(o) for o in own])))
+    mean,std = channel_stats(hist)
+    n = Counter(o[:2] for o in items)
+    row = {o.file: i for i,o in enumerate(items)}
+    own = facts.own.values()
+    copies = find_copies(facts, items)._asdict()
+    rows = {k: [[row[f] for f in g] for g in groups] for k,groups in copies.items()}
+    return rows|dict(
+        counts={s: [n[s,c] for c in classes] for s in SPLITS},
+        mean=mean.tolist(), std=np.where(std>0, std, 1.).tolist(),
+        not_square=sum(w!=h for w,h in own), side=int(np.median([*map(min, own)])))
 
 # %% ../../nbs/11_data.pack.ipynb #7dd5ad12
 def _require_same(pack):
@@ -172,30 +177,35 @@ def _content(pack, name, read):
     except (OSError, ValueError, EOFError) as e: raise _damaged(f, e) from None
     finally: _require_same(pack) # it may be gone since the folder was packed again
 
-# %% ../../nbs/11_data.pack.ipynb #f503fe7f
+# %% ../../nbs/11_data.pack.ipynb #9f19339b
 def _map_images(file, pack):
     x = np.load(file, mmap_mode="r", allow_pickle=False)
-    if x.dtype!=np.uint8 or len(x)!=len(pack.targs): raise ValueError(f"it holds {x.dtype} {x.shape}")
-    return x
+    if x.dtype==np.uint8 and len(x)==len(pack.targs): return x
+    raise ValueError(f"it holds {x.dtype} {x.shape}")
 
 def _read_names(file, pack):
     data = file.read_bytes()
     if sha256(data)!=pack.manifest.items: raise ValueError("its checksum differs")
     return data.decode()
 
-# %% ../../nbs/11_data.pack.ipynb #0d15965c
+# %% ../../nbs/11_data.pack.ipynb #c16f73bd
 class Pack:
     "Decoded images with their labels, names and origins, and the rows in use of each split"
     def __init__(self,
         path:Path, # The pack's folder
         manifest:Manifest # Of it
     ):
-        self.path, self.manifest, self.skipped = Path(path).absolute(), manifest, sorted(manifest.skipped)
-        self.classes, self.size, self.digest = manifest.classes, manifest.size, manifest.digest
+        self.path = Path(path).absolute()
+        self.manifest = manifest
+        self.skipped = sorted(manifest.skipped)
+        self.classes = manifest.classes
+        self.size = manifest.size
+        self.digest = manifest.digest
         self.fit = manifest.fit
-        self.mean, self.std = np.array(manifest.mean, np.float32), np.array(manifest.std, np.float32)
+        self.mean = np.array(manifest.mean, np.float32)
+        self.std = np.array(manifest.std, np.float32)
         n = np.array([manifest.counts[s] for s in SPLITS]) # (split, class)
-        self.targs = np.repeat(np.tile(np.arange(len(self.classes)), len(SPLITS)), n.reshape(-1))
+        self.targs = np.repeat(np.indices(n.shape)[1].ravel(), n.ravel())
         self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
         self.limited = 0 # As given to `limit`
         self.resident = {} # Device -> pixels kept there, filled by the loaders, shared by packs of fewer rows
@@ -236,7 +246,7 @@ def verify(self:Pack):
     if sha256(b"".join(map(pixels_sum, np.asarray(self.images))))==self.manifest.pixels: return
     raise _damaged(_pack_file(self.path, "images.npy", self.manifest.making), "its checksum differs")
 
-# %% ../../nbs/11_data.pack.ipynb #f3a7df36
+# %% ../../nbs/11_data.pack.ipynb #e6d8d1da
 @patch
 def shared_words(self:Pack)->str: # Sentences, "" where all is well
     "Which of the images in use lie in several splits or under several classes, or have near-copies in other splits"
@@ -246,9 +256,11 @@ def shared_words(self:Pack)->str: # Sentences, "" where all is well
     for groups,of,what in ((self.manifest.shared, split, "lie in more than one split, the same pixel for pixel"),
             (self.manifest.ambiguous, label, "lie under more than one class, the same pixel for pixel"),
             (self.manifest.near, split, "have near-copies in another split (--group-near draws splits without)")):
-        used = [[r for r in g if r in split] for g in groups if len({*map(of.get, g)}-{None})>1]
-        shown = " = ".join(self.files[used[0]]) if used else ""
-        if used: said.append(f"{sum(map(len, used)):,} images {what}, for example {shown}.")
+        apart = [g for g in groups if len({*map(of.get, g)}-{None})>1]
+        used = [[r for r in g if r in split] for g in apart]
+        if not used: continue
+        shown = " = ".join(self.files[used[0]])
+        said.append(f"{sum(map(len, used)):,} images {what}, for example {shown}.")
     return " ".join(said)
 
 # %% ../../nbs/11_data.pack.ipynb #f6191b7e
@@ -279,7 +291,7 @@ def _build(job):
     for words in filter(None, (pack.shape_words(), pack.shared_words())): emit(job.on_event, "note", text=words)
     return pack
 
-# %% ../../nbs/11_data.pack.ipynb #92067189
+# %% ../../nbs/11_data.pack.ipynb #a7bf7b16
 def make_pack(
     root:Path, # Images, as for `find_images`
     dest:Path=None, # The pack's folder, in the user's cache if not given
@@ -291,7 +303,7 @@ def make_pack(
     fit:str="squish" # How images that aren't square become so, one of `FITS`
 )->Pack: # Opened
     "Decode images into a pack, replacing one that is there"
-    job = _job(root, dest, size, on_bad, on_event, drawing, fit, n_workers)
+    job = _job(Path(root), dest, size, on_bad, on_event, drawing, fit, n_workers)
     with folder_lock(job.dest, on_event): return _build(job)
 
 # %% ../../nbs/11_data.pack.ipynb #559caa30
@@ -304,7 +316,7 @@ def frame(self:Pack): # DataFrame `row, file, label, origin, split`
     label = np.array(self.classes)[self.targs[rows]]
     return pd.DataFrame(dict(row=rows, file=self.files[rows], label=label, origin=self.origins[rows], split=split))
 
-# %% ../../nbs/11_data.pack.ipynb #8b8a5d7e
+# %% ../../nbs/11_data.pack.ipynb #1e20467b
 @patch
 def using(self:Pack,
     rows:dict # split -> row numbers
@@ -312,36 +324,39 @@ def using(self:Pack,
     "The same pack with other rows in use"
     out = object.__new__(Pack)
     out.__dict__ |= self.__dict__|dict(rows=rows)
-    used, full = np.concatenate(list(rows.values())).astype("<i8"), self.manifest.digest
-    out.digest = full if len(used)==len(self.targs) else sha256(full.encode()+used.tobytes())[:32]
+    used = np.concatenate(list(rows.values())).astype("<i8")
+    out.digest = self.manifest.digest
+    if len(used)!=len(self.targs): out.digest = sha256(out.digest.encode()+used.tobytes())[:32]
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #85cd4e2f
+# %% ../../nbs/11_data.pack.ipynb #9eb30106
 @patch
 def limit(self:Pack,
     n:int # Images a split, shared evenly by the classes; 0 for all
 )->Pack: # The same pack with fewer rows in use
     "Fewer images, chosen by hash of the file name: whatever the seed, the same ones"
     if n==0: return self
-    k, least = n//len(self.classes), len(self.classes)
-    if k<1:
+    least = len(self.classes)
+    if n<least:
         raise DataError(f"A limit of {n} is less than one image for each of {least} classes. "
             f"Take {least} or more, or 0 for all.")
     frame = self.frame()
     order = frame["file"].map(partial(derive_seed, "limit")).sort_values(kind="stable").index
-    drawn = frame.loc[order].groupby(["split", "label"]).head(k)
+    drawn = frame.loc[order].groupby(["split", "label"]).head(n//least)
     out = self.using({s: np.sort(drawn["row"][drawn["split"]==s].to_numpy()) for s in self.rows})
     out.limited = min(n, self.limited) if self.limited else n
     return out
 
-# %% ../../nbs/11_data.pack.ipynb #8151f36f
+# %% ../../nbs/11_data.pack.ipynb #63a8667c
 def _fresh(job, on_event):
     "Open a pack that fits its folder and what is asked for; None where it has to be made"
     if not (job.dest/"manifest.json").exists(): return None
-    try: pack,why = open_pack(job.dest),"The images have changed, or are wanted otherwise."
-    except CinicError as e: pack,why = None,str(e)
     wanted = job.size,job.fit,job.sign()
-    if pack and (pack.size, pack.fit, pack.manifest.fingerprint)==wanted: return pack
+    why = "The images have changed, or are wanted otherwise."
+    try:
+        pack = open_pack(job.dest)
+        if (pack.size, pack.fit, pack.manifest.fingerprint)==wanted: return pack
+    except CinicError as e: why = e
     emit(on_event, "note", text=f"{why} The images are packed again.")
 
 def _folder_pack(job):
