@@ -4,8 +4,8 @@
     python -m benchmarks.answer IMAGES --out FOLDER --minutes 30 --seeds 1 --yolo ENV/bin/yolo
 
 IMAGES has `train` and `test`. From `train` so many images are taken, the same number of each class, and valid images
-are drawn from them once, for all. `cinic answer` comes first, with each seed; the CPU time of it and all that it started
-(`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
+are drawn from them once, for all. `cinic answer` comes first, with each seed; the CPU time of it and all that it
+started (`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
 trainings of 1 and 3 epochs tell beforehand, at nobody's cost. Whatever is chosen is chosen on valid images; those of
 `test` are looked at once, at the end, and that isn't counted.
 

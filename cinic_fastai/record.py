@@ -146,7 +146,7 @@ class StudyChanges(Entry):
     seed:int|None = None # Of the study; None for the plan's
     published:bool = False # Final runs at the report's points?
 
-# %% ../nbs/05_record.ipynb #90e352df
+# %% ../nbs/05_record.ipynb #1de05681
 class StudyRecord(Entry):
     "What a study's folder knows about itself: the content of `study.json`"
     name:str
@@ -193,6 +193,19 @@ class StudyRecord(Entry):
     )->RunEntry|None: # The last one of that name
         "The run that a name means"
         return next((r for r in reversed(self.runs) if name in (r.name, r.key)), None)
+
+    def planned_search(self,
+        name:str # Of a search
+    )->dict: # As the plan has it, empty where it doesn't know it
+        "A search's own table in the plan"
+        return next((o for o in self.plan.get("search", []) if o.get("name")==name), {})
+
+    def planned_run(self,
+        run:RunEntry # One of its runs
+    )->dict: # As the plan has it, empty where it doesn't know it
+        "A run's own table in the plan"
+        tables = self.plan.get("run", [])
+        return next((o for o in tables if (o.get("group", "runs"), o.get("name"))==(run.group, run.name)), {})
 
 # %% ../nbs/05_record.ipynb #96a3ce2b
 def _options(record):

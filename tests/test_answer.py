@@ -100,7 +100,8 @@ def test_another_question_takes_another_folder(answered, photos):
 @pytest.mark.parametrize("words,said", [
     (["answer", "nowhere"], "There is no folder"),
     (["answer", "{photos}", "--metric", "f1"], "Unknown metric 'f1'"),
-    (["answer", "{photos}", "--split", "80/20"], "no shares")])
+    (["answer", "{photos}", "--split", "80/20"], "no shares"),
+    (["answer", "{photos}", "--weights", "{photos}/sea/1.jpg"], "expected a folder of files of weights")])
 def test_mistakes_are_named(photos, tmp_path, words, said):
     done = cinic(*(o.format(photos=photos) for o in words), cwd=tmp_path)
     assert done.returncode==2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -6,7 +6,7 @@
 __all__ = ['plan_app', 'PlanFile', 'plan_list', 'plan_show', 'plan_schema', 'plan_check', 'plan_ablate', 'parse_trials', 'study',
            'answer_photos', 'status', 'report', 'clean']
 
-# %% ../../nbs/53_cli.study.ipynb #1beb6e20
+# %% ../../nbs/53_cli.study.ipynb #1bf778be
 import itertools, re, shlex, shutil, sys, tempfile, time, typer
 from dataclasses import asdict, replace
 from functools import partial
@@ -16,7 +16,7 @@ from rich.text import Text
 from .app import (AsJson, Data, Deterministic, Device, Fit, GroupBy, GroupNear, Limit, OnBad, Out,
     SaveEvery, Size, Split, Weights, app, argument, as_table, command, err_console, image_folder, new_group, option,
     out_console, packed_images, print_json, print_table)
-from ..core import METRICS, CinicError, DataError, check_choice, duration, parse_jobs
+from ..core import METRICS, CinicError, ConfigError, DataError, check_choice, duration, parse_jobs
 from ..files import check_writable, lock
 
 # %% ../../nbs/53_cli.study.ipynb #fddff97f
@@ -155,28 +155,28 @@ def _carry_out(plan, data, out, options, **how):
         run_study(plan, pack, out, options, screen, stop)
     _finish(out, time.monotonic()-began)
 
-# %% ../../nbs/53_cli.study.ipynb #02707701
+# %% ../../nbs/53_cli.study.ipynb #a049d7f4
 def _finish(out, seconds):
     "Say how a study ended; exit code 1 if runs failed"
     from cinic_fastai.results.tables.predictors import predictors_table
     from cinic_fastai.studyfolder import StudyFolder
     study = StudyFolder(out)
-    fell = _tell_fallen(study)
+    n_failed = _tell_fallen(study)
     done = predictors_table(study).query("status=='done'").dropna(axis=1, how="all")
     shown = done.filter(["place", "predictor", "test_acc", "low", "high", "published"])
     if len(done): print_table(shown.to_dict("records"), "Test accuracy, with its 95 % interval")
     print(f"\n{duration(seconds)}. Report: {out/'report.html'}")
-    if "failed" in fell: raise typer.Exit(1)
+    if n_failed: raise typer.Exit(1)
 
 def _tell_fallen(study):
-    "Say what was skipped, then what failed, with its cause: `skipped` and `failed`, as often"
+    "Say what was skipped, then what failed, with its cause; the number of those that failed"
     from cinic_fastai.studyfolder import study_parts
     record = study.record
     found = [(e.status, e.name, e.reason) for e in (*record.runs, *record.searches, *record.ensembles)]
     found += [("failed", p.name, p.reasons) for p in study_parts(study) if p.kind!="run" and p.counts["failed"]]
-    fell = [o for status in ("skipped", "failed") for o in found if o[0]==status]
-    for status,name,reason in fell: print(f"{status}: {name} ({reason})")
-    return [status for status,*_ in fell]
+    skipped,failed = ([o for o in found if o[0]==status] for status in ("skipped", "failed"))
+    for status,name,reason in skipped+failed: print(f"{status}: {name} ({reason})")
+    return len(failed)
 
 # %% ../../nbs/53_cli.study.ipynb #ea976122
 def _answer_size(src, out, minutes, drawing):
@@ -194,7 +194,7 @@ def _repeating(src, out, **options):
     words = ["cinic", "study", str(out/"plan.toml"), "--data", str(src), "--out", str(out), "--on-bad", "skip"]
     return shlex.join(words+given)
 
-# %% ../../nbs/53_cli.study.ipynb #2cf07ea0
+# %% ../../nbs/53_cli.study.ipynb #631d97dc
 @command(app, "answer", "cinic answer photos --minutes 30", "cinic answer photos --minutes 10 --dry-run")
 def answer_photos(
     src:argument(Path, "Images: a folder in any layout, or a CSV of files and labels."),
@@ -219,6 +219,7 @@ def answer_photos(
     began = time.monotonic()
     check_choice("metric", metric, METRICS)
     parse_jobs(jobs)
+    if weights and not weights.is_dir(): raise ConfigError(f"--weights {weights}: expected a folder of files of weights.")
     drawing = parse_drawing(split, group)
     out = out or Path("out")/src.resolve().stem
     size = size or _answer_size(src, out, minutes, drawing)

@@ -109,13 +109,6 @@ def scan_tables(
     scan.add_unlabelled(o.file for o in rows if not o.label)
     return scan
 
-# %% ../../nbs/10a_data.hub.ipynb #ed1a0a7d
-class _HubImage(NamedTuple):
-    split:str # `train`, `valid`, `test`, or "" where the file doesn't say
-    label:str # Its class, "" where it has none
-    name:str # File name as the dataset has it, perhaps with folders, or ""
-    data:bytes # Content
-
 # %% ../../nbs/10a_data.hub.ipynb #a6a1595a
 def _pick(names, features, kind, usual):
     "The column of a kind: one with a usual name of those the schema knows, or of all; else the first it knows"

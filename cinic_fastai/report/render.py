@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['DPI', 'lay_out', 'png', 'svg', 'Drawn', 'draw_figure', 'Report', 'make_sections', 'make_report', 'Column', 'Cell',
-           'shown_columns', 'shown_rows', 'as_frame', 'page_html', 'report_markdown', 'write_page']
+           'shown_columns', 'shown_rows', 'page_html', 'report_markdown', 'write_page']
 
-# %% ../../nbs/35k_report.render.ipynb #8ad9ebfb
-import base64, io, matplotlib, hashlib, re, pandas as pd
+# %% ../../nbs/35k_report.render.ipynb #f0b4cc80
+import base64, io, matplotlib, hashlib, re
 from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -185,20 +185,13 @@ def _cell(row, column):
     values = [_value(row, k) for k in column.fields]
     return Cell(KINDS[column.kind].show(*values), _first_number(values) if "num" in column.css else None)
 
-# %% ../../nbs/35k_report.render.ipynb #0c79081a
+# %% ../../nbs/35k_report.render.ipynb #60ecf8f3
 def shown_rows(
     table:Table # Of the page
 )->list[list[Cell]]: # A list a row
     "Cells that a table shows"
     columns = shown_columns(table)
     return [[_cell(row, c) for c in columns] for row in table.rows.to_dict("records")]
-
-def as_frame(
-    table:Table # Of the page
-)->pd.DataFrame: # Text
-    "A table as it is shown, for a notebook"
-    cells = [[c.text for c in row] for row in shown_rows(table)]
-    return pd.DataFrame(cells, columns=[c.heading for c in shown_columns(table)])
 
 # %% ../../nbs/35k_report.render.ipynb #fcd20c35
 @contextmanager

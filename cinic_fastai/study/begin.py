@@ -79,7 +79,7 @@ def new_record(
         ensembles=list(map(_ensemble_entry, plan.ensembles)),
         started=dt.datetime.now().astimezone().isoformat(timespec="seconds"))
 
-# %% ../../nbs/43a_study.begin.ipynb #dbe2004b
+# %% ../../nbs/43a_study.begin.ipynb #6a8d7406
 def _trained(store, rids):
     "What was trained, by run id, of those runs that have results"
     found = {}
@@ -99,13 +99,12 @@ def _run_changes(plan, old, store):
     runs = {r.key: r for r in plan.runs}
     plain = [run_config(plan, r) for r in plan.runs if not r.source]
     trained = _trained(store, {r.run_id for r in old.runs})
-    longer = {f"{t.get('group', PlanRun.group)}/{t['name']}": t.get("longer", 1) for t in old.plan.get("run", [])}
     for entry in old.runs:
         key = entry.key
         cfg = trained.get(entry.run_id)
         if cfg is None: continue
         if key in runs:
-            there = asdict(cfg)|dict(weights="", longer=longer.get(key, 1))
+            there = asdict(cfg)|dict(weights="", longer=old.planned_run(entry).get("longer", 1))
             here = asdict(_config_here(plan, runs[key], cfg))|dict(weights="", longer=runs[key].longer)
             yield from (f"run {key}: {o}" for o in diff_dicts(there, here))
         elif replace(cfg, weights="") not in plain: yield f"run {key} is left out"

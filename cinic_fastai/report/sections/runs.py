@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['augmentation_gains', 'compare', 'scores', 'score_columns', 'about_group', 'own_group', 'report_groups']
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #bd8f3e8a
+# %% ../../../nbs/35e_report.sections.runs.ipynb #791cd441
 import numpy as np, pandas as pd
 from functools import partial
 from types import SimpleNamespace
@@ -15,7 +15,6 @@ from ...results.plots.curves import curves_table, line_key, over_seeds, plot_cur
 from ...results.plots.photos import plot_photos
 from ...results.plots.style import METRIC_NAMES, new_axes
 from ...results.tables.runs import other_scores
-from ...studyfolder import plan_entry
 from cinic_fastai.report.facts import (Figure, ReportData, Section, Statement, Table, favours, row_score,
     rows_of)
 from ..words import slug
@@ -96,13 +95,11 @@ def augmentation_gains(
     runs = [r for r in f.done("augmentation") if not saw_valid(r)]
     return Statement("gains", runs=runs, against_none=_against_none(runs), gentler=_gentler_pairs(runs))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #dea4e0d1
+# %% ../../../nbs/35e_report.sections.runs.ipynb #1d35fb54
 def _only_longer(f, run):
     "Does a run differ from the trials of its search in epochs and seed alone?"
-    plan = f.record.plan
-    search = next((s for s in plan.get("search", []) if s["name"]==run.search), {})
-    own = plan_entry(f.study, run)
-    trial = plan.get("defaults", {})|search
+    search,own = f.record.planned_search(run.search),f.record.planned_run(run)
+    trial = f.record.plan.get("defaults", {})|search
     settings = {k for k in own if k in config_fields}-{"epochs", "seed"}
     same = "from" not in search and all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
     return same and not settings&set(search.get("space", {}))
