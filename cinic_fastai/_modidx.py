@@ -1989,6 +1989,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'cinic_fastai/study/runner.py'),
                                            'cinic_fastai.study.runner.StudyRunner._reseed_best': ( 'study.runner.html#studyrunner._reseed_best',
                                                                                                    'cinic_fastai/study/runner.py'),
+                                           'cinic_fastai.study.runner.StudyRunner._reserved': ( 'study.runner.html#studyrunner._reserved',
+                                                                                                'cinic_fastai/study/runner.py'),
                                            'cinic_fastai.study.runner.StudyRunner._settled': ( 'study.runner.html#studyrunner._settled',
                                                                                                'cinic_fastai/study/runner.py'),
                                            'cinic_fastai.study.runner.StudyRunner._steps': ( 'study.runner.html#studyrunner._steps',

@@ -242,6 +242,20 @@ def test_what_time_does_not_suffice_for_is_dropped(whole, pack, tmp_path, n):
     again = carried_out(PLAN, pack, tmp_path/"out", MadeUp())
     assert standing(again.record)==standing(whole[0].record)
 
+def test_trials_leave_time_for_the_runs_that_wait_for_them(pack, tmp_path, monkeypatch):
+    fit = Slow(9) # the first trial
+    runner = StudyRunner(parse_plan(PLAN), pack, tmp_path/"out", fit=fit)
+    finals = [r for r in runner.plan.runs if r.source=="search:tuning"]
+    monkeypatch.setattr(type(runner.trainer), "expected", lambda self, cfg: 10.)
+    monkeypatch.setattr(type(runner.trainer.clock), "pace", lambda self: 1.)
+    def late(): runner.trainer.until = time.monotonic()+10*len(finals)+5
+    fit.late = late
+    with runner._recorded(): runner.run()
+    record = runner.record
+    assert len(read_journal(journal_path(tmp_path/"out", "tuning")).trials)==1
+    assert record.searches[0].status=="skipped" and OUT_OF_TIME in record.searches[0].reason
+    assert [record.find_run(r.name).status for r in finals]==["done"]*len(finals)
+
 def test_minutes_count_over_all_calls(pack, tmp_path):
     "Also those of a call that was killed: each change of the record counts them"
     text = PLAN.replace('name = "chain"', 'name = "chain"\nminutes = 1e-9')

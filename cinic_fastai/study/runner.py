@@ -193,7 +193,7 @@ def race(self:StudyRunner,
     list(side_by_side(self._complete, [replace(o, part=1-r.rungs[-1], min_accs=None) for o in jobs]))
     self.ended |= {run.key for run in runs}
 
-# %% ../../nbs/43b_study.runner.ipynb #7f0caecf
+# %% ../../nbs/43b_study.runner.ipynb #52036459
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -208,7 +208,9 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
     total = s.n_trials
     cfg = self.declared(trial_config(s, point))
-    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, after=self._after(s, number, cfg))
+    reserve = self._reserved(s) if number else 0. # without a point they would wait in vain
+    after = self._after(s, number, cfg)
+    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, after=after, reserve=reserve)
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
     except Exception as e: return self._failed_trial(s, job, rid, e)
@@ -218,13 +220,20 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     if "scores" in done: values["scores"] = done["scores"]
     return values|dict(status="stopped")
 
-# %% ../../nbs/43b_study.runner.ipynb #5636917e
+# %% ../../nbs/43b_study.runner.ipynb #b2dbcd20
 @patch
 def _after(self:StudyRunner, s, number, cfg):
     "Estimated seconds of what follows a trial"
     total = s.n_trials
     waiting = total-max(number+1, first_batch(s, total))
     return math.ceil(waiting/s.batch)*self.trainer.expected(cfg)
+
+@patch
+def _reserved(self:StudyRunner, s):
+    "Estimated seconds of the runs that wait for a search's best point"
+    waiting = [r for r in self.plan.runs if r.source==f"search:{s.name}" and self.entry(r).status!="done"]
+    took = [self.trainer.expected(run_config(self.plan, r, base=s.settings)) for r in waiting]
+    return math.ceil(len(took)/self.trainer.clock.jobs)*max(took, default=0.)
 
 @patch
 def _trials(self:StudyRunner, s, name):

@@ -45,7 +45,7 @@ class StudyOptions:
     deterministic:bool = False # The same bits from one study to the next on a GPU, too? Slower
     speed:dict = field(default_factory=dict) # What networks took, as for `estimate`, where they were timed before
 
-# %% ../../nbs/43_study.trainer.ipynb #d816614c
+# %% ../../nbs/43_study.trainer.ipynb #6b29f68c
 @dataclass(frozen=True)
 class Job:
     "One training that a study wants"
@@ -54,6 +54,7 @@ class Job:
     full:bool = True # As for `fit_run`
     min_accs:dict|None = None # Least accuracy after so many epochs; the training is stopped below
     after:float = 0. # Estimated seconds of trainings that come after it, one by one
+    reserve:float = 0. # Estimated seconds of what comes after it and must have its time
     part:float = 1. # Of the training, that is to be done now
     on_start:Callable = noop # Called when it begins, which may be long after it was asked for
 
@@ -248,12 +249,13 @@ def _epochs(self:Trainer, rid, done):
     if "stopped" in done: return [dict(epoch=i, valid_acc=a) for i,a in enumerate(done["accs"])]
     return self.store.history(rid).to_dict("records")
 
-# %% ../../nbs/43_study.trainer.ipynb #5ea9a9b8
+# %% ../../nbs/43_study.trainer.ipynb #1b0e4f05
 @patch
 def _refuse_late(self:Trainer, job):
     "Raise where a training doesn't fit into the time that is left"
-    left = self.until-time.monotonic()
-    wanted = self.expected(job.cfg)*job.part*self.clock.pace()
+    pace = self.clock.pace()
+    left = self.until-time.monotonic()-job.reserve*pace
+    wanted = self.expected(job.cfg)*job.part*pace
     if wanted<=left: return
     raise OutOfTime(f"{OUT_OF_TIME}: about {wanted:.0f} s are needed, {max(left, 0.):.0f} s are left")
 
