@@ -146,7 +146,7 @@ class StudyChanges(Entry):
     seed:int|None = None # Of the study; None for the plan's
     published:bool = False # Final runs at the report's points?
 
-# %% ../nbs/05_record.ipynb #1de05681
+# %% ../nbs/05_record.ipynb #23c29a7f
 class StudyRecord(Entry):
     "What a study's folder knows about itself: the content of `study.json`"
     name:str
@@ -169,18 +169,15 @@ class StudyRecord(Entry):
     )->Self: # `StoreError` where it holds none, or a damaged one
         "Read a study's record"
         f = Path(out)/"study.json"
-        cure = f"Make one: cinic study PLAN --out {out}"
-        if not f.exists(): raise StoreError(f"{out} holds no study (study.json is missing). {cure}")
+        if not f.exists():
+            raise StoreError(f"{out} holds no study (study.json is missing). Make one: cinic study PLAN --out {out}")
         try: return cls.model_validate(read_json(f))
         except ValidationError as e:
             wrong = "; ".join(f"{'.'.join(map(str, o['loc']))}: {o['msg']}" for o in e.errors())
-            why = f"is damaged or was written by another version ({wrong})"
-            raise StoreError(f"{f} {why}. Use another folder.") from None
+            raise StoreError(f"{f} is damaged or was written by another version ({wrong}). Use another folder.") from None
 
-    def write(self,
-        out:Path # A study's folder
-    ):
-        "Write the record, whole or not at all"
+    def write(self, out:Path):
+        "Write the record into a study's folder, whole or not at all"
         write_json(Path(out)/"study.json", self.model_dump(mode="json"))
 
     @property
@@ -194,18 +191,13 @@ class StudyRecord(Entry):
         "The run that a name means"
         return next((r for r in reversed(self.runs) if name in (r.name, r.key)), None)
 
-    def planned_search(self,
-        name:str # Of a search
-    )->dict: # As the plan has it, empty where it doesn't know it
+    def planned_search(self, name:str)->dict: # Empty where the plan doesn't know it
         "A search's own table in the plan"
         return next((o for o in self.plan.get("search", []) if o.get("name")==name), {})
 
-    def planned_run(self,
-        run:RunEntry # One of its runs
-    )->dict: # As the plan has it, empty where it doesn't know it
+    def planned_run(self, run:RunEntry)->dict: # Likewise
         "A run's own table in the plan"
-        tables = self.plan.get("run", [])
-        return next((o for o in tables if (o.get("group", "runs"), o.get("name"))==(run.group, run.name)), {})
+        return next((o for o in self.plan.get("run", []) if f"{o.get('group', 'runs')}/{o.get('name')}"==run.key), {})
 
 # %% ../nbs/05_record.ipynb #96a3ce2b
 def _options(record):

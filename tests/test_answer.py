@@ -34,7 +34,7 @@ def timed(out, basis):
 
 def planned(out):
     "Short, all questions, time in reserve"
-    seconds = {"custom_cnn": (1e-3, 1e-4)}
+    seconds = {"custom_cnn": (3e-3, 3e-4)} # slower than anywhere
     return timed(out, Basis(dict(train=72, valid=9, test=9), 3, jobs=2, seconds=seconds, training=3.3))
 
 def ask(photos, out, minutes=1.25, *options):
@@ -193,7 +193,7 @@ def test_pretrained_networks_race_where_their_weights_are(tmp_path):
     out = timed(tmp_path/"out", Basis(pack.counts(), 10, jobs=2, seconds=seconds, training=13.))
     done = cinic("answer", tmp_path/"digits", "--minutes", "1", "--weights", weights, "--out", out, before=no_figures)
     assert done.returncode==0, done.stderr
-    files = {"resnet18-pretrained": weights/"resnet18.pth", "resnet10t-pretrained": weights/"resnet10t.c3_in1k.safetensors"}
+    files = {f"{f.name.split('.')[0]}-pretrained": f for f in weights.iterdir()}
     for r in (r for r in StudyRecord.read(out).runs if r.name in files):
         folder = out/"runs"/r.run_id
         assert read_json(folder/"config.json")["weights"]==sha256(files[r.name])

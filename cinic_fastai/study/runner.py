@@ -76,7 +76,7 @@ class StudyRunner:
     def declared(self, cfg): return with_weights(cfg, self.weights)
     def rid(self, cfg): return run_id(cfg, self.record.data.digest)
 
-# %% ../../nbs/43b_study.runner.ipynb #1c70cb86
+# %% ../../nbs/43b_study.runner.ipynb #f55b66ce
 @patch
 @contextmanager
 def recording(self:StudyRunner,
@@ -104,8 +104,7 @@ def train(self:StudyRunner,
 @patch
 def _complete(self:StudyRunner, job):
     "Train a run to its end, unless it is there"
-    entry = self.record.find_run(job.name)
-    rid = self.rid(job.cfg)
+    entry,rid = self.record.find_run(job.name),self.rid(job.cfg)
     with self.recording(entry):
         if not self.trainer.is_sound(rid): self.mark(entry, run_id=rid, status="left", reason="")
         self.trainer.train(job)
@@ -140,13 +139,12 @@ def _taken(self:StudyRunner, part, entry):
     entry.of = s.of
     return dict(point=s.best.point, base=begun_search(self.plan, plan_search(self.plan, name), self.out).settings)
 
-# %% ../../nbs/43b_study.runner.ipynb #5f03df4a
+# %% ../../nbs/43b_study.runner.ipynb #eb11086d
 @patch
 def _to_rung(self:StudyRunner, job):
     "Train a run of a race up to its next rung, unless it came so far before: its best score, None where it fails"
     n, = job.min_accs
-    entry = self.record.find_run(job.name)
-    rid = self.rid(job.cfg)
+    entry,rid = self.record.find_run(job.name),self.rid(job.cfg)
     if entry.run_id!=rid: self.mark(entry, run_id=rid, values=[])
     with self.recording(entry):
         if len(entry.values)<n:
@@ -193,7 +191,7 @@ def race(self:StudyRunner,
     list(side_by_side(self._complete, [replace(o, part=1-r.rungs[-1], min_accs=None) for o in jobs]))
     self.ended |= {run.key for run in runs}
 
-# %% ../../nbs/43b_study.runner.ipynb #52036459
+# %% ../../nbs/43b_study.runner.ipynb #20d92af1
 @patch
 def _failed_trial(self:StudyRunner, s, job, rid, e):
     "A trial that failed by its point; an error that says nothing of the point is raised again"
@@ -208,9 +206,8 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
     total = s.n_trials
     cfg = self.declared(trial_config(s, point))
-    reserve = self._reserved(s) if number else 0. # without a point they would wait in vain
-    after = self._after(s, number, cfg)
-    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs, after=after, reserve=reserve)
+    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs,
+        after=self._after(s, number, cfg), reserve=self._reserved(s) if number else 0.)
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
     except Exception as e: return self._failed_trial(s, job, rid, e)
@@ -220,12 +217,11 @@ def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     if "scores" in done: values["scores"] = done["scores"]
     return values|dict(status="stopped")
 
-# %% ../../nbs/43b_study.runner.ipynb #b2dbcd20
+# %% ../../nbs/43b_study.runner.ipynb #0e18a420
 @patch
 def _after(self:StudyRunner, s, number, cfg):
     "Estimated seconds of what follows a trial"
-    total = s.n_trials
-    waiting = total-max(number+1, first_batch(s, total))
+    waiting = s.n_trials-max(number+1, first_batch(s, s.n_trials))
     return math.ceil(waiting/s.batch)*self.trainer.expected(cfg)
 
 @patch
@@ -281,7 +277,7 @@ def _random_baseline(self:StudyRunner, s):
         self.mark(control, best=None, reason=str(e))
     self.ended.add(name)
 
-# %% ../../nbs/43b_study.runner.ipynb #e5dc8e83
+# %% ../../nbs/43b_study.runner.ipynb #53517aea
 @patch
 def _reseed_best(self:StudyRunner, s):
     "Train a search's best points again with other seeds"
@@ -289,8 +285,7 @@ def _reseed_best(self:StudyRunner, s):
     s = begun_search(self.plan, s, self.out)
     points = repeat_points(self.trials(s.name), self.trials(control_name(s.name)))
     first = trial_config(s, {}).seed+1
-    steps = []
-    repeated = []
+    steps,repeated = [],[]
     for seed,(of,trial) in product(range(first, first+s.repeats), points):
         repeated.append(Repeat(of=of, number=trial.number, seed=seed))
         steps.append(partial(self._reseed, s, repeated[-1], trial.point))
@@ -335,12 +330,11 @@ def pending_configs(self:StudyRunner)->list[RunConfig]: # Where a search decides
     finals = [r for r in runs if r.source and self.entry(r).status!="done"]
     return left+[typical_config(self.plan, r) for r in finals]
 
-# %% ../../nbs/43b_study.runner.ipynb #60770e81
+# %% ../../nbs/43b_study.runner.ipynb #31754b66
 @patch
 def _steps(self:StudyRunner):
     "All steps, each after what it takes settings from"
-    plan = self.plan
-    steps = []
+    plan,steps = self.plan,[]
     races = {r.group: partial(self.race, r) for r in plan.races}
     for o in sorted([*plan.runs, *plan.searches], key=partial(source_depth, plan)):
         if isinstance(o, PlanRun): steps.append(races.get(o.group) or partial(self.train, o))
