@@ -95,10 +95,11 @@ def augmentation_gains(
     runs = [r for r in f.done("augmentation") if not saw_valid(r)]
     return Statement("gains", runs=runs, against_none=_against_none(runs), gentler=_gentler_pairs(runs))
 
-# %% ../../../nbs/35e_report.sections.runs.ipynb #1d35fb54
+# %% ../../../nbs/35e_report.sections.runs.ipynb #c3484d4b
 def _only_longer(f, run):
     "Does a run differ from the trials of its search in epochs and seed alone?"
-    search,own = f.record.planned_search(run.search),f.record.planned_run(run)
+    search,entry = f.record.planned_search(run.search),f.record.find_run(f"{run.group}/{run.name}")
+    own = f.record.planned_run(entry)
     trial = f.record.plan.get("defaults", {})|search
     settings = {k for k in own if k in config_fields}-{"epochs", "seed"}
     same = "from" not in search and all(own[k]==trial.get(k, config_fields[k].default) for k in settings)
