@@ -79,6 +79,10 @@ def test_cut_off_it_goes_on(tmp_path, monkeypatch):
     assert "| 10 | cinic answer | 70.0 ± 0.0 | 70.0 ± 0.0 | 5.0 |  | 2 | `settings` |" in text
     assert "| 25 | 2 |" in text and len(text.splitlines())==2+3 # the short trainings have no row
 
+def test_a_training_that_left_time_is_done_once_more():
+    def train(epochs): return stub("peer", 0.)(epochs=epochs)
+    assert [answer._in_full(train, 300., n).epochs for n in (10, 27, 40)]==[30, 27, 40]
+
 def test_an_accuracy_by_folders(tmp_path):
     f = tmp_path/"test.csv"
     rows = "x/cat/1.png,cat,.9,.9,.1\nx/dog/1.png,cat,.6,.6,.4\n"
