@@ -6,9 +6,9 @@
 IMAGES has `train` and `test`. From `train` so many images are taken, the same number of each class, and valid images
 are drawn from them once, for all. `cinic answer` comes first, with each seed; the CPU time of it and all that it
 started (`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
-trainings of 1 and 3 epochs tell beforehand, at nobody's cost; a training that left more than a tenth of the time is done
-once more with as many epochs as there was time for. Whatever is chosen is chosen on valid images; those of
-`test` are looked at once, at the end, and that isn't counted.
+trainings of 1 and 3 epochs tell beforehand, at nobody's cost; a training that left more than a tenth of the time is
+done once more with as many epochs as there was time for. Whatever is chosen is chosen on valid images; those of `test`
+are looked at once, at the end, and that isn't counted.
 
 `FOLDER/results.jsonl` gets a line for each training. What is there isn't done again, so the same words go on where they
 were cut off, and other minutes add rows. `FOLDER/answer.md` is the table.
