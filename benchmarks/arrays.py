@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from cinic_fastai.seeds import rng
-from cinic_fastai.data.pack import get_pack, make_pack
+from cinic_fastai.data.pack import get_pack
 from cinic_fastai.results.ensemble import hard_vote, soft_vote
 from .figures import Bench, Row, by_turns, compare, compare_all, seconds
 
@@ -30,7 +30,7 @@ def pack_rows(
     "Packing beside a Pillow loop; opening beside decoding again"
     files = [b.root/f for f in b.pack.files]
     with tempfile.TemporaryDirectory() as tmp:
-        def pack(): make_pack(b.root, Path(tmp)/"pack", size=b.pack.size, n_workers=2)
+        def pack(): get_pack(b.root, b.pack.size, dest=Path(tmp)/"pack", n_workers=2)
         tasks = dict(ours=lambda: seconds(pack), bare=lambda: seconds(lambda: pillow_loop(files)))
         by_turns(tasks, 1) # files come from the disk once
         took = by_turns(tasks, b.reps)

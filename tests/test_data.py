@@ -1,5 +1,5 @@
 "Image folders, downloads and packs under servers, processes, kills and bad files"
-import hashlib, io, json, os, re, signal, struct, subprocess, sys, tarfile, threading, time, zlib
+import hashlib, io, json, os, re, shutil, signal, struct, subprocess, sys, tarfile, threading, time, zlib
 import unicodedata
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,7 +16,7 @@ from cinic_fastai.data.decode import read_image, to_rgb
 from cinic_fastai.data.folder import image_files, left_out, scan_folder
 from cinic_fastai.data.layout import check_folder, find_images, folder_info, split_folder
 from cinic_fastai.data.sources import Archive, download_archive, extract_archive, get_cinic, write_demo
-from cinic_fastai.data.pack import get_pack, make_pack, open_pack
+from cinic_fastai.data.pack import get_pack, open_pack
 from cinic_fastai.test_utils import tiny_folder
 
 posix = pytest.mark.skipif(os.name=="nt", reason="needs POSIX")
@@ -207,11 +207,11 @@ bad_files = dict(empty=b"", text=b"hello", cut=png(noise)[:500], gif=b"GIF89a"+b
 def test_bad_files_are_all_named(tmp_path, n_workers):
     root = tiny_folder(tmp_path/"a", n=2)
     for k,v in bad_files.items(): (root/"valid"/"cat"/f"{k}.png").write_bytes(v)
-    with pytest.raises(DataError) as e: make_pack(root, n_workers=n_workers)
+    with pytest.raises(DataError) as e: get_pack(root, n_workers=n_workers)
     assert f"{len(bad_files)} bad images" in str(e.value)
     for k in bad_files: assert f"valid/cat/{k}.png: " in str(e.value)
     assert not (cache_place(root, "packs")/"pack-32").exists()
-    pack = make_pack(root, on_bad="skip", n_workers=n_workers)
+    pack = get_pack(root, on_bad="skip", n_workers=n_workers)
     assert pack.skipped==sorted(f"valid/cat/{k}.png" for k in bad_files)
     assert pack.manifest.skipped["valid/cat/empty.png"]=="empty file"
     assert pack.counts()==dict(train=6, valid=6, test=6) and not set(pack.skipped)&set(pack.files)
@@ -443,7 +443,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     def listen(kind, **info): notes.append(info.get("text", ""))
     folder_of(tmp_path/"flat", images|rolled(3), names=dict(all=""))
     folder_of(tmp_path/"hub", images, names=dict(train="train", valid="dev", test="test"))
-    def packing(): make_pack(root, on_event=listen) and get_pack(root, on_event=listen)
+    def packing(): get_pack(root, on_event=listen) and get_pack(root, on_event=listen)
     def splitting(): split_folder(tmp_path/"flat", tmp_path/"s", on_event=listen)
     def importing(): split_folder(tmp_path/"hub", tmp_path/"i", on_event=listen)
     def counting(): notes.extend(folder_info(root).findings())
@@ -486,7 +486,8 @@ def test_what_lies_outside_of_the_classes_is_told_as_it_is_today(tmp_path):
     assert get_pack(root, on_event=listen).digest==pack.digest
     (kind,text), = notes
     assert kind=="note" and text.startswith("2 files not read: 2 .png, for example \\xff.png")
-    make_pack(root)
+    shutil.rmtree(cache_place(root, "packs"))
+    get_pack(root) # which knows of them
     for f in (root/"train"/"lost.png", os.fsencode(root)+b"/\xff.png"): os.unlink(f)
     notes.clear()
     assert get_pack(root, on_event=listen).digest==pack.digest and notes==[]
@@ -649,13 +650,13 @@ def test_a_changed_folder_is_packed_again(tmp_path):
 @posix
 def test_a_reader_sees_one_pack_or_another(tmp_path):
     root = tiny_folder(tmp_path/"a", n=4, size=8)
-    make_pack(root, tmp_path/"p", size=8)
+    get_pack(root, 8, dest=tmp_path/"p")
     stop = threading.Event()
     def repack():
         while not stop.is_set():
             x = np.random.default_rng().integers(0, 256, (8,8,3), dtype=np.uint8)
             Image.fromarray(x).save(root/"train"/"cat"/"photo-2.png")
-            make_pack(root, tmp_path/"p", size=8)
+            get_pack(root, 8, dest=tmp_path/"p")
     t, seen, reads, until = threading.Thread(target=repack, daemon=True), set(), 0, time.monotonic()+60
     t.start()
     try:
@@ -701,7 +702,7 @@ def test_read_only_place(tmp_path, monkeypatch):
         assert get_pack(root).counts()["train"]==3
         monkeypatch.setenv("CINIC_CACHE", str(closed))
         with pytest.raises(WriteError, match="can't be written.*CINIC_CACHE"): get_pack(root)
-        assert get_pack(make_pack(root, tmp_path/"p").path).counts()["train"]==3
+        assert get_pack(root, dest=tmp_path/"p").counts()["train"]==3
     finally:
         for o in (root, closed): o.chmod(0o755)
 

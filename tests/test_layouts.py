@@ -5,7 +5,7 @@ from PIL import Image
 from conftest import cinic
 from cinic_fastai.core import SPLITS, DataError
 from cinic_fastai.data.layout import check_folder, find_images, folder_info, split_folder
-from cinic_fastai.data.pack import get_pack, make_pack
+from cinic_fastai.data.pack import get_pack
 from cinic_fastai.data.sources import Drawing
 
 r = np.random.default_rng(0)
@@ -253,7 +253,7 @@ def test_near_copies_stay_on_one_side_on_demand(tmp_path):
             big = small.resize((96,96), Image.Resampling.BICUBIC)
             (root/c).mkdir(parents=True, exist_ok=True)
             for k in range(3): big.resize((96-8*k,)*2).save(root/c/f"{i}{'abc'[k]}.jpg", quality=90-10*k)
-    loose = make_pack(root, tmp_path/"p", size=64, on_event=lambda kind, text="", **info: notes.append(text))
+    loose = get_pack(root, 64, dest=tmp_path/"p", on_event=lambda kind, text="", **info: notes.append(text))
     assert loose.manifest.near and "near-copies in another split" in " ".join(notes)
     tight = get_pack(root, size=64, drawing=Drawing(near=True))
     assert not tight.manifest.near

@@ -212,7 +212,7 @@ def _now_and_then(self:Screen, left=None, **info):
     if left: told.append(f"{duration(left)} to go")
     if told: self._note("; ".join(told))
 
-# %% ../../nbs/50_cli.app.ipynb #2e6c2cbb
+# %% ../../nbs/50_cli.app.ipynb #3f026d35
 def image_folder(
     data:Path|None, # As typed
     out:Path, # Where the demo set goes where none is given
@@ -227,13 +227,17 @@ def packed_images(
     data:Path|None, # As typed
     out:Path, # Where the demo set goes where none is given
     limit:int, # Images a split, 0 for all
+    size:int, # Side of the images, as for `get_pack`; where 0, by what networks see
+    seen:int=0, # Largest side that they see, 0 for the pack's
     **how # As for `get_pack`
 )->Iterator: # (pack, screen, stop); `stop` gives the number of the signal that asked for an end, or 0
     "The images that a command trains on, while it shows what it does and listens for an end"
+    from cinic_fastai.data.layout import size_to_pack
     from cinic_fastai.data.pack import get_pack
     with stop_on_signals() as stop, Screen() as screen:
         on_event = interruptible(screen, stop)
-        pack = get_pack(image_folder(data, out, on_event), on_event=on_event, **how)
+        folder = image_folder(data, out, on_event)
+        pack = get_pack(folder, size or size_to_pack(folder, seen), on_event=on_event, **how)
         yield pack.limit(limit),screen,stop
 
 # %% ../../nbs/50_cli.app.ipynb #1eb279f8

@@ -145,13 +145,15 @@ def study(
         shlex.join(["cinic", *sys.argv[1:]]), save_every, jobs, backend, address, threads, device, deterministic)
     _carry_out(p, data, out, options, size=size, fit=fit, on_bad=on_bad, drawing=drawing)
 
-# %% ../../nbs/53_cli.study.ipynb #4e2f02e9
+# %% ../../nbs/53_cli.study.ipynb #a0be116a
 def _carry_out(plan, data, out, options, **how):
     "Pack the images if need be, do what is missing of the study, and say how it ended"
+    from cinic_fastai.study.expand import trainings
     from cinic_fastai.study.runner import run_study
     began = time.monotonic()
     for folder in (out, options.store or out): check_writable(folder)
-    with packed_images(data, out, options.changes.limit, **how) as (pack,screen,stop):
+    seen = max(t.cfg.size for t in trainings(plan))
+    with packed_images(data, out, options.changes.limit, seen=seen, **how) as (pack,screen,stop):
         run_study(plan, pack, out, options, screen, stop)
     _finish(out, time.monotonic()-began)
 
@@ -178,11 +180,11 @@ def _tell_fallen(study):
     for status,name,reason in skipped+failed: print(f"{status}: {name} ({reason})")
     return len(failed)
 
-# %% ../../nbs/53_cli.study.ipynb #ea976122
+# %% ../../nbs/53_cli.study.ipynb #06bf12bc
 def _answer_size(src, out, minutes, drawing):
     "The side that is packed: as before, else by what photos have and time allows; a pack's own"
-    from cinic_fastai.data.layout import find_images
-    from cinic_fastai.study.answer import known_basis, photo_side, pick_size
+    from cinic_fastai.data.layout import find_images, photo_side
+    from cinic_fastai.study.answer import known_basis, pick_size
     if (src/"manifest.json").exists(): return 0
     if known := known_basis(out): return known.size
     scan = find_images(src).require()
@@ -194,7 +196,7 @@ def _repeating(src, out, **options):
     words = ["cinic", "study", str(out/"plan.toml"), "--data", str(src), "--out", str(out), "--on-bad", "skip"]
     return shlex.join(words+given)
 
-# %% ../../nbs/53_cli.study.ipynb #631d97dc
+# %% ../../nbs/53_cli.study.ipynb #a376f70d
 @command(app, "answer", "cinic answer photos --minutes 30", "cinic answer photos --minutes 10 --dry-run")
 def answer_photos(
     src:argument(Path, "Images: a folder in any layout, or a CSV of files and labels."),
@@ -227,7 +229,7 @@ def answer_photos(
     asked = partial(Basis, metric=metric, seed=seed, minutes=minutes)
     if dry_run: return _dry_answer(asked, options, *_images(src, drawing, size))
     check_writable(out)
-    with packed_images(src, out, 0, size=size, fit=fit, on_bad="skip", drawing=drawing) as (pack,screen,stop):
+    with packed_images(src, out, 0, size, fit=fit, on_bad="skip", drawing=drawing) as (pack,screen,stop):
         screen("note", text=f"{pack}.")
         command = _repeating(src, out, size=pack.size, fit=fit, split=split, group=group, weights=weights)
         basis = asked(pack.counts(), len(pack.classes), pack.size, command=command, spent=time.monotonic()-began)
@@ -249,11 +251,11 @@ def _tell_answer(out, seconds):
     print(f"\n{said or 'Nothing is finished.'}\n{duration(seconds)}. Report: {out/'report.html'}")
     if not said: raise typer.Exit(1)
 
-# %% ../../nbs/53_cli.study.ipynb #36f6908f
+# %% ../../nbs/53_cli.study.ipynb #ddd5eb45
 def _images(data, drawing, size):
     "Classes, images by split and their side; what was found and isn't read is said"
-    from cinic_fastai.data.layout import find_images, tell_found
-    from cinic_fastai.data.pack import PACK_SIZE, get_pack
+    from cinic_fastai.data.layout import PACK_SIZE, find_images, tell_found
+    from cinic_fastai.data.pack import get_pack
     def say(kind, text): print(text, file=sys.stderr)
     if data and (data/"manifest.json").exists():
         pack = get_pack(data, size, on_event=say)
@@ -277,15 +279,17 @@ def _training_row(number, t, seconds):
     return dict(number=number, kind=t.kind, name=name, model=t.cfg.model, policy=t.cfg.policy, epochs=t.cfg.epochs,
         seconds=seconds)
 
-# %% ../../nbs/53_cli.study.ipynb #393c0b7c
+# %% ../../nbs/53_cli.study.ipynb #a6aead89
 def _dry_run(plan, data, drawing, size, limit, as_json, jobs, threads, device):
     "List every training with the time it should take on this machine"
+    from cinic_fastai.data.layout import size_to_pack
     from cinic_fastai.study.expand import check_fits, trainings
     from cinic_fastai.study.workers import open_workers
+    todo = trainings(plan)
+    if data: size = size or size_to_pack(data, max(t.cfg.size for t in todo))
     classes,counts,size = _images(data, drawing, size)
     if limit: counts = {s: min(n, limit//len(classes)*len(classes)) for s,n in counts.items()}
     check_fits(plan, counts, size)
-    todo = trainings(plan)
     cfgs = [t.cfg for t in todo]
     with open_workers(jobs=jobs, threads=threads) as workers:
         seconds = _estimates(workers, cfgs, counts, jobs, device, threads=threads, n_out=len(classes), size=size)

@@ -16,7 +16,7 @@ from .app import (AsJson, Data, Deterministic, Device, Fit, GroupBy, GroupNear, 
 from ..core import CinicError, ConfigError, duration
 from ..files import check_writable
 
-# %% ../../nbs/54_cli.train.ipynb #2df7bcd8
+# %% ../../nbs/54_cli.train.ipynb #a5782bcb
 @command(app, "train", "cinic train model=resnet18 policy=advanced epochs=5")
 def train(
     settings:argument(list[str], "Fields of a run, for example model=resnet18 policy=advanced epochs=5.",
@@ -41,15 +41,14 @@ def train(
     from cinic_fastai.store import RunStore
     from cinic_fastai.config import parse_config, run_id, with_weights
     from cinic_fastai.data.sources import parse_drawing
-    from cinic_fastai.study.expand import enlarged_words
     from cinic_fastai.study.samples import write_samples
     cfg = with_weights(parse_config(settings or []), weights)
     check_writable(out)
     store = RunStore(out/"runs")
     saw_valid = cfg.train_on!="train"
     drawing = parse_drawing(split, group, group_near)
-    with packed_images(data, out, limit, size=size, fit=fit, on_bad=on_bad, drawing=drawing) as (pack,screen,stop):
-        if words := enlarged_words(pack, cfg.size): screen("note", text=words)
+    how = dict(seen=cfg.size, fit=fit, on_bad=on_bad, drawing=drawing)
+    with packed_images(data, out, limit, size, **how) as (pack,screen,stop):
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")
         record = partial(_record, out, cfg, pack, data)

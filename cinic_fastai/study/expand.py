@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PLAIN', 'trial_config', 'run_config', 'with_base', 'with_options', 'Training', 'middle_bs', 'typical_config',
-           'trainings', 'plan_problems', 'check_fits', 'enlarged_words', 'ingredients', 'ablation_text']
+           'trainings', 'plan_problems', 'check_fits', 'ingredients', 'ablation_text']
 
 # %% ../../nbs/38_study.expand.ipynb #ad64d008
 import math, json
@@ -202,17 +202,6 @@ def check_fits(
 ):
     "Refuse a plan that doesn't fit the images, before any work"
     if problems := plan_problems(plan, counts, size): raise PlanError("; ".join(problems)+".")
-
-# %% ../../nbs/38_study.expand.ipynb #709ebe13
-def enlarged_words(
-    pack, # A `Pack` of the images
-    size:int # Side that networks see, 0 for the pack's
-)->str: # Two sentences, "" where no pixels are lost
-    "What to say where networks see pixels enlarged though the images had more"
-    own = pack.manifest.side or size # an older pack doesn't say
-    if min(size, own)<=pack.size: return ""
-    return (f"size = {size} enlarges the {pack.size} pixels a side that are packed, and the images have more. "
-        f"`--size {size}` packs them so.")
 
 # %% ../../nbs/38_study.expand.ipynb #7fdd5591
 PLAIN = dict(

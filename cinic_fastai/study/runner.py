@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StudyRunner', 'run_study']
 
-# %% ../../nbs/43b_study.runner.ipynb #0a8ec705
+# %% ../../nbs/43b_study.runner.ipynb #45d659b1
 import math, time
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext, suppress
@@ -27,8 +27,7 @@ from .begin import (begun_search, control_of, group_best, journal_settings, new_
 from .clock import DECISIVE
 from cinic_fastai.plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, one_training, plan_search, rung_epochs,
     source_depth)
-from .expand import (check_fits, enlarged_words, middle_bs, run_config,
-    trainings, trial_config, typical_config, with_base)
+from .expand import check_fits, middle_bs, run_config, trial_config, typical_config, with_base
 from .samples import write_samples
 from .search import best_point, first_batch, proposals, repeat_points, search as search_space
 from .track import Tracker, check_track
@@ -367,7 +366,7 @@ def _recorded(self:StudyRunner):
         self.trainer.close()
         with suppress(WriteError): self.mark(self.record)
 
-# %% ../../nbs/43b_study.runner.ipynb #4396c6e5
+# %% ../../nbs/43b_study.runner.ipynb #58f360bf
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
@@ -381,7 +380,6 @@ def run_study(
     out = Path(out)
     o = replace(options, threads=options.threads or plan.threads)
     check_fits(plan, pack.counts(), pack.size)
-    if words := enlarged_words(pack, max(t.cfg.size for t in trainings(plan))): on_event("note", text=words)
     check_track(plan.track)
     signals = nullcontext(stop) if stop else stop_on_signals()
     helpers = nullcontext() if fit else open_workers(o.backend, o.jobs, o.address, o.threads)
