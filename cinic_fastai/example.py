@@ -327,7 +327,7 @@ def example_study(
     made = _made(seed, state, tuple(classes), images, epochs, tuple(trials), origins, extras)
     return Path(shutil.copytree(made.name, dest, dirs_exist_ok=True))
 
-# %% ../nbs/61_example.ipynb #f7aa7cfe
+# %% ../nbs/61_example.ipynb #de78e8ea
 def _claim_search(out, s):
     "Give a journal the header that the report's search has"
     fixed = non_defaults(trial_config(s, {}))
@@ -345,7 +345,7 @@ def as_the_report(
     record.options.scale = 1.
     published = with_options(plan, published=True)
     for run in published.runs:
-        store.write_config(record.find_run(f"{run.group}/{run.name}").run_id, run_config(published, run))
+        store.write_config(record.find_run(run.key).run_id, run_config(published, run))
     for s in plan.searches: _claim_search(out, s)
     record.write(out)
     return out

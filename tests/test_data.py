@@ -443,7 +443,7 @@ def test_what_is_not_read_is_counted_and_named(tmp_path):
     def listen(kind, **info): notes.append(info.get("text", ""))
     folder_of(tmp_path/"flat", images|rolled(3), names=dict(all=""))
     folder_of(tmp_path/"hub", images, names=dict(train="train", valid="dev", test="test"))
-    def packing(): get_pack(root, on_event=listen) and get_pack(root, on_event=listen)
+    def packing(): get_pack(root, on_event=listen)
     def splitting(): split_folder(tmp_path/"flat", tmp_path/"s", on_event=listen)
     def importing(): split_folder(tmp_path/"hub", tmp_path/"i", on_event=listen)
     def counting(): notes.extend(folder_info(root).findings())

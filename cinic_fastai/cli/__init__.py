@@ -1,5 +1,5 @@
 "`cinic`: the command line; importing it makes every command known"
 from .app import app, main
-from . import data, study, train, use
+from . import data, study, train
 
-__all__ = ["app", "main", "data", "study", "train", "use"]
+__all__ = ["app", "main", "data", "study", "train"]

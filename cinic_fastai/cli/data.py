@@ -87,7 +87,7 @@ def _most_common(counts):
     if len(counts)>5: shown.append(f"and {len(counts)-5:,} more")
     return ", ".join(shown)
 
-# %% ../../nbs/51_cli.data.ipynb #89d77dc5
+# %% ../../nbs/51_cli.data.ipynb #31eb6306
 @command(data_app, "pack", "cinic data pack data/photos",
     "cinic data pack data/photos --size 64 --fit crop", "cinic data pack data/photos --dest packs/photos")
 def data_pack(
@@ -105,5 +105,4 @@ def data_pack(
     from cinic_fastai.data.sources import parse_drawing
     drawing = parse_drawing(split, group, group_near)
     with Screen() as screen: pack = get_pack(folder, size, on_bad, screen, dest, drawing, fit)
-    n = sum(pack.counts().values())
-    print(f"{n:,} images of {pack.size}x{pack.size} in {len(pack.classes)} classes, packed in {pack.path}")
+    print(f"{len(pack):,} images of {pack.size}x{pack.size} in {len(pack.classes)} classes, packed in {pack.path}")

@@ -23,11 +23,10 @@ from ..results.surrogate import surrogate_tables
 from ..studyfolder import StudyFolder
 from ..files import sha256, write_bytes, write_text
 from .words import KINDS, NBSP, missing
-from .sections.ablation import ablation, is_ablation, soon
 from .sections.details import byline, environment_table, scale, size_table, training_tables
 from cinic_fastai.report.sections.overview import (checks, choice, key_numbers, missing_tables, predictor_figure,
     unfinished)
-from .sections.runs import own_group, report_groups
+from .sections.runs import ablation, is_ablation, own_group, report_groups, soon
 from .sections.search import search_section
 from .sections.votes import ensembling, vote_section
 
