@@ -1799,6 +1799,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'cinic_fastai.study.answer.Scope': ('study.answer.html#scope', 'cinic_fastai/study/answer.py'),
                                            'cinic_fastai.study.answer._filled': ( 'study.answer.html#_filled',
                                                                                   'cinic_fastai/study/answer.py'),
+                                           'cinic_fastai.study.answer._least_seconds': ( 'study.answer.html#_least_seconds',
+                                                                                         'cinic_fastai/study/answer.py'),
                                            'cinic_fastai.study.answer._racers': ( 'study.answer.html#_racers',
                                                                                   'cinic_fastai/study/answer.py'),
                                            'cinic_fastai.study.answer._time_candidates': ( 'study.answer.html#_time_candidates',

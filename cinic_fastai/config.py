@@ -297,8 +297,7 @@ def size_at(
     epochs:int # Of the training
 )->int: # One of `sizes`; the last one in the last epoch, and after it
     "Side of an epoch's training images"
-    to_come = max(0, epochs-1-epoch)
-    return sizes[-1-to_come*len(sizes)//epochs]
+    return sizes[-1-max(0, epochs-1-epoch)*len(sizes)//epochs]
 
 # %% ../nbs/02_config.ipynb #5a2d400c
 def epoch_costs(
@@ -331,8 +330,7 @@ def is_validated(
     epoch:int # From 0
 )->bool: # Always after the last one
     "Whether an epoch is followed by a look at the valid images"
-    each = cfg.train_on=="train" and cfg.validate=="each"
-    return each or epoch==cfg.epochs-1
+    return cfg.train_on=="train" and cfg.validate=="each" or epoch==cfg.epochs-1
 
 # %% ../nbs/02_config.ipynb #e740ea95
 def setting_name(

@@ -76,8 +76,7 @@ def _example_plan(epochs, trials, extras):
     "The plan, read and checked as a file would be, with the options of the command put in"
     also = {k: text if extras else "" for k,text in _EXTRAS.items()}
     numbers = dict(epochs=10*epochs, final=20*epochs, frozen=10*min(2, epochs))
-    chosen = Template(_PLAN).safe_substitute(also)
-    text = Template(chosen).substitute(_SHARED, **numbers)
+    text = Template(Template(_PLAN).safe_substitute(also)).substitute(_SHARED, **numbers)
     return with_options(parse_plan(text, "the example's plan"), scale=.1, trials=trials)
 
 # %% ../nbs/61_example.ipynb #e829a090
@@ -144,8 +143,7 @@ def _accuracy(
     "Best near a learning rate of 0.0025 and batches of 512"
     known = sum(_GAIN[o] for o in (cfg.model, cfg.policy, cfg.opt))
     off = .15*(np.log10(cfg.lr)+2.6)**2+.04*abs(np.log2(cfg.bs)-9)
-    luck = _luck(cfg, "luck", seed).normal(0, .006)
-    return max(.1, (known-off)*cfg.epochs/(cfg.epochs+1)+luck)
+    return max(.1, (known-off)*cfg.epochs/(cfg.epochs+1)+_luck(cfg, "luck", seed).normal(0, .006))
 
 # %% ../nbs/61_example.ipynb #9ac2914c
 def _history(

@@ -392,5 +392,4 @@ def cache_place(
 )->Path: # Perhaps missing; called as the source is
     "Where the cache keeps what is made of a source"
     real = src.resolve()
-    key = sha256(os.fsencode(real))[:12]
-    return cache_folder()/kind/key/(real.name or "root")
+    return cache_folder()/kind/sha256(os.fsencode(real))[:12]/(real.name or "root")

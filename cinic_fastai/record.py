@@ -347,8 +347,7 @@ def read_journal(
     "Read a search's journal; the file is left as it is"
     lines, size = read_lines(path, _cure)
     entries = [_parse_line(path, i, o) for i,o in enumerate(lines)]
-    header = entries.pop(0) if entries else None
-    return Journal(Path(path), header, entries, size)
+    return Journal(Path(path), entries.pop(0) if entries else None, entries, size)
 
 def _parse_line(path, i, values):
     "The header, or the trial that is due in a journal's line"

@@ -100,8 +100,7 @@ def _training_key(study, run):
     "What tells a run's training from others; as `plan.training_key`, also where no plan can be read"
     own = study.record.planned_run(run)
     if not own or "from" in own: return run.run_id or run.key
-    settings = asdict(RunConfig())|declared_settings(study, run)
-    return str(sorted(settings.items()))
+    return str(sorted((asdict(RunConfig())|declared_settings(study, run)).items()))
 
 def planned_trials(
     study:StudyFolder, # Where it belongs to

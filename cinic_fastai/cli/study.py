@@ -35,8 +35,7 @@ def plan_list(as_json:AsJson=False):
         plan = read_plan(name)
         epochs = [t.cfg.epochs for t in trainings(plan)]
         rows.append(dict(plan=name, trainings=len(epochs), epochs=sum(epochs), title=plan.title))
-    show = print_json if as_json else print_table
-    show(rows)
+    (print_json if as_json else print_table)(rows)
 
 @command(plan_app, "show", "cinic plan show report > mine.toml")
 def plan_show(plan:PlanFile):
@@ -265,13 +264,15 @@ def _images(data, drawing, size):
     return scan.classes,drawing.counts(scan.items, scan.drawn),size or PACK_SIZE
 
 # %% ../../nbs/53_cli.study.ipynb #6736159f
+_SHARED = " Trainings that share a GPU take longer, up to as many times as there are of them."
+
 def _estimates(workers, cfgs, counts, jobs, device, **kw):
-    "Seconds that trainings should take on this machine"
+    "Seconds that trainings should take on this machine, and what that leaves out"
     from cinic_fastai.study.clock import estimate, time_networks
     from cinic_fastai.study.trainer import look_at_device
-    look_at_device(workers, jobs, device=device)
+    gpus = look_at_device(workers, jobs, device=device)
     speed = time_networks(workers, cfgs, partial(err_console.print, markup=False), device=device, **kw)
-    return [round(estimate(cfg, counts, speed)) for cfg in cfgs]
+    return [round(estimate(cfg, counts, speed)) for cfg in cfgs],_SHARED*(0<gpus<workers.jobs)
 
 def _training_row(number, t, seconds):
     "A training as a dry run lists it"
@@ -292,14 +293,14 @@ def _dry_run(plan, data, drawing, size, limit, as_json, jobs, threads, device):
     check_fits(plan, counts, size)
     cfgs = [t.cfg for t in todo]
     with open_workers(jobs=jobs, threads=threads) as workers:
-        seconds = _estimates(workers, cfgs, counts, jobs, device, threads=threads, n_out=len(classes), size=size)
+        seconds,note = _estimates(workers, cfgs, counts, jobs, device, threads=threads, n_out=len(classes), size=size)
     rows = list(map(_training_row, itertools.count(1), todo, seconds))
     total = sum(seconds)/workers.jobs
     if as_json: return print_json(dict(trainings=rows, seconds=total, jobs=workers.jobs, counts=counts))
     print_table([r|dict(seconds=duration(r["seconds"])) for r in rows], f"Plan {plan.name}")
     epochs = f"{sum(cfg.epochs for cfg in cfgs):,} epochs on {counts['train']:,} training images"
     print(f"\n{len(rows)} trainings, {epochs}; about {duration(total)} on this machine with --jobs {workers.jobs}, "
-        "going by a few timed steps of each network and size of batch.\nNothing was trained.")
+        f"going by a few timed steps of each network and size of batch.{note}\nNothing was trained.")
 
 # %% ../../nbs/53_cli.study.ipynb #11e7055e
 @command(app, "status", "cinic status out/demo", "cinic status out/demo --watch")

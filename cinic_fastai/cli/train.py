@@ -48,8 +48,7 @@ def train(
     check_writable(out)
     store = RunStore(out/"runs")
     saw_valid = cfg.train_on!="train"
-    drawing = parse_drawing(split, group, group_near)
-    how = dict(seen=cfg.size, fit=fit, on_bad=on_bad, drawing=drawing)
+    how = dict(seen=cfg.size, fit=fit, on_bad=on_bad, drawing=parse_drawing(split, group, group_near))
     with packed_images(data, out, limit, size, **how) as (pack,screen,stop):
         n = pack.counts()["train"]
         if cfg.bs>n: raise CinicError(f"bs = {cfg.bs} exceeds the {n} training images. Take a smaller bs.")

@@ -144,8 +144,7 @@ class ImagePolicy:
         low,high = self.degrees
         degrees = low+u[:,0]*(high-low)
         happens = u[:,1:4]<[self.flip_p, self.invert_p, self.solarize_p]
-        boxes = crop_boxes(u[:,4:], h, w) if self.crop else None
-        return ImageDraw(degrees, *happens.T, boxes)
+        return ImageDraw(degrees, *happens.T, crop_boxes(u[:,4:], h, w) if self.crop else None)
 
     def __call__(self, xb, rows, epoch, seed):
         "Transform a batch of uint8 or float images, 0-255, to float32; `xb` isn't changed"

@@ -276,8 +276,7 @@ def scan_folder(
     tops = {o.split("/")[0] for o in bases.values()}
     others = set() if "" in tops else set(class_folders(root))-tops
     outside = outside_files(root, sorted({"", *bases.values()}), sorted(others))
-    classes = sorted(set(map(class_of, chain(*found.values()))))
-    scan = FolderScan(root, classes, [], outside, [])
+    scan = FolderScan(root, sorted(set(map(class_of, chain(*found.values())))), [], outside, [])
     for s,names in found.items():
         for c in names: _scan_class(scan, s, f"{bases[s]}/{c}".lstrip("/"))
     scan.problems += class_problems(scan)

@@ -81,8 +81,7 @@ def _read_csv(root, known):
     split = [o for o in names if split_of(o)]
     if "labels.csv" in names: split = ["labels.csv"]
     elif "train" not in map(split_of, split): split = []
-    alone = names if len(names)==1 else []
-    tables = split if known else alone
+    tables = split if known else names if len(names)==1 else []
     return scan_tables(root, [root/o for o in tables]) if tables else None
 
 # %% ../../nbs/10c_data.layout.ipynb #bef73578

@@ -215,8 +215,7 @@ class Mix(Callback):
     )->MixDraw: # On the images' device
         "The draw of this seed, epoch and batch"
         epoch = getattr(self.dl, "epoch", self.epoch)
-        first = getattr(self.dl, "start_batch", 0)
-        gen = rng("mix", self.seed, epoch, first+self.iter)
+        gen = rng("mix", self.seed, epoch, getattr(self.dl, "start_batch", 0)+self.iter)
         return draw_mix(self.method, len(x), *x.shape[2:], gen, self.alpha, self.per).to(x.device)
 
     def before_batch(self):

@@ -28,8 +28,7 @@ def split_counts(
     parts:tuple # Shares of train, valid and test, in any unit; 0 for a split that isn't drawn
 )->np.ndarray: # Images of each split `(3,)`
     "How many images of a class each split gets: from five on within one of its share, and at least one"
-    ends = np.round(np.cumsum([0, *parts])/sum(parts)*n)
-    counts = np.diff(ends.astype(int))
+    counts = np.diff(np.round(np.cumsum([0, *parts])/sum(parts)*n).astype(int))
     least = np.array(parts)>0
     for floor in (least*[1, 0, 0], least):
         while (counts<floor).any() and (counts>floor).any():
@@ -194,8 +193,7 @@ def _write_digits(root, on_event):
         for i,s in zip(rows, rng("demo", 42, c).permutation(splits)):
             file = root/s/str(c)/f"digit-{i:04d}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
-            gray = np.round(digits.images[i]*255/16)
-            small = Image.fromarray(gray.astype(np.uint8))
+            small = Image.fromarray(np.round(digits.images[i]*255/16).astype(np.uint8))
             small.resize((32,32), Image.Resampling.BICUBIC).convert("RGB").save(file)
 
 # %% ../../nbs/10b_data.sources.ipynb #b09b8115

@@ -34,8 +34,7 @@ def hard_vote(
     probs = np.asarray(members)
     votes, rows = probs.argmax(2), np.arange(probs.shape[1])
     entitled = _leaders(votes, probs.shape[2])[rows,votes]
-    decider = np.where(entitled, probs.max(2), -1).argmax(0)
-    return votes[decider,rows]
+    return votes[np.where(entitled, probs.max(2), -1).argmax(0),rows]
 
 def tied(
     members:list[np.ndarray] # Probabilities `(n,c)` of each member

@@ -108,8 +108,7 @@ def bins_ece(
     bins # DataFrame, from `reliability`, perhaps without its empty bins
 )->float: # In [0, 1], 0 is best
     "Expected calibration error of the images in some bins"
-    gaps = (bins.accuracy-bins.confidence).abs()
-    return float((bins["count"]*gaps).sum()/bins["count"].sum())
+    return float((bins["count"]*(bins.accuracy-bins.confidence).abs()).sum()/bins["count"].sum())
 
 def ece(
     probs:np.ndarray, # Probabilities `(n,c)`, or classes `(n,)`

@@ -11,6 +11,7 @@ import math, re, time, tomllib
 from bisect import bisect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
@@ -107,7 +108,7 @@ def candidate_configs(
     return {name: make_config(filter_keys(o, config_fields.__contains__)) for name,o in settings.items()}
 
 # %% ../../nbs/44a_study.answer.ipynb #ef57e395
-_PACE = 1.02 # Seconds that a timed one takes
+_PACE = 1.1 # Seconds that a timed one takes
 _EACH = .5 # Seconds that a training takes besides
 
 def expected(
@@ -176,6 +177,13 @@ def answer_plan(
     return _filled(basis, scope_of(basis), epochs_in(basis.training, basis))
 
 # %% ../../nbs/44a_study.answer.ipynb #5c9252ee
+def _least_seconds(timed, cfgs):
+    "Time networks, quick ones three times: a machine that others use is slow for seconds now and then"
+    seconds = timed(cfgs)
+    quick = [k for k,(train,_) in seconds.items() if train*k.bs<1]
+    for took in (timed(quick), timed(quick)): seconds |= {k: min(o, seconds[k]) for k,o in took.items()}
+    return seconds
+
 def _time_candidates(basis, options, on_event):
     "Seconds an image by candidate, and how many trainings go at a time"
     from cinic_fastai.train.models import weights_at_hand # torch would slow the commands that don't need it
@@ -185,8 +193,8 @@ def _time_candidates(basis, options, on_event):
     cfgs = {name: o for name,o in candidate_configs(basis).items() if not o.pretrained or o.model in here}
     with open_workers(options.backend, options.jobs, options.address, threads) as workers:
         look_at_device(workers, options.jobs, device=options.device)
-        speed = time_networks(workers, cfgs.values(), on_loss, n_out=basis.classes, size=basis.size, threads=threads,
-            device=options.device)
+        speed = _least_seconds(partial(time_networks, workers, on_loss=on_loss, n_out=basis.classes, size=basis.size,
+            threads=threads, device=options.device), cfgs.values())
         return {k: speed[timing_key(o)] for k,o in cfgs.items() if timing_key(o) in speed}, workers.jobs
 
 def timed_basis(

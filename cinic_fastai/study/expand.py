@@ -129,8 +129,7 @@ def middle_bs(
 )->dict: # `bs`, or nothing where it isn't searched
     "The batch in the middle of a space, for an estimate of the time"
     if "bs" not in search.space: return {}
-    exponent = mean(map(math.log2, dim_ends(search.space["bs"])))
-    return dict(bs=2**round(exponent))
+    return dict(bs=2**round(mean(map(math.log2, dim_ends(search.space["bs"])))))
 
 # %% ../../nbs/38_study.expand.ipynb #eaef5be2
 def typical_config(

@@ -127,5 +127,4 @@ def answer(self:Study)->str: # A sentence
 @patch
 def _repr_html_(self:Study):
     head = f"<p><b>{escape(self.record.title or self.record.name)}</b><br>{escape(self.answer)}</p>"
-    shown = self.predictors.dropna(axis=1, how="all")
-    return head+shown.round(4).to_html(index=False)
+    return head+self.predictors.dropna(axis=1, how="all").round(4).to_html(index=False)

@@ -203,9 +203,8 @@ def _failed_trial(self:StudyRunner, s, job, rid, e):
 @patch
 def _try_point(self:StudyRunner, s, name, number, point, min_accs=None):
     "What a search's objective returns: a trial's values"
-    total = s.n_trials
     cfg = self.declared(trial_config(s, point))
-    job = Job(cfg, f"{name} trial {number+1}/{total}", full=False, min_accs=min_accs,
+    job = Job(cfg, f"{name} trial {number+1}/{s.n_trials}", full=False, min_accs=min_accs,
         after=self._after(s, number, cfg), reserve=self._reserved(s) if number else 0.)
     rid = self.rid(cfg)
     try: done = self.trainer.train(job)
@@ -228,7 +227,7 @@ def _reserved(self:StudyRunner, s):
     "Estimated seconds of the runs that wait for a search's best point"
     waiting = [r for r in self.plan.runs if r.source==f"search:{s.name}" and self.entry(r).status!="done"]
     took = [self.trainer.expected(run_config(self.plan, r, base=s.settings)) for r in waiting]
-    return math.ceil(len(took)/self.trainer.clock.jobs)*max(took, default=0.)
+    return 1.1*math.ceil(len(took)/self.trainer.clock.jobs)*max(took, default=0.) # estimates are no promises
 
 @patch
 def _trials(self:StudyRunner, s, name):

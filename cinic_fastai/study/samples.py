@@ -110,8 +110,7 @@ def write_samples(
     f = out/"samples.npz"
     train = pack.rows["train"]
     test = pack.rows["test"]
-    firsts = np.unique(pack.targs[train], return_index=True)[1]
-    rows = train[firsts[:10]]
+    rows = train[np.unique(pack.targs[train], return_index=True)[1][:10]]
     made_from = f"{pack.digest}, version {RESULT_VERSION}"
     augmented = _kept_examples(f, made_from)
     if augmented is None: augmented = augmented_examples(pack, rows, SHOWN_POLICIES)

@@ -260,8 +260,7 @@ def best_point(
     trials:list[Trial] # Of a search
 )->BestPoint: # `StoreError` where none finished
     "The best trial of a search, for its entry in the record"
-    best = best_trial(trials)
-    return BestPoint(**attrdict(best, *BestPoint.model_fields))
+    return BestPoint(**attrdict(best_trial(trials), *BestPoint.model_fields))
 
 def repeat_points(
     trials:list[Trial], # Of a search

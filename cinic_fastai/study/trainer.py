@@ -153,14 +153,15 @@ def look_at_device(
     workers:Workers, # One of them looks
     jobs:int|str, # As for `open_workers`
     **kw # Fields of `DeviceCheck`
-):
+)->int: # GPUs that trainings may take
     "Refuse a device that isn't there; a GPU decides how many trainings it takes, where nobody says"
     try: found = workers.run(DeviceCheck(**kw)).unwrap()
     except LostWorker as e:
         cure = "Run this again, or take another --device."
         raise CinicError(f"A worker was lost ({e}) while it looked at the device. {cure}") from None
-    if not found["gpus"] or parse_jobs(jobs): return
-    workers.resize(gpu_jobs(found["gpus"], found["memory"], workers.jobs))
+    gpus = found["gpus"]
+    if gpus and not parse_jobs(jobs): workers.resize(gpu_jobs(gpus, found["memory"], workers.jobs))
+    return gpus
 
 @patch
 def start_clock(self:Trainer,
@@ -173,8 +174,7 @@ def start_clock(self:Trainer,
     look_at_device(self.workers, jobs, device=o.device, deterministic=o.deterministic)
     self.clock.jobs = self.workers.jobs
     self.on_event("note", text="Timing the networks ...")
-    untimed = [cfg for cfg in cfgs if timing_key(cfg) not in self.speed]
-    self.run_parallel([partial(self._time, untimed)])
+    self.run_parallel([partial(self._time, [cfg for cfg in cfgs if timing_key(cfg) not in self.speed])])
     self.clock.total = sum(self.expected(cfg) for cfg in cfgs)
 
 @patch

@@ -187,8 +187,7 @@ def predict_probs(
     known = outputs is not None and first=="none"
     probs = [learn.loss_func.activation(outputs)] if known else []
     for xb,_ in () if known else dl:
-        found = look(xb, first)
-        probs.append(found)
+        probs.append(look(xb, first))
         on_event("progress", what="probabilities", done=len(probs), total=len(dl))
     probs = torch.cat(probs).numpy()
     again = least_certain(probs, share) if share<1 else ()

@@ -41,8 +41,7 @@ def _levels(f, runs):
         n = f.data.counts.get(split, 0)
         accs = {r.name: getattr(r, f"{split}_acc") for r in runs if saw_valid(r)==tested}
         above = [name for name,acc in accs.items() if interval(acc, n)[0]>level]
-        every = len(accs)==len(above)>1
-        about = Statement("level", split=split, level=level, above=above, every=every)
+        about = Statement("level", split=split, level=level, above=above, every=len(accs)==len(above)>1)
         if accs and pd.notna(level): found.append(about)
     return found
 

@@ -232,8 +232,7 @@ def _ensemble_table(f):
         weighted=[p.name for p in made if needs_valid(p.kind)],
         cooled=[p.name for p in made if any(p.options.values())])
     weights = df.weights.where(df.method!="hard", "")
-    temperature = df.temperature.mask(df.temperature==1)
-    rows = df.assign(weights=weights, temperature=temperature)
+    rows = df.assign(weights=weights, temperature=df.temperature.mask(df.temperature==1))
     return Table("ensembles", rows, "ensemble_table", facts, best=df.test_acc.argmax() if made else None)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #fc209e17

@@ -34,8 +34,7 @@ def mosaic(
 # %% ../../../nbs/33b_results.plots.photos.ipynb #9ff00292
 def _rows_of(images, cols):
     "Pictures `(n,h,w,3)` in rows of `cols`, the last one filled up with white"
-    missing = -len(images)%cols
-    filled = np.pad(images, [(0,missing), (0,0), (0,0), (0,0)], constant_values=255)
+    filled = np.pad(images, [(0,-len(images)%cols), (0,0), (0,0), (0,0)], constant_values=255)
     return filled.reshape(-1, cols, *images.shape[1:])
 
 def _name_rows(ax, h, names):
