@@ -33,7 +33,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import psutil
@@ -55,6 +55,7 @@ class Result:
     epochs:int = 0 # Fixed beforehand; 0 where the time itself is the limit
     valid_acc:float = 0. # In [0, 1]
     test_acc:float = 0. # In [0, 1]
+    machine:str = "" # Where; an answer and its peers are compared on one
 
     @property
     def key(self)->tuple: return self.peer, self.minutes, self.seed
@@ -100,7 +101,8 @@ def keep_result(
 )->Result: # That, or the one that is there
     "Do what is missing, and write it down"
     if key in work.found: return work.found[key]
-    r = make()
+    from .catalog import machine # loads torch
+    r = replace(make(), machine=machine())
     with open(work.out/"results.jsonl", "a", encoding="utf-8") as f: f.write(f"\n{json.dumps(asdict(r))}\n")
     work.found[r.key] = r
     print(f"{r.peer}, {r.minutes:g} min, seed {r.seed}: {r.cpu:,.0f} CPU s, test {100*r.test_acc:.1f} %", flush=True)
@@ -365,8 +367,8 @@ def main(argv=None):
     seeds = range(1, o.seeds+1)
     for seed in seeds: our_cpu(work, seed) # nothing else should run beside these
     for seed in seeds: compare_seed(work, seed)
-    from .catalog import machine # loads torch
-    text = "\n".join([table_text([*work.found.values()]), image_words(work.images), NOTE, f"{machine()}.\n"])
+    machines = [*dict.fromkeys(r.machine for r in work.found.values() if r.minutes)]
+    text = "\n".join([table_text([*work.found.values()]), image_words(work.images), NOTE, *machines, ""])
     write_text(o.out/"answer.md", text)
     print(text)
 
