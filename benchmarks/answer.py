@@ -7,8 +7,9 @@ IMAGES has `train` and `test`. From `train` so many images are taken, the same n
 are drawn from them once, for all. `cinic answer` comes first, with each seed; the CPU time of it and all that it
 started (`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
 trainings of 1 and 3 epochs tell beforehand, at nobody's cost; a training that left more than a tenth of the time is
-done once more with as many epochs as there was time for. Whatever is chosen is chosen on valid images; those of `test`
-are looked at once, at the end, and that isn't counted.
+done once more with as many epochs as there was time for. Peers compute in one thread, which costs them the least CPU
+time. Whatever is chosen is chosen on valid images; those of `test` are looked at once, at the end, and that isn't
+counted.
 
 `FOLDER/results.jsonl` gets a line for each training. What is there isn't done again, so the same words go on where they
 were cut off, and other minutes add rows. `FOLDER/answer.md` is the table.
@@ -42,6 +43,7 @@ from cinic_fastai.files import write_text
 OURS = "cinic answer"
 SIZES = (32, 64) # Sides that the peers see images at
 PROBES = (1, 3) # Epochs of the trainings that tell what an epoch costs
+ONE_THREAD = dict(OMP_NUM_THREADS="1") # Threads of PyTorch that wait for one another use CPU time, too
 
 @dataclass(frozen=True)
 class Result:
@@ -232,7 +234,7 @@ def yolo_top1(
 def _yolo(work, log, *words):
     "Run Ultralytics' command, offline, its settings in our folder"
     env = dict(YOLO_OFFLINE="true", YOLO_CONFIG_DIR=str(work.out.absolute()))
-    return run_measured([work.yolo, "classify", *words], log, **env)
+    return run_measured([work.yolo, "classify", *words], log, **env, **ONE_THREAD)
 
 def yolo_result(
     work:Work, # Images, its command
@@ -269,7 +271,7 @@ def own_process(
     told = json.dumps(dict(root=str(work.images), seed=seed, **settings))
     (out/"settings.json").write_text(told, encoding="utf-8")
     module = ["-m", "benchmarks.answer_peers", kind, out/"settings.json", out/"result.json"]
-    _,seconds = run_measured([sys.executable, "-W", "ignore", *module], work.log)
+    _,seconds = run_measured([sys.executable, "-W", "ignore", *module], work.log, **ONE_THREAD)
     told = json.loads((out/"result.json").read_text(encoding="utf-8"))
     return Result(peer, minutes, seed, seconds=seconds, epochs=settings.get("epochs", 0), **told)
 
