@@ -12,7 +12,8 @@ time. Whatever is chosen is chosen on valid images; those of `test` are looked a
 counted.
 
 `FOLDER/results.jsonl` gets a line for each training. What is there isn't done again, so the same words go on where they
-were cut off, and other minutes add rows. `FOLDER/answer.md` is the table.
+were cut off, and other minutes add rows; on another machine a seed that isn't complete begins anew. Once an answer is
+there, `--peers fastai` beside `--peers Ultralytics` train its peers side by side. `FOLDER/answer.md` is the table.
 
 Ultralytics is AGPL-3.0. Here it is a command in an environment of its own: `python -m venv ENV`, then
 `ENV/bin/pip install ultralytics`; without `--yolo` it is left out.
@@ -40,7 +41,7 @@ from pathlib import Path
 import psutil
 from cinic_fastai.files import write_text
 
-OURS = "cinic answer"
+OURS, SCIKIT = "cinic answer", "scikit-learn on pixels"
 SIZES = (32, 64) # Sides that the peers see images at
 PROBES = (1, 3) # Epochs of the trainings that tell what an epoch costs
 ONE_THREAD = dict(OMP_NUM_THREADS="1") # Threads of PyTorch that wait for one another use CPU time, too
@@ -71,6 +72,7 @@ class Work:
     model:str = "yolo11n-cls.yaml" # Its smallest network, without weights
     extra:tuple[str,...] = () # More settings of it, as `batch=64`
     options:tuple[str,...] = () # More options of `cinic answer`
+    machine:str = "" # As in `Result`
     found:dict = field(default_factory=dict) # Results by key
 
     @property
@@ -103,12 +105,22 @@ def keep_result(
 )->Result: # That, or the one that is there
     "Do what is missing, and write it down"
     if key in work.found: return work.found[key]
-    from .catalog import machine # loads torch
-    r = replace(make(), machine=machine())
+    r = replace(make(), machine=work.machine)
     with open(work.out/"results.jsonl", "a", encoding="utf-8") as f: f.write(f"\n{json.dumps(asdict(r))}\n")
     work.found[r.key] = r
     print(f"{r.peer}, {r.minutes:g} min, seed {r.seed}: {r.cpu:,.0f} CPU s, test {100*r.test_acc:.1f} %", flush=True)
     return r
+
+def of_use(
+    found:dict[tuple,Result], # From `read_results`
+    here:str, # This machine
+    peers:set[str] # Whose rows make a seed complete
+)->dict[tuple,Result]: # Part of it
+    "Results of this machine, and of others those of complete seeds: a CPU second isn't the same everywhere"
+    seeds = defaultdict(set)
+    for r in found.values(): seeds[r.machine, r.minutes, r.seed].add(r.peer)
+    def counts(r): return r.machine==here or r.minutes and peers<=seeds[r.machine, r.minutes, r.seed]
+    return {k: r for k,r in found.items() if counts(r)}
 
 # CPU time of a tree of processes
 
@@ -275,16 +287,25 @@ def own_process(
     told = json.loads((out/"result.json").read_text(encoding="utf-8"))
     return Result(peer, minutes, seed, seconds=seconds, epochs=settings.get("epochs", 0), **told)
 
+def _in_full(train, budget, epochs):
+    "Train; where that left more than a tenth of the time, once more with the epochs that there was time for"
+    r = train(epochs=epochs)
+    return r if r.cpu>=.9*budget else train(epochs=int(epochs*budget/r.cpu))
+
+def _by_epochs(work, name, make, seed, budget):
+    "Train for the epochs that fit into a time"
+    costs = {n: keep_result(work, (name, 0, n), partial(make, minutes=0, seed=n, epochs=n)).cpu for n in PROBES}
+    return _in_full(partial(make, minutes=work.minutes, seed=seed), budget, epochs_within(budget, costs))
+
 def peers_of(
     work:Work # Is Ultralytics there?
-)->dict[str,Callable]: # By name; `make(minutes=, seed=, epochs=)` gives a `Result`
-    "Peers that train for a number of epochs"
-    out = {}
-    for size in SIZES:
-        for name,make in ((f"Ultralytics, {size} px", partial(yolo_result, work, size=size)),
-                (f"fastai, {size} px", partial(own_process, work, kind="fastai", size=size))):
-            if work.yolo or make.func is own_process: out[name] = partial(make, name)
-    return out
+)->dict[str,Callable]: # By name; `train(seed, budget)` gives a `Result`
+    "Everyone else"
+    made = {f"Ultralytics, {size} px": partial(yolo_result, work, size=size) for size in SIZES if work.yolo}
+    made |= {f"fastai, {size} px": partial(own_process, work, kind="fastai", size=size) for size in SIZES}
+    out = {name: partial(_by_epochs, work, name, partial(make, peer=name)) for name,make in made.items()}
+    def scikit(seed, budget): return own_process(work, SCIKIT, "scikit", work.minutes, seed, budget=budget)
+    return out|{SCIKIT: scikit}
 
 def our_cpu(
     work:Work, # All that is shared
@@ -293,25 +314,15 @@ def our_cpu(
     "What our answer took"
     return keep_result(work, (OURS, work.minutes, seed), partial(our_answer, work, seed)).cpu
 
-def _in_full(train, budget, epochs):
-    "Train; where that left more than a tenth of the time, once more with the epochs that there was time for"
-    r = train(epochs=epochs)
-    return r if r.cpu>=.9*budget else train(epochs=int(epochs*budget/r.cpu))
-
 def compare_seed(
     work:Work, # All that is shared
-    seed:int # Of everything random
+    seed:int, # Of everything random
+    peers:dict[str,Callable] # As from `peers_of`
 ):
-    "Everyone else in as much CPU time as our answer took"
+    "Peers in as much CPU time as our answer took"
     budget = our_cpu(work, seed)
-    for name,make in peers_of(work).items():
-        probes = {n: keep_result(work, (name, 0, n), partial(make, minutes=0, seed=n, epochs=n)).cpu for n in PROBES}
-        train = partial(make, minutes=work.minutes, seed=seed)
-        key = name, work.minutes, seed
-        keep_result(work, key, partial(_in_full, train, budget, epochs_within(budget, probes)))
-    name = "scikit-learn on pixels"
-    fit = partial(own_process, work, name, "scikit", work.minutes, seed, budget=budget)
-    keep_result(work, (name, work.minutes, seed), fit)
+    for name,train in peers.items():
+        keep_result(work, (name, work.minutes, seed), partial(train, seed=seed, budget=budget))
 
 # The table
 
@@ -361,14 +372,18 @@ def main(argv=None):
     p.add_argument("--model", default=Work.model, help="its smallest network")
     p.add_argument("--extra", default="", help="more settings of it, as 'batch=64'")
     p.add_argument("--options", default="", help="more options of cinic answer")
+    p.add_argument("--peers", default="", help="only peers with this in their name, of answers that are there")
     o = p.parse_args(argv)
     o.out.mkdir(parents=True, exist_ok=True)
-    work = Work(o.out, o.minutes, o.yolo, o.model, tuple(o.extra.split()), tuple(o.options.split()),
-        read_results(o.out/"results.jsonl"))
+    from .catalog import machine # loads torch
+    work = Work(o.out, o.minutes, o.yolo, o.model, tuple(o.extra.split()), tuple(o.options.split()), machine())
+    peers = peers_of(work)
+    work.found.update(of_use(read_results(o.out/"results.jsonl"), work.machine, {OURS, *peers}))
     prepare_images(work, o.images, o.limit, o.only)
-    seeds = range(1, o.seeds+1)
-    for seed in seeds: our_cpu(work, seed) # nothing else should run beside these
-    for seed in seeds: compare_seed(work, seed)
+    wanted = {k: v for k,v in peers.items() if o.peers in k}
+    for seed in range(1, o.seeds+1):
+        if o.peers and (OURS, o.minutes, seed) not in work.found: continue # an answer wants the machine for itself
+        compare_seed(work, seed, wanted)
     machines = [*dict.fromkeys(r.machine for r in work.found.values() if r.minutes)]
     text = "\n".join([table_text([*work.found.values()]), image_words(work.images), NOTE, *machines, ""])
     write_text(o.out/"answer.md", text)

@@ -1,12 +1,13 @@
 "The comparison with `cinic answer`: equal images, equal CPU time, a file of results to go on from"
 import json, sys
+from functools import partial
 import numpy as np, pytest
 from cinic_fastai.cli.train import load_benchmarks
 from cinic_fastai.test_utils import tiny_folder
 
 load_benchmarks()
 from benchmarks import answer # noqa: E402 (found once they are loaded)
-from benchmarks.answer import Result, Work, epochs_within, read_results, run_measured # noqa: E402
+from benchmarks.answer import SCIKIT, Result, Work, epochs_within, read_results, run_measured # noqa: E402
 from benchmarks.answer import table_text, take_photos, yolo_top1 # noqa: E402
 from benchmarks.answer_peers import estimators, pixels, scikit # noqa: E402
 
@@ -64,20 +65,33 @@ def test_cut_off_it_goes_on(tmp_path, monkeypatch):
     "What is written down isn't done again; the peer gets the epochs that fit into the answer's CPU time"
     made.clear()
     monkeypatch.setattr(answer, "our_answer", lambda work, seed: stub(answer.OURS, 300., .7)(seed=seed))
-    monkeypatch.setattr(answer, "peers_of", lambda work: {"peer": stub("peer", 50.)})
-    monkeypatch.setattr(answer, "own_process", lambda work, name, kind, minutes, seed, budget: stub(name)(seed=seed))
+    def peers(work): return {"peer": partial(answer._by_epochs, work, "peer", stub("peer", 50.)), SCIKIT: stub(SCIKIT)}
     f = tmp_path/"results.jsonl"
-    answer.compare_seed(Work(tmp_path, 10.), 1)
+    work = Work(tmp_path, 10.)
+    answer.compare_seed(work, 1, peers(work))
     assert made==[(answer.OURS, 10., 1, 0), ("peer", 0, 1, 1), ("peer", 0, 3, 3), ("peer", 10., 1, 25),
-        ("scikit-learn on pixels", 10., 1, 0)]
+        (SCIKIT, 10., 1, 0)]
     f.write_text(f.read_text()[:-20]) # the last line is cut off
     work = Work(tmp_path, 10., found=read_results(f))
     made.clear()
-    for seed in (1, 2): answer.compare_seed(work, seed)
-    assert [o[0] for o in made]==["scikit-learn on pixels", answer.OURS, "peer", "scikit-learn on pixels"]
+    for seed in (1, 2): answer.compare_seed(work, seed, peers(work))
+    assert [o[0] for o in made]==[SCIKIT, answer.OURS, "peer", SCIKIT]
     text = table_text([*read_results(f).values()])
     assert "| 10 | cinic answer | 70.0 ± 0.0 | 70.0 ± 0.0 | 5.0 |  | 2 | `settings` |" in text
     assert "| 25 | 2 |" in text and len(text.splitlines())==2+3 # the short trainings have no row
+
+def test_on_another_machine_only_complete_seeds_count():
+    def result(peer, minutes, seed, machine): return Result(peer, minutes, seed, "", 1., 1., machine=machine)
+    there = [result(p, m, s, "there") for p,m,s in (("a", 10., 1), ("b", 10., 1), ("a", 10., 2), ("b", 0, 3))]
+    here = [result("a", 10., 3, "here"), result("b", 0, 1, "here")]
+    found = {r.key: r for r in there+here}
+    assert [*answer.of_use(found, "here", {"a", "b"})]==[("a", 10., 1), ("b", 10., 1), ("a", 10., 3), ("b", 0, 1)]
+    assert [*answer.of_use(found, "elsewhere", {"a", "b"})]==[("a", 10., 1), ("b", 10., 1)]
+
+@pytest.mark.parametrize("yolo,n", [("", 3), ("yolo", 5)])
+def test_everyone_else(yolo, n):
+    names = [*answer.peers_of(Work(None, 10., yolo))]
+    assert len(names)==n and any("Ultralytics" in o for o in names)==bool(yolo) and names[-1]==SCIKIT
 
 def test_a_training_that_left_time_is_done_once_more():
     def train(epochs): return stub("peer", 0.)(epochs=epochs)
