@@ -264,7 +264,7 @@ def _images(data, drawing, size):
     return scan.classes,drawing.counts(scan.items, scan.drawn),size or PACK_SIZE
 
 # %% ../../nbs/53_cli.study.ipynb #6736159f
-_SHARED = " Trainings that share a GPU take longer, up to as many times as there are of them."
+_SHARED = " Trainings that share a GPU take longer."
 
 def _estimates(workers, cfgs, counts, jobs, device, **kw):
     "Seconds that trainings should take on this machine, and what that leaves out"
