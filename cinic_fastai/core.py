@@ -31,7 +31,7 @@ VIEWS = ("none", "flip", "flip-shift")
 STEMS = ("imagenet", "small")
 PRECISIONS = ("auto", "float32", "bf16")
 VOTES = ("soft", "hard", "greedy", "weighted") # Ways in which an ensemble decides
-METRICS = ("accuracy", "balanced_accuracy", "macro_f1") # Scores that choices can be made by
+METRICS = ("accuracy", "balanced_accuracy", "macro_f1", "likelihood") # Scores that choices can be made by
 TRACKERS = ("tensorboard", "wandb") # Where epochs can be shown besides
 
 # %% ../nbs/00_core.ipynb #5f5a9949

@@ -119,7 +119,7 @@ def _search_errors(search, table, plan):
     own = _fields(table)
     space = search.space or {}
     yield from _source_errors(search, table, plan, [])
-    if not space_errors(space): yield from start_errors(space, search.start)
+    if not space_errors(space): yield from start_errors(space, search.start, not search.source)
     for settings in possible_settings(plan, search):
         yield from _settings_errors(own, settings)
         yield from _space_errors(space, own, settings)

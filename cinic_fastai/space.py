@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPACE_KINDS', 'STRATEGIES', 'dim_kind', 'dim_ends', 'dim_error', 'space_errors', 'make_space', 'spec_of', 'to_point',
-           'outside', 'coordinates', 'trial_point', 'levels', 'grid_counts', 'SearchBudget', 'start_errors']
+           'outside', 'filled_point', 'coordinates', 'trial_point', 'levels', 'grid_counts', 'SearchBudget',
+           'start_errors']
 
 # %% ../nbs/03_space.ipynb #4907676c
 import math
@@ -141,6 +142,19 @@ def outside(
     return off+[k for k in point if k not in spec]
 
 # %% ../nbs/03_space.ipynb #6540a474
+def filled_point(
+    spec:dict, # A dimension by name
+    point:dict, # Values by name, perhaps not of all dimensions
+    settings:dict # Where the others are taken from
+)->dict: # Inside the space: a value that isn't on its dimension becomes the next one that is
+    "A point to begin with, completed"
+    def value(k, dim):
+        if k in point: return point[k]
+        v, ends = settings[k], dim_ends(dim)
+        if _inside(dim, v): return v
+        return ends[0] if dim_kind(dim)[0]=="choices" else min(ends, key=lambda o: abs(o-v))
+    return {k: value(k, dim) for k,dim in spec.items()}
+
 def coordinates(
     spec:dict, # A dimension by name
     point:dict # Values by name, inside the space
@@ -224,8 +238,10 @@ class SearchBudget:
 # %% ../nbs/03_space.ipynb #870ca92f
 def start_errors(
     space:dict, # A dimension by name, well-formed
-    start:list # Points to begin with
+    start:list, # Points to begin with
+    known:bool=True # Or may a point leave out what it takes from elsewhere?
 )->list[str]: # What is wrong with them
     "Check points against the space"
-    bad = {i: outside(space, o) if isinstance(o, dict) else list(space) for i,o in enumerate(start, 1)}
+    def off(point): return [k for k in outside(space, point) if known or k in point]
+    bad = {i: off(o) if isinstance(o, dict) else list(space) for i,o in enumerate(start, 1)}
     return [f"start: point {i} lies outside of the space ({', '.join(names)})" for i,names in bad.items() if names]

@@ -291,3 +291,15 @@ def test_real_trainings_do_not_depend_on_jobs(pack, tmp_path, monkeypatch):
     assert [r.values for r in records[0].runs]==[r.values for r in records[1].runs]
     for rid in stores[0].ids(): assert (stores[0].probs(rid)["probs"]==stores[1].probs(rid)["probs"]).all()
     assert json.dumps(records[0].searches[0].model_dump())==json.dumps(records[1].searches[0].model_dump())
+
+def test_a_search_that_begins_with_the_settings_as_they_are(pack, tmp_path):
+    "Its first trial is the training that they come from, which isn't made again"
+    text = PLAN.replace("random = 4\n", "start = [{}]\nrandom = 4\n")
+    fit = MadeUp()
+    record = carried_out(text, pack, tmp_path/"out", fit).record
+    journal = read_journal(journal_path(tmp_path/"out", "tuning"))
+    first = journal.trials[0]
+    assert journal.header.start==[first.point]==[dict(lr=.004)] and len(journal.trials)==5
+    whole = [run_id(cfg, pack.digest) for cfg,epochs in fit.calls if epochs==cfg.epochs]
+    assert first.run_id==record.find_run("gentle").run_id and whole.count(first.run_id)==1
+    assert carried_out(text, pack, tmp_path/"out", MadeUp(stop_after=0)).record.searches[0].trials==5

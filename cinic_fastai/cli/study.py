@@ -204,7 +204,8 @@ def answer_photos(
     size:option(int, "Side in pixels that images are packed at; where 0, 32 to 64, by what they have and the time.",
         min=0)=0,
     fit:Fit="",
-    metric:option(str, "Score of valid images to choose by: accuracy, balanced_accuracy or macro_f1.")="accuracy",
+    metric:option(str, "Score of valid images to choose by: likelihood, accuracy, balanced_accuracy or macro_f1."
+        )="likelihood",
     weights:Weights=None,
     split:Split="",
     group:GroupBy="",

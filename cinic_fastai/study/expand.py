@@ -19,7 +19,7 @@ from ..core import PlanError
 from cinic_fastai.plan import (Plan, PlanRun, PlanSearch, plan_search, counted_twice, run_settings, training_key,
     plan_run)
 from ..results.tables.published import PUBLISHED_POINTS
-from ..space import SearchBudget, dim_ends
+from ..space import SearchBudget, dim_ends, filled_point
 
 # %% ../../nbs/38_study.expand.ipynb #f1e8edb6
 def trial_config(
@@ -46,8 +46,11 @@ def with_base(
     search:PlanSearch, # A search
     base:dict # All settings of the run it starts from
 )->PlanSearch: # As it is where it starts from none
-    "A search with the settings that a group's best run gives it"
-    return replace(search, settings={**base, **search.settings}) if search.source else search
+    "A search with the settings that a group's best run gives it, where points to begin with say nothing else, too"
+    if not search.source: return search
+    settings = {**base, **search.settings}
+    start = [filled_point(search.space, o, vars(RunConfig())|settings) for o in search.start]
+    return replace(search, settings=settings, start=tuple(start))
 
 # %% ../../nbs/38_study.expand.ipynb #7e462b3e
 def _reseeded(plan, seed):

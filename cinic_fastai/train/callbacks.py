@@ -130,7 +130,8 @@ def epoch_score(
 )->dict: # `valid_{metric}`; nothing for accuracy, which `epoch_means` has
     "A score over the images of an epoch"
     if metric=="accuracy" or not outputs: return {}
-    return {f"valid_{metric}": score(metric, *(torch.cat(o).cpu().numpy() for o in (outputs, targs)))}
+    probs = torch.cat(outputs).softmax(1)
+    return {f"valid_{metric}": score(metric, probs.cpu().numpy(), torch.cat(targs).cpu().numpy())}
 
 # %% ../../nbs/20c_train.callbacks.ipynb #9a709639
 @dataclass

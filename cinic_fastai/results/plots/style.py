@@ -27,7 +27,8 @@ NAME_PARTS = dict(custom_cnn="CustomCNN", resnet18="ResNet-18", pretrained="pret
     rmsprop="RMSprop")
 VOTE_LABELS = dict(soft="Soft voting", hard="Hard voting", greedy="Greedy selection", weighted="Weighted voting")
 DIMENSIONS = dict(bs="batch size", lr="learning rate", wd="L2", mom="momentum") # Others are called as in the plan
-METRIC_NAMES = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", macro_f1="macro-F1")
+METRIC_NAMES = dict(accuracy="accuracy", balanced_accuracy="balanced accuracy", macro_f1="macro-F1",
+    likelihood="likelihood")
 
 def pretty(
     name:str # As in the plan, for example `resnet18-adam`
