@@ -6,10 +6,10 @@
 IMAGES has `train` and `test`. From `train` so many images are taken, the same number of each class, and valid images
 are drawn from them once, for all. `cinic answer` comes first, with each seed; the CPU time of it and all that it
 started (`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
-trainings of 1 and 3 epochs tell beforehand, at nobody's cost; a training that left more than a tenth of the time is
-done once more with as many epochs as there was time for. Peers compute in one thread, which costs them the least CPU
-time. Whatever is chosen is chosen on valid images; those of `test` are looked at once, at the end, and that isn't
-counted.
+trainings of 1 and 3 epochs tell beforehand, at nobody's cost, and those of other seeds; a training that left more than
+a tenth of the time is done once more with as many epochs as there was time for. Peers compute in one thread, which
+costs them the least CPU time. Whatever is chosen is chosen on valid images; those of `test` are looked at once, at the
+end, and that isn't counted.
 
 `FOLDER/results.jsonl` gets a line for each training. What is there isn't done again, so the same words go on where they
 were cut off, and other minutes add rows; on another machine a seed that isn't complete begins anew. Once an answer is
@@ -163,10 +163,10 @@ def run_measured(
 
 def epochs_within(
     budget:float, # CPU seconds
-    costs:dict[int,float] # CPU seconds of trainings by their epochs, two of them
+    costs:dict[int,float] # CPU seconds of trainings by their epochs, two or more
 )->int: # 1 at least
     "Epochs that fit into a time, start included"
-    (a, x), (b, y) = sorted(costs.items())
+    (a, x), *_, (b, y) = sorted(costs.items())
     each = (y-x)/(b-a)
     return max(1, int((budget-(x-a*each))/each))
 
@@ -295,6 +295,7 @@ def _in_full(train, budget, epochs):
 def _by_epochs(work, name, make, seed, budget):
     "Train for the epochs that fit into a time"
     costs = {n: keep_result(work, (name, 0, n), partial(make, minutes=0, seed=n, epochs=n)).cpu for n in PROBES}
+    costs |= {r.epochs: r.cpu for r in work.found.values() if r.peer==name and r.minutes} # of other seeds
     return _in_full(partial(make, minutes=work.minutes, seed=seed), budget, epochs_within(budget, costs))
 
 def peers_of(

@@ -95,7 +95,7 @@ def test_again_does_nothing(answered, photos, tmp_path):
 
 def test_another_question_takes_another_folder(answered, photos):
     done = ask(photos, answered[0], 1.25, "--metric", "macro_f1")
-    assert done.returncode==2 and "has an answer by accuracy with seed 1" in done.stderr, done.stderr
+    assert done.returncode==2 and "has an answer with --metric likelihood --seed 1" in done.stderr, done.stderr
 
 @pytest.mark.parametrize("words,said", [
     (["answer", "nowhere"], "There is no folder"),

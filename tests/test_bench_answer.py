@@ -29,6 +29,7 @@ def test_epochs_that_fit_the_time():
     "20 seconds of start and 5 an epoch"
     costs = {n: 20+5*n for n in (1, 3)}
     assert [epochs_within(b, costs) for b in (10, 24, 30, 119, 120.5)]==[1, 1, 2, 19, 20]
+    assert epochs_within(120, costs|{11: 110.})==12 # a long training tells more
 
 def test_photos_are_a_fixed_part(tmp_path):
     src = tiny_folder(tmp_path/"all", n=6)

@@ -229,7 +229,8 @@ def answer(
     "Plan a study that answers the four questions, or take its plan up, and carry it out"
     basis = known_basis(out) or timed_basis(asked, options, on_event)
     if (basis.metric, basis.seed)!=(asked.metric, asked.seed):
-        raise StoreError(f"{out} has an answer by {basis.metric} with seed {basis.seed}. Give another --out.")
+        there = f"--metric {basis.metric} --seed {basis.seed}"
+        raise StoreError(f"{out} has an answer with {there}. Give these, or another --out.")
     basis = replace(basis, minutes=max(basis.minutes, asked.minutes))
     cfgs = candidate_configs(basis)
     speed = {timing_key(cfgs[name]): took for name,took in basis.seconds.items()}
