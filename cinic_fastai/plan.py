@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Name', 'PlanRun', 'PlanSearch', 'PlanRace', 'rung_epochs', 'PlanEnsemble', 'Plan', 'table_keys', 'runs_by_name',
            'plan_search', 'plan_run', 'source_parts', 'source_depth', 'possible_settings', 'run_settings',
-           'rank_settings', 'better_half', 'training_key', 'same_trainings', 'one_training', 'counted_twice']
+           'rank_settings', 'better_half', 'training_key', 'same_trainings', 'one_training', 'vote_error',
+           'counted_twice']
 
 # %% ../nbs/04_plan.ipynb #21b2d8aa
 import dataclasses, math, re
@@ -106,9 +107,12 @@ class PlanEnsemble:
     members:Annotated[tuple[str, ...], Sequence, AfterValidator(_different)] # Names of runs
     temperature:bool = False # Scale the average of the members?
     member_temperature:bool = False # Scale each member?
+    least:NonNegativeInt = 0 # Members that must have finished, if some may be missing; 0 for all
 
     @model_validator(mode="after")
     def _suits_method(self):
+        if self.least==1 or self.least>len(self.members):
+            raise ValueError(f"least = {self.least}: expected 2 to {len(self.members)} members, or 0 for all")
         if error := method_error(self.method, self.temperature, self.member_temperature): raise ValueError(error)
         return self
 
@@ -252,6 +256,16 @@ def one_training(
     if not pairs: return ""
     a,b = pairs[0]
     return f"{a} and {b} are one training, which would count twice"
+
+def vote_error(
+    members:dict[str,str], # Run ids by name, "" for one that has not finished
+    least:int=0 # As in `PlanEnsemble`
+)->str: # "" where it can
+    "Why members can't vote"
+    there = {name: rid for name,rid in members.items() if rid}
+    missing = ", ".join(name for name in members if name not in there)
+    if missing and not 0<least<=len(there): return f"without {missing}"
+    return one_training(there)
 
 # %% ../nbs/04_plan.ipynb #8e292b0e
 def counted_twice(

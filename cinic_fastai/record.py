@@ -112,6 +112,7 @@ class EnsembleEntry(Entry):
     members:list[str] # `NAME` or `GROUP/NAME` of runs
     temperature:bool = False # Fitted to the vote's logits?
     member_temperature:bool = False # Fitted to each member's?
+    least:int = 0 # Members that must have finished; 0 for all
     status:Status = "left"
     reason:str = ""
 

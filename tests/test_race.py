@@ -8,6 +8,7 @@ from cinic_fastai.files import write_json, write_npz
 from cinic_fastai.plan_file import parse_plan
 from cinic_fastai.record import StudyRecord, journal_path, read_journal
 from cinic_fastai.report import render as page
+from cinic_fastai.results.predictions import predictions
 from cinic_fastai.results.tables.runs import runs_table
 from cinic_fastai.store import RunStore
 from cinic_fastai.study.expand import check_fits, trainings, with_options
@@ -303,3 +304,17 @@ def test_a_search_that_begins_with_the_settings_as_they_are(pack, tmp_path):
     whole = [run_id(cfg, pack.digest) for cfg,epochs in fit.calls if epochs==cfg.epochs]
     assert first.run_id==record.find_run("gentle").run_id and whole.count(first.run_id)==1
     assert carried_out(text, pack, tmp_path/"out", MadeUp(stop_after=0)).record.searches[0].trials==5
+
+def test_a_vote_of_those_that_finished(pack, tmp_path):
+    "`least` says how many members a vote needs; one that failed isn't among them"
+    class Fails(MadeUp):
+        def __call__(self, cfg, *args, **kw):
+            if cfg.seed==2: raise CinicError("The loss became nan.")
+            return super().__call__(cfg, *args, **kw)
+    text = PLAN.replace("seeds = [1, 2]", "seeds = [1, 2, 3]").replace('"final-2"]', '"final-2", "final-3"]\nleast = 2')
+    study = StudyFolder(carried_out(text, pack, tmp_path/"out", Fails()).out)
+    vote = predictions(study)[-1]
+    assert (vote.status, vote.members, study.record.ensembles[0].status)==("done", ("final-1", "final-3"), "done")
+    assert vote.run_ids==tuple(study.record.find_run(o).run_id for o in vote.members)
+    more = carried_out(text.replace("least = 2", "least = 3"), pack, tmp_path/"three", Fails()).record
+    assert (more.ensembles[0].status, more.ensembles[0].reason)==("skipped", "without final-2")

@@ -14,7 +14,7 @@ import numpy as np
 from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
 from .metrics import as_preds, nll, score
-from ..plan import one_training
+from ..plan import vote_error
 from ..studyfolder import StudyFolder, run_status
 
 # %% ../../nbs/32_results.predictions.ipynb #28433970
@@ -123,24 +123,23 @@ def _voted(p, members):
     return replace(p, answers=p.vote(test))
 
 # %% ../../nbs/32_results.predictions.ipynb #4b653b2e
-def _standing(members):
+def _standing(members, least):
     "Status of a vote, and why it can't be formed"
-    missing = {m.name: m.status for m in members if not m.done}
-    names = ", ".join(missing)
-    if set(missing.values())=={"left"}: return "left", f"waits for {names}"
-    if missing: return "skipped", f"without {names}"
-    twice = one_training({m.name: m.run_ids[0] for m in members})
-    return "skipped" if twice else "done", twice
+    waits = ", ".join(m.name for m in members if m.status=="left")
+    reason = vote_error({m.name: m.run_ids[0] if m.done else "" for m in members}, least)
+    if waits and all(m.done or m.status=="left" for m in members): return "left", f"waits for {waits}"
+    return "skipped" if reason else "done", reason
 
 # %% ../../nbs/32_results.predictions.ipynb #ae4066cf
 def _of_vote(ensemble, runs, metric):
     "One ensemble's prediction, from those of the runs by name"
     options = dict(temperature=ensemble.temperature, member_temperature=ensemble.member_temperature)
     members = [runs.get(n, Prediction(n, "run", "skipped")) for n in ensemble.members]
-    ids = tuple(m.run_ids[0] for m in members if m.done)
-    p = Prediction(ensemble.name, ensemble.method, *_standing(members), tuple(ensemble.members), ids, options,
-        metric=metric)
-    try: return p if p.reason else _voted(p, members)
+    standing, there = _standing(members, ensemble.least), [m for m in members if m.done]
+    ids = tuple(m.run_ids[0] for m in there)
+    names = tuple(ensemble.members) if standing[1] else tuple(m.name for m in there)
+    p = Prediction(ensemble.name, ensemble.method, *standing, names, ids, options, metric=metric)
+    try: return p if p.reason else _voted(p, there)
     except StoreError as e: return replace(p, status="failed", reason=str(e))
 
 # %% ../../nbs/32_results.predictions.ipynb #31545cee

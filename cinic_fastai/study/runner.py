@@ -25,8 +25,8 @@ from ..store import RunStore, epoch_scores, score_column, score_of
 from .begin import (begun_search, control_of, group_best, journal_settings, new_record, note_absent,
     open_record, refuse_other_sources, search_sources, trainings_left)
 from .clock import DECISIVE
-from cinic_fastai.plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, one_training, plan_search, rung_epochs,
-    source_depth)
+from ..plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, plan_search, rung_epochs,
+    source_depth, vote_error)
 from .expand import check_fits, middle_bs, run_config, trial_config, typical_config, with_base
 from .samples import write_samples
 from .search import best_point, first_batch, proposals, repeat_points, search as search_space
@@ -227,7 +227,7 @@ def _reserved(self:StudyRunner, s):
     "Estimated seconds of the runs that wait for a search's best point"
     waiting = [r for r in self.plan.runs if r.source==f"search:{s.name}" and self.entry(r).status!="done"]
     took = [self.trainer.expected(run_config(self.plan, r, base=s.settings)) for r in waiting]
-    return 1.1*math.ceil(len(took)/self.trainer.clock.jobs)*max(took, default=0.) # estimates are no promises
+    return 1.25*math.ceil(len(took)/self.trainer.clock.jobs)*max(took, default=0.) # estimates are no promises
 
 @patch
 def _trials(self:StudyRunner, s, name):
@@ -311,8 +311,7 @@ def ensembles(self:StudyRunner):
     "Record which ensembles can be formed"
     for e in self.record.ensembles:
         members = {m: self.record.find_run(m) for m in e.members}
-        missing = ", ".join(m for m,r in members.items() if r.status!="done")
-        reason = f"without {missing}" if missing else one_training({m: r.run_id for m,r in members.items()})
+        reason = vote_error({m: r.run_id if r.status=="done" else "" for m,r in members.items()}, e.least)
         self.mark(e, status="skipped" if reason else "done", reason=reason)
 
 # %% ../../nbs/43b_study.runner.ipynb #0ca8b212
