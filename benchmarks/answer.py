@@ -8,8 +8,8 @@ are drawn from them once, for all. `cinic answer` comes first, with each seed; t
 started (`getrusage`, its questions, start and page included) is what every peer may spend. How many epochs that is, two
 trainings of 1 and 3 epochs tell beforehand, at nobody's cost, and those of other seeds; a training that left more than
 a tenth of the time is done once more with as many epochs as there was time for. Peers compute in one thread, which
-costs them the least CPU time. Whatever is chosen is chosen on valid images; those of `test` are looked at once, at the
-end, and that isn't counted.
+costs them the least CPU time. The first seed is tried at both sizes, the others at the one that was better on valid
+images. Whatever is chosen is chosen on those; those of `test` are looked at once, at the end, and that isn't counted.
 
 `FOLDER/results.jsonl` gets a line for each training. What is there isn't done again, so the same words go on where they
 were cut off, and other minutes add rows; on another machine a seed that isn't complete begins anew. Once an answer is
@@ -62,6 +62,14 @@ class Result:
 
     @property
     def key(self)->tuple: return self.peer, self.minutes, self.seed
+    @property
+    def at(self)->tuple: return self.minutes, self.seed
+
+def kind(
+    peer:str # Its name
+)->str: # Without the size that it sees
+    "Who a peer is"
+    return peer.partition(",")[0]
 
 @dataclass(frozen=True)
 class Work:
@@ -114,12 +122,12 @@ def keep_result(
 def of_use(
     found:dict[tuple,Result], # From `read_results`
     here:str, # This machine
-    peers:set[str] # Whose rows make a seed complete
+    peers:set[str] # Whose rows, at one size at least, make a seed complete
 )->dict[tuple,Result]: # Part of it
     "Results of this machine, and of others those of complete seeds: a CPU second isn't the same everywhere"
     seeds = defaultdict(set)
-    for r in found.values(): seeds[r.machine, r.minutes, r.seed].add(r.peer)
-    def counts(r): return r.machine==here or r.minutes and peers<=seeds[r.machine, r.minutes, r.seed]
+    for r in found.values(): seeds[r.machine, *r.at].add(kind(r.peer))
+    def counts(r): return r.machine==here or r.minutes and {*map(kind, peers)}<=seeds[r.machine, *r.at]
     return {k: r for k,r in found.items() if counts(r)}
 
 # CPU time of a tree of processes
@@ -308,6 +316,17 @@ def peers_of(
     def scikit(seed, budget): return own_process(work, SCIKIT, "scikit", work.minutes, seed, budget=budget)
     return out|{SCIKIT: scikit}
 
+def is_wanted(
+    found:dict[tuple,Result], # What there is
+    name:str, # Of a peer
+    at:tuple # Minutes and seed
+)->bool: # All sizes the first time, then that which was better on valid images
+    "Whether a peer is trained at its size"
+    tried = [r for r in found.values() if kind(r.peer)==kind(name) and r.minutes]
+    first = min((r.at for r in tried), default=at)
+    accs = {r.peer: r.valid_acc for r in tried if r.at==first}
+    return at==first or len(accs)<len(SIZES) or name==max(accs, key=accs.get)
+
 def our_cpu(
     work:Work, # All that is shared
     seed:int # Of everything random
@@ -323,6 +342,7 @@ def compare_seed(
     "Peers in as much CPU time as our answer took"
     budget = our_cpu(work, seed)
     for name,train in peers.items():
+        if not is_wanted(work.found, name, (work.minutes, seed)): continue
         keep_result(work, (name, work.minutes, seed), partial(train, seed=seed, budget=budget))
 
 # The table

@@ -89,6 +89,15 @@ def test_on_another_machine_only_complete_seeds_count():
     assert [*answer.of_use(found, "here", {"a", "b"})]==[("a", 10., 1), ("b", 10., 1), ("a", 10., 3), ("b", 0, 1)]
     assert [*answer.of_use(found, "elsewhere", {"a", "b"})]==[("a", 10., 1), ("b", 10., 1)]
 
+def test_later_seeds_are_tried_at_the_better_size():
+    rows = [Result(f"fastai, {size} px", m, s, "", 1., 1., valid_acc=acc) for size,m,s,acc in ((32, 0, 1, .9),
+        (32, 10., 1, .6), (64, 10., 1, .7), (64, 30., 1, .1))]
+    found = {r.key: r for r in rows}
+    def wanted(*at): return [size for size in (32, 64) if answer.is_wanted(found, f"fastai, {size} px", at)]
+    assert [wanted(*o) for o in ((10., 1), (10., 2), (30., 1))]==[[32, 64], [64], [64]]
+    assert answer.is_wanted(found, SCIKIT, (10., 2)) and answer.is_wanted({}, "fastai, 32 px", (10., 1))
+    assert answer.is_wanted({rows[1].key: rows[1]}, "fastai, 64 px", (10., 2)) # the other size isn't known yet
+
 @pytest.mark.parametrize("yolo,n", [("", 3), ("yolo", 5)])
 def test_everyone_else(yolo, n):
     names = [*answer.peers_of(Work(None, 10., yolo))]
