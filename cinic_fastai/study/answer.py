@@ -51,7 +51,7 @@ class Basis:
     counts:dict # split -> images
     classes:int # How many
     size:int = 32 # Side of the images, in pixels
-    metric:str = "accuracy" # Score of valid images by which everything is chosen
+    metric:str = "likelihood" # Score of valid images by which everything is chosen
     seed:int = 1 # Of everything random
     command:str = "" # That carries the plan out
     jobs:int = 1 # Trainings at a time
