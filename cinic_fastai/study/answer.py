@@ -65,10 +65,16 @@ class Basis:
         "The batch"
         return 2**int(math.log2(min(256, max(4, self.counts["train"]/8))))
 
-    @property
-    def seeds(self)->list[int]: # Three; four where three would leave a place empty at the end
-        "Of the final trainings"
-        return [self.seed+i for i in range(min(4, math.ceil(3/self.jobs)*self.jobs))]
+    def rounds(self, trainings): return math.ceil(trainings/self.jobs) # One after the other
+
+    def finals(self,
+        longest:float # How many times as long as others they may be, in [1, `_LONGER`]
+    )->tuple[float,list[int]]: # How many times they are, and their seeds: the shorter, the more, up to twelve
+        "Final trainings"
+        time = _LONGER*self.rounds(3)
+        rounds = math.ceil(time/longest)
+        longer = round(time/rounds, 2)
+        return longer, [self.seed+i for i in range(min(rounds*self.jobs, round(4*_LONGER/longer)))]
 
     @property
     def left(self)->float: # Seconds
@@ -76,9 +82,11 @@ class Basis:
         return max(6., 60*self.minutes-self.spent-_PAGE)
 
 _PAGE = 15. # Seconds that the page takes
+_LONGER = 3 # Times as long as another one that a final training may be
 
 # %% ../../nbs/44a_study.answer.ipynb #9c712060
 _MOST = 60 # Epochs of a training
+_MOST_FINAL = 80 # And of one at the end
 
 class Scope(NamedTuple):
     "How much is asked"
@@ -90,14 +98,14 @@ _SPARE = [Scope(_MOST+1, 4, n) for n in (40, 28, 18, 12)] # Where full length le
 SCOPES = (*_SPARE, Scope(8, 4, 8), Scope(4, 4, 5), Scope(2, 4, 2), Scope(2, 3, 2), Scope(2, 2), Scope(0, 1))
 
 # %% ../../nbs/44a_study.answer.ipynb #c587f714
-_LONGER = 3 # Times that a final training takes of another one
 TEMPLATE = files("cinic_fastai.study").joinpath("answer.toml").read_text(encoding="utf-8")
 CANDIDATES = tuple(re.findall(r'(?:candidate|imagenet)\("([\w-]+)"', TEMPLATE)) # The first is the yardstick
 _plan = Template(TEMPLATE, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
 
 def _filled(basis, scope, epochs):
     "A plan"
-    return _plan.render(basis=basis, scope=scope, epochs=epochs, longer=_LONGER)
+    longer,seeds = basis.finals(min(_LONGER, _MOST_FINAL/max(epochs.values())))
+    return _plan.render(basis=basis, scope=scope, epochs=epochs, longer=longer, seeds=seeds)
 
 def candidate_configs(
     basis:Basis # Speeds aside
@@ -138,11 +146,10 @@ def rounds(
     racers:int # Candidates
 )->float:
     "Trainings that come one after the other"
-    def after_another(n): return math.ceil(n/basis.jobs)
-    race = (3*after_another(racers+1)+after_another(math.ceil(racers/2)))/4
-    augmentations = after_another(TEMPLATE.count('"augmentation"')-1)
-    search = after_another(3)+after_another(scope.guided)+_LONGER
-    steps = (race, augmentations, search, _LONGER*(after_another(len(basis.seeds))-1))
+    race = (3*basis.rounds(racers+1)+basis.rounds(math.ceil(racers/2)))/4
+    augmentations = basis.rounds(TEMPLATE.count('"augmentation"')-1)
+    search = basis.rounds(3)+basis.rounds(scope.guided)+_LONGER
+    steps = (race, augmentations, search, _LONGER*(basis.rounds(3)-1))
     return sum(steps[:scope.questions])
 
 # %% ../../nbs/44a_study.answer.ipynb #0b029c69
