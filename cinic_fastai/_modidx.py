@@ -1862,6 +1862,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'cinic_fastai/study/begin.py'),
                                           'cinic_fastai.study.begin.group_best': ( 'study.begin.html#group_best',
                                                                                    'cinic_fastai/study/begin.py'),
+                                          'cinic_fastai.study.begin.is_used_up': ( 'study.begin.html#is_used_up',
+                                                                                   'cinic_fastai/study/begin.py'),
                                           'cinic_fastai.study.begin.journal_settings': ( 'study.begin.html#journal_settings',
                                                                                          'cinic_fastai/study/begin.py'),
                                           'cinic_fastai.study.begin.new_record': ( 'study.begin.html#new_record',

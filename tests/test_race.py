@@ -257,6 +257,23 @@ def test_trials_leave_time_for_the_runs_that_wait_for_them(pack, tmp_path, monke
     assert record.searches[0].status=="skipped" and OUT_OF_TIME in record.searches[0].reason
     assert [record.find_run(r.name).status for r in finals]==["done"]*len(finals)
 
+def test_again_without_more_minutes_changes_nothing(pack, tmp_path, monkeypatch):
+    "Seconds that were too few for a final run aren't spent on another trial, after which that run would be another one"
+    text = PLAN.replace('name = "chain"', 'name = "chain"\nminutes = 60')
+    fit = Slow(9) # the first trial
+    runner = StudyRunner(parse_plan(text), pack, tmp_path/"out", fit=fit)
+    monkeypatch.setattr(type(runner.trainer), "expected", lambda self, cfg: 10.)
+    monkeypatch.setattr(type(runner.trainer.clock), "pace", lambda self: 1.)
+    def late(): runner.trainer.until = time.monotonic()+25
+    fit.late = late
+    with runner._recorded(): runner.run()
+    before = standing(runner.record)
+    assert OUT_OF_TIME in runner.record.searches[0].reason
+    again = carried_out(text, pack, tmp_path/"out", MadeUp())
+    assert standing(again.record)==before
+    more = carried_out(text.replace("60", "61"), pack, tmp_path/"out", MadeUp())
+    assert {r.status for r in more.record.runs}<={"done", "stopped"} and more.record.searches[0].status=="done"
+
 def test_minutes_count_over_all_calls(pack, tmp_path):
     "Also those of a call that was killed: each change of the record counts them"
     text = PLAN.replace('name = "chain"', 'name = "chain"\nminutes = 1e-9')

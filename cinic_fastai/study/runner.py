@@ -22,8 +22,8 @@ from ..record import Repeat, RunEntry, SearchEntry, StudyRecord, control_name, j
 from ..config import RESULT_VERSION, RunConfig, run_id, with_weights
 from ..results.metrics import majority_score
 from ..store import RunStore, epoch_scores, score_column, score_of
-from .begin import (begun_search, control_of, group_best, journal_settings, new_record, note_absent,
-    open_record, refuse_other_sources, search_sources, trainings_left)
+from .begin import (begun_search, control_of, group_best, is_used_up, journal_settings, new_record,
+    note_absent, open_record, refuse_other_sources, search_sources, trainings_left)
 from .clock import DECISIVE
 from ..plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, plan_search, rung_epochs,
     source_depth, vote_error)
@@ -51,11 +51,12 @@ class StudyRunner:
         self.propose = propose
         self.out = Path(out)
         self.weights = options.weights
+        more = not is_used_up(self.out, plan)
         self.record = open_record(self.out, new_record(plan, pack, options), plan)
         self.store = RunStore(options.store or self.out/"runs")
         self.trainer = Trainer(self.out, pack, self.store, options, on_event, stop, fit)
         self.began = time.monotonic()-self.record.seconds # As if all calls were one
-        if plan.minutes: self.trainer.until = self.began+60*plan.minutes
+        if plan.minutes: self.trainer.until = self.began+60*plan.minutes*more
         self.ended = set() # Names of searches and controls, and runs as `GROUP/NAME`
 
     def entry(self, run)->RunEntry: return self.record.find_run(run.key)
