@@ -139,6 +139,8 @@ class RunConfig:
     metric:Literal[METRICS] = "accuracy" # Score of valid images by which epochs, trials and votes are chosen
     validate:Literal["each", "last"] = "each" # Look at valid images after `each` epoch, or after the `last` alone
     train_on:Literal["train", "train+valid"] = "train" # With valid images nothing is chosen: last weights
+    folds:NonNegativeInt = 0 # Parts of train and test images, one of which is tested; 0 for the splits as they are
+    fold:NonNegativeInt = 0 # Which of the parts is tested, from 1
     seed:NonNegativeInt = 42 # Of everything random
 
     @model_validator(mode="after")
@@ -166,6 +168,9 @@ def _conflicts(cfg):
     others = [f"{k} = {v!r}" for k,v in _FITTED.items() if getattr(cfg, k)!=v]
     rules = {
         f"sizes = {sizes} shrink": sizes!=sorted(sizes),
+        f"fold = {cfg.fold} is none of folds = {cfg.folds}: take two folds or more, and one of them (in a plan, a [[run]] "
+            "with folds alone stands for all of them)": (cfg.folds, cfg.fold)!=(0,
+                0) and not 1<=cfg.fold<=cfg.folds>1,
         f"sizes = {sizes} don't end at size = {cfg.size}": cfg.size>0 and sizes[-1:] not in ([], [cfg.size]),
         f"tta_share = {cfg.tta_share} needs views: take tta = 'flip' or 'flip-shift'":
             cfg.tta_share<1 and cfg.tta=="none",
@@ -334,10 +339,10 @@ def is_validated(
 
 # %% ../nbs/02_config.ipynb #e740ea95
 def setting_name(
-    *names:str # Of runs that differ in their seed, for example `net-1` and `net-2`
+    *names:str # Of runs that differ in their seed or fold, for example `net-1` and `net-2`, or `net-1.1` and `net-1.2`
 )->str: # For example `net`
     "What the runs of a setting's seeds share"
-    short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+$", "", n) for n in names}
+    short = {re.sub(r"[-_ .]+(seed|s)?[-_ .]*\d+(\.\d+)?$", "", n) for n in names}
     if len(short)==1: return short.pop()
     return os.path.commonprefix(names).rstrip("-_ .") or ", ".join(names)
 

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['Status', 'Entry', 'RunEntry', 'BestPoint', 'ControlEntry', 'Scored', 'Repeat', 'SearchEntry', 'EnsembleEntry',
            'DataInfo', 'StudyChanges', 'StudyRecord', 'record_differences', 'Trial', 'JournalHeader', 'Journal',
-           'header_differences', 'read_journal', 'control_name', 'journal_path', 'best_first', 'best_trial',
-           'ran_out_of_memory']
+           'header_differences', 'read_journal', 'control_name', 'journal_path', 'best_first', 'best_trial']
 
 # %% ../nbs/05_record.ipynb #3355cff9
 import math
@@ -163,6 +162,7 @@ class StudyRecord(Entry):
     env:dict = {} # Of the last run: versions, device, precision
     started:str = "" # ISO 8601
     seconds:float = 0. # Of all its calls
+    looked:list[int] = [] # How many runs were finished whenever all of the plan was done
 
     @classmethod
     def read(cls,
@@ -185,6 +185,11 @@ class StudyRecord(Entry):
     def metric(self)->str: # One of `METRICS`
         "The score of valid images that the study chooses by"
         return self.plan.get("study", {}).get("metric", "accuracy")
+
+    @property
+    def difference(self)->float: # In (0, 1)
+        "The least difference of accuracy that matters"
+        return self.plan.get("study", {}).get("difference", .01)
 
     def find_run(self,
         name:str # `NAME` or `GROUP/NAME`, as an ensemble gives it
@@ -387,13 +392,3 @@ def best_trial(
     why = f"; the first failed with: {trials[0].cause}" if trials else ""
     if not done: raise StoreError(f"None of {len(trials)} trials finished{why}.")
     return done[0]
-
-# %% ../nbs/05_record.ipynb #18788a03
-_memory_errors = ("MemoryError", "out of memory", "OutOfMemory", "allocate memory", "not enough memory",
-    "Unable to allocate", "ALLOC_FAILED", "want of memory", "wants more memory")
-
-def ran_out_of_memory(
-    trial:Trial # From a journal
-)->bool: # Then it is tried again
-    "Whether a trial failed for want of memory, perhaps with its worker, which says nothing of its point"
-    return trial.status=="failed" and any(o in (trial.cause or "") for o in _memory_errors)

@@ -56,7 +56,8 @@ def run_ids(out): return {r.key: r.run_id for r in StudyRecord.read(out).runs}
 def test_the_answer_has_five_lines(answered):
     out,said = answered
     lines = (out/"answer.txt").read_text(encoding="utf-8").splitlines()
-    assert len(lines)==5 and all(line.startswith(o) for line,o in zip(lines, LINES)), lines
+    assert all(line.startswith(o) for line,o in zip(lines, LINES, strict=False)), lines
+    assert [o for o in lines[5:] if not o.startswith("Open. ")]==[] and len(lines)>=5, lines # what would settle it
     for words in ("test images are right (95 % interval", "Take CustomCNN on images of 32 pixels", "learning rate"):
         assert any(words in o for o in lines), words
     assert all(o in said for o in lines[1:])

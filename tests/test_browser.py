@@ -26,7 +26,7 @@ def opened(browser, example):
         if route.request.url==url: return route.continue_()
         asked.append(route.request.url)
         route.abort()
-    def opening(width=1440, dark=False, **kw):
+    def opening(width=1440, dark=False, folded=False, **kw):
         contexts.append(browser.new_context(viewport=dict(width=width, height=900), color_scheme="dark"
             if dark else "light", **kw))
         page = contexts[-1].new_page()
@@ -35,6 +35,7 @@ def opened(browser, example):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.route("**/*", guard)
         page.goto(url)
+        if not folded: page.evaluate("document.querySelectorAll('details').forEach(o => o.open = true)")
         return page
     yield opening
     for c in contexts: c.close()
@@ -147,8 +148,16 @@ def test_totals_stay_below(opened):
     assert page.locator("#classes tr").last.locator("th").inner_text()=="total"
     assert "total" not in column(page, "classes", 0)
 
+def test_details_are_folded_away_but_on_paper(opened):
+    page = opened(folded=True)
+    assert not page.locator("#table-runs").is_visible() and page.locator("#summary").is_visible()
+    page.locator("#details > summary").click()
+    assert page.locator("#table-runs").is_visible() and not page.locator("#table-environment").is_visible()
+    page.pdf()
+    assert page.locator("#table-environment").is_visible()
+
 def test_run_ids_lead_to_their_runs(opened):
-    page = opened()
+    page = opened(folded=True)
     link = page.locator("#table-final td.code a").first
     link.click()
     row = page.locator("tr:target")
@@ -156,7 +165,7 @@ def test_run_ids_lead_to_their_runs(opened):
     assert row.locator("xpath=ancestor::table").get_attribute("id")=="table-runs"
 
 def test_without_javascript_nothing_is_missing(opened):
-    page = opened(java_script_enabled=False)
+    page = opened(java_script_enabled=False, folded=True)
     assert page.locator("thead button").count()==0 and not page.locator("#hint").is_visible()
     assert "valid" in page.locator("#table-augmentation thead").inner_text()
     assert page.locator("#summary li").first.is_visible()

@@ -66,5 +66,6 @@ def test_every_dependency_is_used():
     names = [l.split(">")[0].strip() for l in config["DEFAULT"]["requirements"].splitlines() if l.strip()]
     modules = {"pillow": "PIL", "scikit-learn": "sklearn", "scikit-optimize": "skopt"}
     code = "\n".join(p.read_text(encoding="utf-8") for p in (root/"cinic_fastai").rglob("*.py"))
-    unused = [n for n in names if not any(f"{how} {modules.get(n, n)}" in code for how in ("import", "from"))]
+    named = {n: modules.get(n, n.replace("-", "_")) for n in names}
+    unused = [n for n in names if not any(f"{how} {named[n]}" in code for how in ("import", "from"))]
     assert not unused

@@ -79,7 +79,8 @@ def test_what_others_call_a_setting():
         word,ours = words.split()
         assert f"  {place}: Unknown key '{word}': here it is {ours}" in said
     assert any("num_workers': images lie in memory" in o for o in said)
-    assert "  [study]: Unknown key 'n_epochs'. Known: name, title, seed, metric, track, threads, minutes" in said
+    known = "name, title, seed, metric, track, threads, minutes, difference, ignore"
+    assert f"  [study]: Unknown key 'n_epochs'. Known: {known}" in said
 
 def test_every_error_is_listed_with_its_place():
     "One plan, an error in each of its tables"
@@ -92,7 +93,7 @@ def test_every_error_is_listed_with_its_place():
 def test_shipped_plans(name):
     plan = read_plan(name)
     assert name in plan_names() and plan.name==name and plan.text==plan_text(name)
-    assert len(trainings(plan))==dict(demo=36, fast=4, long=6, quick=2, report=68, thorough=608)[name]
+    assert len(trainings(plan))==dict(demo=40, fast=4, long=6, quick=2, report=68, thorough=612)[name]
     assert all(o.cfg.epochs>=1 for o in trainings(with_options(plan, scale=.001)))
     assert plan_text(name).isascii() # readable in any terminal
 

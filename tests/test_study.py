@@ -14,7 +14,7 @@ def results(out):
     stored = sorted(out.glob("runs/*/probs_*.npz"))
     probs = {p.relative_to(out).as_posix(): np.load(p)["probs"].tobytes() for p in stored}
     weights = {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.glob("runs/*/best.safetensors"))}
-    drop = ["seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max", "total"]
+    drop = ["seconds", "images_per_s", "ask_seconds", "ask_mean", "ask_max", "total", "seconds_needed"]
     def table(p): return pd.read_csv(p).drop(columns=drop, errors="ignore").to_csv()
     tables = {p.name: table(p) for p in sorted(out.glob("tables/*.csv"))}
     def journal(p): return [json.loads(l)["point"] for l in p.read_text().splitlines()[1:]]

@@ -22,7 +22,7 @@ from ..files import (atomic_folder, cache_folder, cache_place, csv_text, emit, f
 from .decode import FITS, NEAR_SIZE, channel_stats, fit_words, pixels_sum, write_images
 from cinic_fastai.data.folder import (FolderScan, fingerprint, note_left_out, origin_of, require_readable,
     size_and_time)
-from .sources import Drawing, draw_items
+from .sources import Drawing, draw_folds, draw_items, joined, name_groups
 from .layout import PACK_SIZE, find_copies, find_images, read_scan, tell_found
 
 # %% ../../nbs/11_data.pack.ipynb #b56287b9
@@ -50,6 +50,7 @@ class Manifest:
     version:int = PACK_VERSION
     fit:str = "squish" # How images became square, one of `FITS`
     not_square:int|None = None # Images that weren't square; None where an older pack doesn't say
+    group:str = "" # As of `Drawing`, where splits were drawn
 
 # %% ../../nbs/11_data.pack.ipynb #a4d852ad
 def _pack_file(path, name, making):
@@ -144,6 +145,7 @@ def _write_pack(folder, making, job):
     fit = () if job.fit=="squish" else (job.fit,) # `squish` was there before it had a name
     manifest = Manifest(job.size, scan.classes, items=sums[0], pixels=sums[1], making=making, fingerprint=before,
         digest=json_sum([scan.classes, job.size, *sums, *fit])[:32], stamp=size_and_time(images), fit=job.fit,
+        group=job.drawing.group if scan.drawn else "",
         skipped=facts.bad, ignored=scan.ignored, **_about(items, facts, scan.classes, hist))
     write_json(folder/"manifest.json", asdict(manifest))
 
@@ -197,15 +199,14 @@ class Pack:
         self.manifest = manifest
         self.skipped = sorted(manifest.skipped)
         self.classes = manifest.classes
-        self.size = manifest.size
-        self.digest = manifest.digest
-        self.fit = manifest.fit
+        self.size, self.fit, self.digest = manifest.size, manifest.fit, manifest.digest
         self.mean = np.array(manifest.mean, np.float32)
         self.std = np.array(manifest.std, np.float32)
         n = np.array([manifest.counts[s] for s in SPLITS]) # (split, class)
         self.targs = np.repeat(np.indices(n.shape)[1].ravel(), n.ravel())
         self.rows = dict(zip(SPLITS, np.split(np.arange(n.sum()), np.cumsum(n.sum(1))[:-1])))
         self.limited = 0 # As given to `limit`
+        self.folded = () # As given to `fold`
         self.resident = {} # Device -> pixels kept there, filled by the loaders, shared by packs of fewer rows
 
     @cached_property
@@ -234,8 +235,7 @@ class Pack:
         return f"Pack of {self.size}x{self.size} images in {len(self.classes)} classes: {n}"
 
     def __getstate__(self):
-        lazy = ("images", "files", "origins")
-        return {k: v for k,v in self.__dict__.items() if k not in lazy}|dict(resident={})
+        return {k: v for k,v in vars(self).items() if k not in ("images", "files", "origins")}|dict(resident={})
 
 # %% ../../nbs/11_data.pack.ipynb #a7485706
 @patch
@@ -363,6 +363,25 @@ def using(self:Pack,
     if len(used)!=len(self.targs): out.digest = sha256(out.digest.encode()+used.tobytes())[:32]
     return out
 
+# %% ../../nbs/11_data.pack.ipynb #ad2a873c
+@patch
+def fold(self:Pack,
+    folds:int, # Parts of train and test images together, 2 or more; 0 for the splits as they are
+    fold:int, # Which of them is tested, from 1
+    seed:int=0 # Of the parts
+)->Pack: # The same pack, and of the same digest, where train and test hold other images
+    "Train and test images change places: stratified parts of them, one of which is tested"
+    asked = folds,fold,seed
+    if not folds or asked==self.folded: return self
+    if self.folded: raise DataError(f"This pack is a fold already, {self.folded}.")
+    rows = np.sort(np.concatenate([self.rows["train"], self.rows["test"]]))
+    same = [[pixels_sum(o) for o in self.images[rows]]] # what stays on one side
+    if self.manifest.group: same.append(name_groups(self.files[rows].tolist(), self.manifest.group))
+    train,test = draw_folds(self.targs[rows], joined(*same), folds, seed)[fold-1]
+    out = self.using(self.rows|dict(train=rows[train], test=rows[test]))
+    out.digest,out.folded = self.digest,asked
+    return out
+
 # %% ../../nbs/11_data.pack.ipynb #9eb30106
 @patch
 def limit(self:Pack,
@@ -370,8 +389,7 @@ def limit(self:Pack,
 )->Pack: # The same pack with fewer rows in use
     "Fewer images, chosen by hash of the file name: whatever the seed, the same ones"
     if n==0: return self
-    least = len(self.classes)
-    if n<least:
+    if n<(least := len(self.classes)):
         raise DataError(f"A limit of {n} is less than one image for each of {least} classes. "
             f"Take {least} or more, or 0 for all.")
     frame = self.frame()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ReportData', 'rows_of', 'row_score', 'settings_by_run', 'load_report', 'search_settings', 'trial_settings', 'Figure',
-           'Table', 'Section', 'Statement', 'macro_name', 'favours']
+           'Table', 'Section', 'Statement', 'macro_name']
 
 # %% ../../nbs/35_report.facts.ipynb #f63d9e79
 import pandas as pd
@@ -71,6 +71,15 @@ class ReportData:
         "A group's settings that were tried with several seeds"
         df = self.tables.seeds
         return rows_of(df[df.group==group].sort_values("valid_mean", ascending=False, kind="stable"))
+
+    def claim(self,
+        group:str, # As in the table of claims
+        a:str, # What is compared
+        b:str # With what
+    ): # A row of that table, None where the two aren't compared
+        "What may be said of two settings"
+        df = self.tables.claims
+        return next(iter(rows_of(df[(df.group==group)&(df.a==a)&(df.b==b)])), None)
 
     def search(self,
         name:str # As the plan gives it
@@ -185,12 +194,3 @@ def macro_name(
 )->str: # `words`, else the name of a figure, else `section` of any section
     "What the macros of something are called"
     return getattr(x, "words", "") or getattr(x, "name", type(x).__name__.lower())
-
-# %% ../../nbs/35_report.facts.ipynb #9d16d5b3
-def favours(
-    low:float, # Ends of a difference's interval, NaN where there is none
-    high:float
-)->str: # `first`, `second`, `neither`, or `unknown` without an interval
-    "What the interval of a difference says"
-    if pd.isna(low): return "unknown"
-    return "first" if low>0 else "second" if high<0 else "neither"

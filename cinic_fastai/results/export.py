@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'FORMATS', 'EnsembleModule', 'in_float32', 'probe_images', 'onnx_metadata', 'export_onnx',
-           'export_safetensors', 'import_safetensors', 'card_facts', 'model_card', 'export_predictor']
+           'export_safetensors', 'import_safetensors', 'card_facts', 'card_metadata', 'model_card', 'export_predictor']
 
 # %% ../../nbs/36a_results.export.ipynb #beb91415
 import contextlib, dataclasses, json, logging, re, warnings
@@ -195,6 +195,21 @@ def _in_markdown(text):
     return re.sub(r"([\\`*|<\[\]])", r"\\\1", " ".join(str(text).split()))
 
 # %% ../../nbs/36a_results.export.ipynb #3b3a7510
+def card_metadata(
+    facts:dict # From `card_facts`
+)->str: # YAML
+    "What the Hugging Face hub reads of a card: labels, and results on test images as a model index"
+    from huggingface_hub import EvalResult, ModelCardData
+    study, predictor, scores = (facts[k] for k in ("study", "predictor", "scores"))
+    about = dict(task_type="image-classification", dataset_type="imagefolder", dataset_name=study.data.name,
+        dataset_split="test", dataset_args=dict(digest=study.data.digest, images=int(scores["images"])))
+    names = dict(test_acc=("accuracy", "Accuracy"), balanced_acc=("balanced_accuracy", "Balanced accuracy"),
+        macro_f1=("f1", "Macro-F1"))
+    results = [EvalResult(**about, metric_type=kind, metric_name=name, metric_value=round(float(scores[k]), 4))
+        for k,(kind,name) in names.items()]
+    return ModelCardData(library_name="cinic_fastai", tags=["image-classification"], pipeline_tag="image-classification",
+        model_name=f"{study.name} {predictor.name}", eval_results=results).to_yaml()
+
 def model_card(
     out:Path, # A study's folder
     predictor:Predictor, # From `load_predictor`
@@ -205,7 +220,9 @@ def model_card(
     template = files("cinic_fastai.results").joinpath("card.md").read_text(encoding="utf-8")
     env = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= dict(plain=_in_markdown, pct=lambda x: f"{100*x:.1f} %")
-    return env.from_string(template).render(**card_facts(out, predictor), file=file, version=__version__)
+    facts = card_facts(out, predictor)
+    return env.from_string(template).render(**facts, metadata=card_metadata(facts), file=file,
+        version=__version__)
 
 # %% ../../nbs/36a_results.export.ipynb #9cb92af6
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)

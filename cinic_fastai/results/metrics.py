@@ -6,10 +6,12 @@
 __all__ = ['as_preds', 'accuracy', 'class_accuracy', 'balanced_accuracy', 'macro_f1', 'nll', 'reliability', 'bins_ece', 'ece',
            'apply_temperature', 'fit_temperature', 'likelihood', 'score', 'majority_score', 'confusion',
            'most_confused', 'interval', 'mcnemar', 'Difference', 'bootstrap_difference', 'welch', 'mean_interval',
-           'disagreement', 'oracle_accuracy']
+           'Spread', 'training_spread', 'Contrast', 'contrast', 'claim_p_values', 'fold_contrast', 'corrected',
+           'seeds_needed', 'images_needed', 'disagreement', 'oracle_accuracy']
 
 # %% ../../nbs/30_results.metrics.ipynb #4fefcfaf
 import math
+from bisect import bisect_left
 from typing import NamedTuple
 import numpy as np
 from ..record import DataInfo
@@ -236,15 +238,144 @@ def welch(
 # %% ../../nbs/30_results.metrics.ipynb #c7578cbe
 def mean_interval(
     values:list[float], # For example accuracies, one a seed
-    level:float=.95 # Of the interval
+    level:float=.95, # Of the interval
+    shared:float=0. # Of folds test images for each training image, as their trainings have most images in common
 )->tuple[float,float,float,float]: # Mean, standard deviation, and the low and high end of the mean's interval
-    "Mean and spread; with fewer than two values, or without spread, the ends are NaN"
+    "Mean and spread, of folds by <https://doi.org/10.1023/A:1024068626366>; without spread the ends are NaN"
     import pandas as pd
     from scipy.stats import t
     values = pd.Series(values, dtype=float)
-    error = values.sem() or math.nan # equal values say nothing of the error
+    error = values.std()*math.sqrt(1/max(1, len(values))+shared) or math.nan # equal values say nothing of the error
     mean, half = values.mean(), t.ppf((1+level)/2, len(values)-1)*error
     return tuple(map(float, (mean, values.std(), mean-half, mean+half)))
+
+# %% ../../nbs/30_results.metrics.ipynb #cecbaf11
+class Spread(NamedTuple):
+    "Variance of the accuracy of a setting's trainings"
+    seen:float # On these test images
+    noise:float # The part of it that mistakes would give which are independent of each other
+
+    @property
+    def everywhere(self)->float: # Likewise; 0 where noise explains all
+        "The part that other images would show, too"
+        return max(0., self.seen-self.noise)
+
+def training_spread(
+    right:np.ndarray # Which images are right, a row a training: `(seeds,images)`, two seeds or more
+)->Spread: # Both without bias
+    "How far trainings that differ in their seed lie apart, <https://arxiv.org/abs/2304.01910>"
+    right = np.asarray(right, dtype=float)
+    return Spread(float(right.mean(1).var(ddof=1)),
+        float(right.var(0, ddof=1).mean()/right.shape[1]))
+
+# %% ../../nbs/30_results.metrics.ipynb #0485d8f0
+class Contrast(NamedTuple):
+    "The difference of two settings' mean accuracies and its error, NaN where one has a single training"
+    difference:float # `a` minus `b`
+    error:float = math.nan # Standard error, of photos like these and of trainings like these
+    dof:float = math.nan # Degrees of freedom of the error
+    training:float = math.nan # Variance of one training's accuracy, the mean of both settings
+    images:float = math.nan # The part of the squared error that more seeds leave
+
+    def interval(self,
+        level:float=.95 # Of the interval
+    )->Difference: # Inside [-1, 1]
+        "Between which values the difference lies"
+        from scipy.stats import t
+        half = t.ppf((1+level)/2, self.dof)*self.error
+        return Difference(self.difference,
+            *np.clip([self.difference-half, self.difference+half], -1, 1).tolist())
+
+def contrast(
+    a:np.ndarray, # Which images trainings of a setting get right `(seeds,images)`
+    b:np.ndarray, # Trainings of another, the same images `(seeds,images)`
+    fixed:bool=False # Are these trainings meant, or votes, and not others that their settings may give?
+)->Contrast: # `a` minus `b`
+    "Compare two settings over seeds and test images"
+    a, b = (np.asarray(o, dtype=float) for o in (a, b))
+    difference, n = float(a.mean()-b.mean()), a.shape[1]
+    if min(len(a), len(b), n)<2 and not (fixed and n>1): return Contrast(difference)
+    spreads = [Spread(0., 0.) if fixed else training_spread(o) for o in (a, b)]
+    training = [max(o) for o in spreads]
+    left = sum(o.noise/len(right) for o,right in zip(spreads, (a, b)))
+    images = max(fixed/n**2, float((a.mean(0)-b.mean(0)).var(ddof=1))/n-left) # as if one image told, at least
+    parts = np.array([training[0]/len(a), training[1]/len(b), images])
+    squared = parts.sum()
+    if not squared: return Contrast(difference) # no chance is seen at all
+    dof = squared**2/(parts**2/np.maximum(1, [len(a)-1, len(b)-1, n-1])).sum()
+    return Contrast(difference, math.sqrt(squared), float(dof), float(np.mean(training)), images)
+
+# %% ../../nbs/30_results.metrics.ipynb #e58715d3
+def claim_p_values(
+    c:Contrast, # Of two settings
+    matters:float # The least difference that matters, in (0, 1]
+)->tuple[float,float]: # That they differ, and that they differ by less than `matters`; NaN where nothing is known
+    "Two-sided t-test of a difference, and two one-sided tests that it is small"
+    from scipy.stats import t
+    off = abs(c.difference)
+    return float(2*t.sf(off/c.error, c.dof)), float(t.sf((matters-off)/c.error, c.dof))
+
+# %% ../../nbs/30_results.metrics.ipynb #eefdc26e
+def fold_contrast(
+    a:list[float], # Accuracies of one setting, one a fold
+    b:list[float], # Of another, on the same folds
+    shared:float # Test images for each training image, `1/(k-1)` of `k` folds
+)->Contrast: # `a` minus `b`
+    "Compare two settings over folds, by the corrected resampled t-test"
+    d = np.subtract(a, b)
+    if len(d)<2 or not np.ptp(d): return Contrast(float(d.mean()))
+    spread = float(d.var(ddof=1))
+    return Contrast(float(d.mean()), math.sqrt(spread*(1/len(d)+shared)), len(d)-1, spread/2, spread*shared)
+
+# %% ../../nbs/30_results.metrics.ipynb #04777c19
+def corrected(
+    ps:np.ndarray, # p-values of all claims of a study, in any shape; NaN where nothing is known
+    looks:int=1 # Which look at the study this is
+)->np.ndarray: # Likewise, at most 1
+    "p-values by Holm's method, for one look of any number"
+    from statsmodels.stats.multitest import multipletests
+    ps = np.nan_to_num(np.asarray(ps, dtype=float), nan=1.)
+    if not ps.size: return ps
+    return np.minimum(1, multipletests(ps.ravel(), method="holm")[1].reshape(ps.shape)*2.**looks)
+
+# %% ../../nbs/30_results.metrics.ipynb #d2de3701
+_ALPHA = .05 # Studies that make a false claim, at most
+_PROMISE = .8 # How sure the spread is below its limit, and how often the promised seeds do
+
+def _level(pairs, looks):
+    "What a claim's p-value must be below when a study is looked at once more"
+    return _ALPHA/2**(looks+1)/(2*pairs)
+
+def seeds_needed(
+    c:Contrast, # Of two settings
+    seeds:tuple[int,int], # How many each has, 3 or more, for a promise
+    pairs:int, # That the study compares
+    looks:int, # At the study, this one included
+    matters:float, # The least difference that matters
+    most:int=1000 # Beyond which no promise is made
+)->float: # For each of the two, in all; infinite where seeds can't do it
+    "Seeds with which a difference that matters, or none, is settled in four cases of five"
+    from scipy.stats import chi2
+    from statsmodels.stats.power import TTestIndPower
+    if math.isnan(c.error): return math.nan
+    dof = sum(seeds)-2
+    spread = c.training*dof/chi2.ppf(1-_PROMISE, dof)
+    def power(k): return TTestIndPower().power(matters/math.sqrt(spread+k*c.images/2), k, _level(pairs, looks))
+    ks = range(3, most+1)
+    k = bisect_left(ks, True, key=lambda k: not power(k)<(1+_PROMISE)/2) # NaN stands for 1
+    return ks[k] if k<len(ks) else math.inf
+
+def images_needed(
+    c:Contrast, # Of two settings
+    images:int, # That they were tested on
+    pairs:int, # That the study compares
+    looks:int, # At the study, this one included
+    matters:float # The least difference that matters
+)->float: # Where trainings are many
+    "Test images with which images leave half of the error that a claim may have"
+    from scipy.stats import norm
+    error = matters/(norm.isf(_level(pairs, looks)/2)+norm.ppf((1+_PROMISE)/2))
+    return math.ceil(images*c.images/(error**2/2))
 
 # %% ../../nbs/30_results.metrics.ipynb #e2c48371
 def disagreement(

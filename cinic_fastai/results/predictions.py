@@ -15,7 +15,7 @@ from ..core import ConfigError, StoreError, nearest, needs_valid
 from .ensemble import FittedEnsemble, Stored, check_members, fit_ensemble, predict_ensemble
 from .metrics import as_preds, nll, score
 from ..plan import vote_error
-from ..studyfolder import StudyFolder, run_status
+from ..studyfolder import StudyFolder, run_status, says_more
 
 # %% ../../nbs/32_results.predictions.ipynb #28433970
 _ALONE = FittedEnsemble("soft", (1.,), (1.,))
@@ -70,12 +70,13 @@ class Prediction:
 def _compared_runs(study, everyone):
     "Runs by the name that a plan gives them"
     record = study.record
+    runs = [r for r in record.runs if not says_more(record, r)]
     members = {m: record.find_run(m) for e in record.ensembles for m in e.members}
-    final = {r.name: r for r in record.runs if r.group=="final"}
-    compared = {m: r for m,r in members.items() if r} or final or {r.key: r for r in record.runs}
+    final = {r.name: r for r in runs if r.group=="final"}
+    compared = {m: r for m,r in members.items() if r} or final or {r.key: r for r in runs}
     if not everyone: return compared
-    names = Counter(r.name for r in record.runs)
-    rest = [r for r in record.runs if r not in compared.values()]
+    names = Counter(r.name for r in runs)
+    rest = [r for r in runs if r not in compared.values()]
     return compared|{r.name if names[r.name]==1 else r.key: r for r in rest}
 
 # %% ../../nbs/32_results.predictions.ipynb #cf225a5d

@@ -22,7 +22,7 @@ from ..config import RunConfig, config_fields, make_config
 from ..core import CinicError, PlanError, StoreError
 from ..data.pack import Pack
 from ..files import read_json, write_json, write_text
-from ..plan_file import parse_plan
+from ..plan_file import read_plan
 from ..record import StudyRecord
 from .clock import estimate, time_networks, timing_key
 from .runner import run_study
@@ -65,6 +65,9 @@ class Basis:
         "The batch"
         return 2**int(math.log2(min(256, max(4, self.counts["train"]/8))))
 
+    @property
+    def folds(self): return 5 if self.counts["test"]<_FEW else 0 # By which the result is tested
+
     def rounds(self, trainings): return math.ceil(trainings/self.jobs) # One after the other
 
     def finals(self,
@@ -82,6 +85,7 @@ class Basis:
         return max(6., 60*self.minutes-self.spent-_PAGE)
 
 _PAGE = 15. # Seconds that the page takes
+_FEW = 500 # Test images: 80 % of them are right with an interval of 7 points
 _LONGER = 3 # Times as long as another one that a final training may be
 
 # %% ../../nbs/44a_study.answer.ipynb #9c712060
@@ -93,8 +97,9 @@ class Scope(NamedTuple):
     least:int # Epochs of the first candidate in the time of a training
     questions:int # The first ones
     guided:int = 0 # Trials of the search
+    sure:bool = False # Is the result tested by folds, where test images are few?
 
-_SPARE = [Scope(_MOST+1, 4, n) for n in (40, 28, 18, 12)] # Where full length leaves time
+_SPARE = [Scope(_MOST+1, 4, n, sure=True) for n in (40, 28, 18, 12)] # Where full length leaves time
 SCOPES = (*_SPARE, Scope(8, 4, 8), Scope(4, 4, 5), Scope(2, 4, 2), Scope(2, 3, 2), Scope(2, 2), Scope(0, 1))
 
 # %% ../../nbs/44a_study.answer.ipynb #c587f714
@@ -149,7 +154,8 @@ def rounds(
     race = (3*basis.rounds(racers+1)+basis.rounds(math.ceil(racers/2)))/4
     augmentations = basis.rounds(TEMPLATE.count('"augmentation"')-1)
     search = basis.rounds(3)+basis.rounds(scope.guided)+_LONGER
-    steps = (race, augmentations, search, _LONGER*(basis.rounds(3)-1))
+    sure = basis.rounds(basis.folds) if scope.sure else 0
+    steps = (race, augmentations, search, _LONGER*(basis.rounds(3)-1+sure))
     return sum(steps[:scope.questions])
 
 # %% ../../nbs/44a_study.answer.ipynb #0b029c69
@@ -245,6 +251,6 @@ def answer(
     file = Path(out)/"plan.toml"
     write_json(Path(out)/"speed.json", asdict(basis))
     write_text(file, text)
-    plan = parse_plan(text, str(file))
+    plan = read_plan(file, out)
     on_event("note", text=f"{plan.title} The plan is {file}.")
     return run_study(plan, pack, out, replace(options, speed=speed), on_event, stop)

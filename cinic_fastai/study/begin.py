@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WITHOUT_PLAN', 'new_record', 'journal_settings', 'control_of', 'begun_search', 'is_used_up', 'open_record',
-           'note_absent', 'group_best', 'trainings_left', 'search_sources', 'refuse_other_sources', 'record_training']
+           'note_absent', 'note_look', 'group_best', 'trainings_left', 'search_sources', 'refuse_other_sources',
+           'record_training']
 
 # %% ../../nbs/43a_study.begin.ipynb #d458822b
 import datetime as dt, json, tomllib
@@ -18,7 +19,7 @@ import numpy as np
 from fastcore.basics import attrdict, filter_keys, filter_values
 from ..core import OUT_OF_TIME, SkippedError, StoreError, diff_dicts
 from ..data.pack import Pack
-from ..record import control_name, header_differences, journal_path, ran_out_of_memory, read_journal
+from ..record import control_name, header_differences, journal_path, read_journal
 from ..record import (ControlEntry, DataInfo, EnsembleEntry, JournalHeader, RunEntry, SearchEntry,
     StudyChanges, StudyRecord, record_differences)
 from ..config import RunConfig, non_defaults, own_policy, run_id, with_weights
@@ -27,6 +28,7 @@ from ..store import RunStore, score_of
 from ..space import SearchBudget, dim_ends
 from ..plan import Plan, PlanRun, PlanSearch, plan_search, rank_settings, run_settings
 from .expand import run_config, trial_config, with_base
+from ..studyfolder import ran_out_of_memory, says_more
 from ..plan_file import with_seeds
 from .trainer import StudyOptions
 
@@ -216,6 +218,7 @@ def open_record(
         command=old.command or new.command if same else new.command or old.command,
         env=old.env,
         started=old.started,
+        looked=old.looked,
         seconds=old.seconds)
     return new.model_copy(update=kept)
 
@@ -229,6 +232,13 @@ def note_absent(
         words = f"No {split} image is of {', '.join(names[:5])}{more}: it says nothing of such images."
         on_event("note", text=words)
 
+def note_look(
+    record:StudyRecord # Of a study that was carried out
+):
+    "Remember how many runs there were results of whenever all of the plan was done"
+    if {"left", "running"}&{o.status for o in (*record.runs, *record.searches)}: return
+    record.looked = sorted({*record.looked, sum(r.status=="done" for r in record.runs)})
+
 # %% ../../nbs/43a_study.begin.ipynb #e880c1fb
 def group_best(
     record:StudyRecord, # Of a study whose group has ended
@@ -236,7 +246,7 @@ def group_best(
     group:str # Its name
 )->tuple[str,dict]: # `GROUP/NAME` and what its config says beyond the defaults; `SkippedError` where no run finished
     "The best run of a group by valid images"
-    runs = [r for r in record.runs if r.group==group]
+    runs = [r for r in record.runs if r.group==group and not says_more(record, r)]
     done = [(r.key, store.config(r.run_id), store.done(r.run_id)) for r in runs if r.status=="done"]
     if not done:
         first = max(runs, key=lambda r: OUT_OF_TIME in r.reason) # more time is the cure, where it is one

@@ -38,6 +38,7 @@ def estimate(
     if not same: return 0.
     train,valid = speed[min(same, key=distance)]
     rows = counts["train"]+(counts["valid"] if cfg.train_on=="train+valid" else 0)
+    if cfg.folds: rows = (counts["train"]+counts["test"])*(cfg.folds-1)/cfg.folds
     validated = sum(is_validated(cfg, e) for e in range(cfg.epochs))
     return sum(epoch_costs(cfg.sizes, cfg.epochs))*rows*train+validated*counts["valid"]*valid
 

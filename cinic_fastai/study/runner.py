@@ -23,10 +23,10 @@ from ..config import RESULT_VERSION, RunConfig, run_id, with_weights
 from ..results.metrics import majority_score
 from ..store import RunStore, epoch_scores, score_column, score_of
 from .begin import (begun_search, control_of, group_best, is_used_up, journal_settings, new_record,
-    note_absent, open_record, refuse_other_sources, search_sources, trainings_left)
+    note_absent, note_look, open_record, refuse_other_sources, search_sources, trainings_left)
 from .clock import DECISIVE
 from ..plan import (Plan, PlanRace, PlanRun, PlanSearch, better_half, plan_search, rung_epochs,
-    source_depth, vote_error)
+    source_depth, source_parts, vote_error)
 from .expand import check_fits, middle_bs, run_config, trial_config, typical_config, with_base
 from .samples import write_samples
 from .search import best_point, first_batch, proposals, repeat_points, search as search_space
@@ -130,7 +130,7 @@ def _taken(self:StudyRunner, part, entry):
     kind,_,name = part.source.partition(":")
     if not kind: return {}
     if kind=="best":
-        self._await_ended(*(r.key for r in self.record.runs if r.group==name))
+        self._await_ended(*(r.key for r in source_parts(self.plan, part.source)))
         entry.of,base = group_best(self.record, self.store, name)
         return dict(base=base)
     s = self.search_entry(name)
@@ -179,7 +179,7 @@ def race(self:StudyRunner,
     r:PlanRace # From the plan
 ):
     "Carry the runs of a group out, of which the better ones go on at each rung"
-    runs = [o for o in self.plan.runs if o.group==r.group]
+    runs = [o for o in self.plan.runs if o.group==r.group and not o.more]
     jobs = []
     for run in runs:
         with self.recording(self.entry(run)): jobs.append(self._job(run, self.entry(run)))
@@ -335,8 +335,9 @@ def _steps(self:StudyRunner):
     plan,steps = self.plan,[]
     races = {r.group: partial(self.race, r) for r in plan.races}
     for o in sorted([*plan.runs, *plan.searches], key=partial(source_depth, plan)):
-        if isinstance(o, PlanRun): steps.append(races.get(o.group) or partial(self.train, o))
-        else: steps.append(partial(self.search, o))
+        if isinstance(o, PlanSearch): steps.append(partial(self.search, o))
+        elif o.group in races and not o.more: steps.append(races[o.group])
+        else: steps.append(partial(self.train, o))
     steps += [partial(self._random_baseline, s) for s in plan.searches if s.control]
     steps += [partial(self._reseed_best, s) for s in plan.searches if s.repeats]
     return [*dict.fromkeys(reversed(steps))][::-1] # a race comes once, where the last of its runs would
@@ -353,6 +354,7 @@ def run(self:StudyRunner):
             rows = self.store.history(r.run_id).to_dict("records")
             self.trainer.tracker(r.key, self.store.config(r.run_id), rows)
     self.ensembles()
+    note_look(self.record)
     if done: self.record.env = read_json(self.store.folder(done[-1].run_id)/"env.json")
 
 # %% ../../nbs/43b_study.runner.ipynb #b7472672

@@ -16,10 +16,11 @@ import numpy as np
 from fastcore.basics import attrdict, chunked, noop, patch
 from ..config import in_our_words
 from ..core import CinicError, PlanError, StoreError
-from cinic_fastai.record import (BestPoint, Journal, JournalHeader, Trial, best_first, best_trial, ran_out_of_memory,
+from cinic_fastai.record import (BestPoint, Journal, JournalHeader, Trial, best_first, best_trial,
     read_journal)
 from ..space import (SearchBudget, coordinates, grid_counts, levels, make_space, space_errors, spec_of,
     start_errors, to_point, trial_point)
+from ..studyfolder import ran_out_of_memory
 
 # %% ../../nbs/41_study.search.ipynb #dd5047e9
 def _origin(spec, seed):

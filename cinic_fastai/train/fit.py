@@ -334,7 +334,7 @@ def fit_run(
     options = replace(options, weights=weights_of(options.weights, cfg.model))
     cfg = with_weights(cfg, options.weights)
     with nullcontext(stop) if stop else stop_on_signals() as stop:
-        run = _Run(cfg, pack, store, options, on_event, stop)
+        run = _Run(cfg, pack.fold(cfg.folds, cfg.fold, cfg.seed), store, options, on_event, stop)
         with lock(store.path/".locks"/run.rid, f"Run {run.rid}", wait=-1, on_event=interruptible(on_event, stop)):
             _refuse_others(run)
             return _stored(run) or _trained(run)

@@ -46,6 +46,7 @@ def make_dls(
     if cfg.sizes[-1:] not in ((), (cfg.size or pack.size,)):
         raise ConfigError(f"sizes = {[*cfg.sizes]} don't end at the side of valid images, {cfg.size or pack.size}.")
     augment = augmentation(cfg.policy, cfg.interp, cfg.flip, cfg.shift)
+    pack = pack.fold(cfg.folds, cfg.fold, cfg.seed)
     return pack_dls(pack, bs=cfg.bs, val_bs=max(cfg.bs, 512), augment=augment, seed=cfg.seed, train_on=cfg.train_on,
         size=cfg.size, device=device, sampling=cfg.sampling)
 

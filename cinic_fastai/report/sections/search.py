@@ -20,7 +20,7 @@ from ..facts import Figure, ReportData, Section, Statement, Table, rows_of
 from ..facts import row_score, search_settings, trial_settings
 from ...store import score_column
 from ..words import Tally, dimension, reads, slug
-from .runs import compare, score_columns
+from .runs import score_columns
 from .setup import settings_of
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #0d1c67aa
@@ -114,16 +114,13 @@ def _repeated(f, name, of):
     return again[score_column(again)].dropna().tolist()
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #7d7aa395
-def _told_apart(name, a, b):
-    "A search's winner against another point, by the accuracies of new seeds of both"
-    comparison = compare(a, b)
-    return Statement("helped", name=name, b=b, seeds=[*dict.fromkeys(map(len, (a, b)))], comparison=comparison,
-        winner=mean_interval(a)[:2], other=mean_interval(b)[:2])
-
 def _helped(f, name, other="control"):
     "A search's winner against its control's winner, or against its runner-up; None without new seeds"
+    row = f.claim(f"search:{name}", "winner", other)
+    if not row: return None
     a, b = _repeated(f, name, "winner"), _repeated(f, name, other)
-    return _told_apart(name, a, b) if a and b else None
+    return Statement("helped", name=name, seeds=[*dict.fromkeys([row.n_a, row.n_b])],
+        comparison=Statement("comparison", **vars(row)), winner=mean_interval(a)[:2], other=mean_interval(b)[:2])
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #c49acba0
 def _control_state(entry, header, s):
@@ -181,11 +178,11 @@ def _convergence_figure(f, name):
     "Best so far of a search and its control, and the best points with new seeds"
     df = f.tables.convergence.query("search==@name")
     repeats = f.tables.repeats.query("search==@name")
-    ends = df.dropna().groupby("which", sort=False).best_so_far.last().to_dict()
+    ends = df.dropna(subset="best_so_far").groupby("which", sort=False).best_so_far.last().to_dict()
     again = repeats.dropna(subset="valid_acc").groupby("of", sort=False)[score_column(repeats)]
     control = f.search(name).control
-    facts = dict(search=name, ends=ends, shared=bool(control and control.shared), repeats={of: mean_interval(d)[:2] for of,d in again},
-        metric=f.record.metric)
+    facts = dict(search=name, ends=ends, shared=bool(control and control.shared), metric=f.record.metric,
+        repeats={of: mean_interval(d)[:2] for of,d in again}, curve=df[df.which=="control"].expected.notna().any())
     plot = partial(plot_convergence, repeats=repeats, colours=f.colours)
     return Figure(f"convergence_{slug(name)}", df if ends else df[:0], plot, words="convergence", facts=facts)
 
@@ -217,12 +214,16 @@ def dimension_columns(
 
 # %% ../../../nbs/35f_report.sections.search.ipynb #3f1c750d
 def _search_table(f):
-    "Table 1: best result of each search"
+    "Table 1: best result of each search, its settings as they were before it, and published ones"
     ours = f.tables.table1_search.assign(source="here").astype(object)
+    trials = f.tables.trials
+    before = trials[(trials.kind=="start")&(trials.number==0)&(trials.status=="done")].assign(source="as it began")
+    before = before.assign(planned=before.search.map(ours.set_index("search").planned))
+    before.index = before.search.map({s: i for i,s in ours.search.items()})
     known = ours.dropna(subset="published")
     theirs = known[["search"]].assign(source="published", valid_acc=known.published, number="?",
         planned=FULL_STUDY["random"]+FULL_STUDY["guided"], **{k: known[f"published_{k}"] for k in POINT})
-    rows = pd.concat([ours, theirs]).sort_index(kind="stable")
+    rows = pd.concat([ours, before, theirs]).sort_index(kind="stable")
     more = dimension_columns([*POINT, *dimensions_of(f)])+score_columns(f, "share")
     return Table("table1", rows, "table1", more=more)
 

@@ -16,7 +16,8 @@ from cinic_fastai.results.plots.predictors import (ORIGIN_NAMES, plot_class_orig
     plot_disagreement, plot_reliability)
 from ...results.plots.style import pretty
 from ...results.tables.predictors import CIFAR_PARTS, MANY_CLASSES, TOTAL, few_classes
-from ..facts import Figure, ReportData, Section, Statement, Table, favours, rows_of
+from ..facts import Figure, ReportData, Section, Statement, Table, rows_of
+from ...studyfolder import says_more
 from .runs import scores
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #7b08ef56
@@ -37,6 +38,7 @@ def better_alone(
 ): # A row of the table of runs, or None
     "The best run that is no predictor, where it is better than those"
     shown = {i for p in f.preds if not p.is_vote for i in p.run_ids}
+    shown |= {r.run_id for r in f.record.runs if says_more(f.record, r)}
     others = [r for r in f.finished() if r.run_id not in shown and r.test_acc>acc]
     return max(others, key=lambda r: r.test_acc, default=None)
 
@@ -51,11 +53,12 @@ def _classes(f, name):
     return Statement("classes", name=name, best=best.to_dict(), worst=worst.to_dict(), mistakes=mistakes)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #1da063b2
-def _against_member(vote):
+def _against_member(f, vote):
     "A vote, as a row of `ensembles`, and its best member on the same images"
     side = "above" if vote.difference>0 else "below" if vote.difference<0 else "from"
-    unclear = favours(vote.low, vote.high)=="neither"
-    return Statement("vote_against_member", vote=vote, side=side, unclear=unclear)
+    row = f.claim("ensembles", vote.predictor, vote.best_member)
+    return Statement("vote_against_member", vote=vote, side=side, claim=row.claim, images=row.images_needed,
+        matters=f.record.difference)
 
 # %% ../../../nbs/35g_report.sections.votes.ipynb #bee4d64b
 def _how_voted(f, votes):
@@ -77,7 +80,7 @@ def ensembling(
         votes=votes,
         best=[d for d in table if d.test_acc==table[0].test_acc],
         better=better_alone(f, table[0].test_acc) if table else None,
-        against=[*map(_against_member, rows_of(f.tables.ensembles))],
+        against=[_against_member(f, vote) for vote in rows_of(f.tables.ensembles)],
         chosen_on={"valid" if p.valid else "test" for p in votes if p.done},
         ties=[(int(tied([o.probs for o in p.test]).sum()), len(p.preds)) for p in hard],
         classes=_classes(f, table[0].predictor) if table else None,

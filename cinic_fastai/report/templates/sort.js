@@ -31,3 +31,4 @@ for (const table of document.querySelectorAll("table")) {
   if (rows.length > 1) for (const th of heads) makeSortable(heads, th, body, rows);
 }
 document.getElementById("hint").hidden = false;
+addEventListener("beforeprint", () => { for (const o of document.querySelectorAll("details")) o.open = true; });

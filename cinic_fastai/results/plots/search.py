@@ -92,11 +92,20 @@ def plot_searches(
 # %% ../../../nbs/33c_results.plots.search.ipynb #9dacee59
 _CONTROL = dict(color="#8A8A8A", linestyle="--", linewidth=1.4)
 
+def _plot_tuning(ax, df):
+    "What the best of so many random points is worth, inside the axes as they are"
+    if df.empty or df.expected.isna().any(): return
+    ends = ax.get_ylim()
+    ax.fill_between(df.number+1, df.low, df.high, color=_CONTROL["color"], alpha=.13, linewidth=0)
+    ax.plot(df.number+1, df.expected, color=_CONTROL["color"], linewidth=.8)
+    ax.set_ylim(ends)
+
 def _plot_best(ax, df, looks):
     "The best accuracy so far, of a search and of its control; a step a trial"
     for which,d in df.groupby("which", sort=False):
         best = [*d.best_so_far, d.best_so_far.iloc[-1]]
         ax.step(np.arange(len(best))+.5, best, where="post", **looks[which])
+    _plot_tuning(ax, df[df.which=="control"])
     clean_axes(ax, percent=True)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
     ax.set(xlabel="trial", ylabel=f"best {_score_label(df)} so far")

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGET_ACC', 'ABLATION', 'tidy', 'other_scores', 'joined', 'runs_table', 'history_table', 'train_differs',
-           'gap_table', 'time_to_accuracy_table', 'seeds_table', 'ablation_of', 'ablation_table']
+           'gap_table', 'time_to_accuracy_table', 'shared_part', 'called', 'seed_seconds', 'finished_settings',
+           'seeds_table', 'ablation_parts', 'ablation_of', 'ablation_table']
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #9e474800
 import pandas as pd, numpy as np
@@ -24,11 +25,11 @@ def _fields_of(kind, others):
     return {k for k,f in config_fields.items() if type(f.default) is kind}|set(others.split())
 
 _whole = _fields_of(int, "best_epoch epoch params number place images trials failed stopped planned saved_epochs "
-    "epochs_so_far n count only_ensemble only_member trainings")
+    "epochs_so_far n n_a n_b seeds_needed images_needed count only_ensemble only_member trainings")
 _flags = _fields_of(bool, "frozen")
 _text = _fields_of(str, "group name run_id status reason cause search kind which of predictor members class method "
     "weights member_temperatures best_member without a b stage origin taken_for seeds variant ingredient against "
-    "train_differs report what value sizes")
+    "train_differs report what value sizes claim")
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #60ceb9ae
 def tidy(
@@ -161,34 +162,62 @@ def time_to_accuracy_table(
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #84f402dc
 _spread = [f"{split}_{k}" for split in ("valid", "test") for k in ("mean", "sd", "low", "high")]
-_seed_columns = [*_KEY, "n", "seeds", "members", *_spread]
+_seed_columns = [*_KEY, "n", "folds", "seeds", "members", *_spread]
 
 def _listed(values): return ", ".join(map(str, values))
 
+def shared_part(
+    folds:int # Of a run; 0 for none
+)->float: # As `shared` of `mean_interval`
+    "Test images for each training image of a fold"
+    return 1/(folds-1) if folds else 0.
+
 def _seed_row(runs):
     "One setting over its seeds; the ends of an interval lie inside [0, 1]"
-    first, names = runs.iloc[0], runs.name.tolist()
+    first = runs.iloc[0]
     valid = [] if first.train_on=="train+valid" else runs[score_column(runs)]
-    spread = np.clip([*mean_interval(valid), *mean_interval(runs.test_acc)], 0, 1)
-    row = dict(group=first.group, name=setting_name(*names), n=len(runs), seeds=_listed(runs.seed))
-    return row|dict(zip(_spread, spread), members=_listed(names))
+    spread = np.clip([*mean_interval(valid), *mean_interval(runs.test_acc, shared=shared_part(first.folds))], 0, 1)
+    row = dict(group=first.group, name=called(runs), n=len(runs), folds=first.folds,
+        seeds=_listed(runs.seed.unique()))
+    return row|dict(zip(_spread, spread), members=_listed(runs.name))
 
-# %% ../../../nbs/32c_results.tables.runs.ipynb #989561da
+# %% ../../../nbs/32c_results.tables.runs.ipynb #c06d1289
+def called(
+    setting:pd.DataFrame # From `finished_settings`
+)->str: # Of a single run its own name
+    "What a setting is called"
+    return setting_name(*setting.name) if len(setting)>1 else setting.name.iloc[0]
+
+def seed_seconds(
+    setting:pd.DataFrame # From `finished_settings`
+)->float: # All its folds, one after the other
+    "What a seed of a setting took"
+    return setting.seconds.mean()*max(1, setting.folds.iloc[0])
+
+# %% ../../../nbs/32c_results.tables.runs.ipynb #0313e55b
+def finished_settings(
+    study:StudyFolder # A study's folder
+)->list[pd.DataFrame]: # Rows of `runs_table`
+    "Finished runs of each setting of a group, which differ only in seed and fold"
+    settings = ["group", *(k for k in config_fields if k not in ("seed", "fold"))]
+    runs = _finished(study).drop_duplicates([*settings, "seed", "fold"])
+    return [d.sort_values(["seed", "fold"]) for _,d in runs.groupby(settings, sort=False)]
+
 def seeds_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a setting with two finished seeds or more
     "Mean and spread of runs that differ only in their seed"
-    settings = ["group", *(k for k in config_fields if k!="seed")]
-    runs = _finished(study).drop_duplicates([*settings, "seed"])
-    return tidy([_seed_row(d) for _,d in runs.groupby(settings, sort=False) if len(d)>1], _seed_columns)
+    return tidy([_seed_row(d) for d in finished_settings(study) if len(d)>1], _seed_columns)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #a4684e14
 ABLATION = "ablation" # The group of such runs
 _ablation_means = "valid_mean valid_sd test_mean test_sd".split()
 _ablation_columns = [*"variant ingredient against n seeds".split(), *_ablation_means, *Difference._fields, "seconds"]
 
-def _ablation_parts(variant):
-    "A variant's ingredient, and what to compare it with; `without flip` -> `flip`, `recipe`"
+def ablation_parts(
+    variant:str # Its name, for example `without flip`
+)->tuple[str,str]: # Its ingredient, `flip`, and what it is compared with: `recipe`, `plain`, or "" for neither
+    "What a variant of a recipe is about"
     for start,against in (("without ", "recipe"), ("plain + ", "plain")):
         if variant.startswith(start): return variant.removeprefix(start), against
     return "", "recipe" if variant=="plain" else ""
@@ -204,7 +233,7 @@ def ablation_of(
     accs = dict(list(variants[column]))
     rows = []
     for k,d in variants:
-        ingredient, against = _ablation_parts(k)
+        ingredient, against = ablation_parts(k)
         row = dict(variant=k, ingredient=ingredient, against=against, n=len(d), seeds=_listed(sorted(d.seed)))
         row |= zip(_ablation_means, d[[column, "test_acc"]].agg(["mean", "std"]).to_numpy().ravel("F"))
         rows.append(row|welch(accs[k], accs.get(against, ()))._asdict()|dict(seconds=d.seconds.mean()))
