@@ -255,11 +255,6 @@ class Spread(NamedTuple):
     seen:float # On these test images
     noise:float # The part of it that mistakes would give which are independent of each other
 
-    @property
-    def everywhere(self)->float: # Likewise; 0 where noise explains all
-        "The part that other images would show, too"
-        return max(0., self.seen-self.noise)
-
 def training_spread(
     right:np.ndarray # Which images are right, a row a training: `(seeds,images)`, two seeds or more
 )->Spread: # Both without bias

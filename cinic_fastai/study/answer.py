@@ -71,13 +71,16 @@ class Basis:
     def rounds(self, trainings): return math.ceil(trainings/self.jobs) # One after the other
 
     def finals(self,
-        longest:float # How many times as long as others they may be, in [1, `_LONGER`]
-    )->tuple[float,list[int]]: # How many times they are, and their seeds: the shorter, the more, up to twelve
-        "Final trainings"
-        time = _LONGER*self.rounds(3)
-        rounds = math.ceil(time/longest)
+        longest:float # How many times as long as others they may be, in [4/3, `_LONGER`]
+    )->tuple[float,list[int],int]: # How many times they are; their seeds, up to twelve; how many folds
+        "Final trainings, the shorter, the more: seeds for a vote and, where test images are few, folds"
+        time,folds = _LONGER*self.rounds(3),self.folds
+        least = self.rounds(3)+self.rounds(folds)
+        if time<.75*longest*least: folds,least = 0,1 # at three quarters of that length there is no time for folds
+        rounds = max(math.ceil(time/longest), least)
         longer = round(time/rounds, 2)
-        return longer, [self.seed+i for i in range(min(rounds*self.jobs, round(4*_LONGER/longer)))]
+        most = (rounds-self.rounds(folds))*self.jobs, round(4*_LONGER/longer)
+        return longer, [self.seed+i for i in range(min(most))], folds
 
     @property
     def left(self)->float: # Seconds
@@ -97,9 +100,8 @@ class Scope(NamedTuple):
     least:int # Epochs of the first candidate in the time of a training
     questions:int # The first ones
     guided:int = 0 # Trials of the search
-    sure:bool = False # Is the result tested by folds, where test images are few?
 
-_SPARE = [Scope(_MOST+1, 4, n, sure=True) for n in (40, 28, 18, 12)] # Where full length leaves time
+_SPARE = [Scope(_MOST+1, 4, n) for n in (40, 28, 18, 12)] # Where full length leaves time
 SCOPES = (*_SPARE, Scope(8, 4, 8), Scope(4, 4, 5), Scope(2, 4, 2), Scope(2, 3, 2), Scope(2, 2), Scope(0, 1))
 
 # %% ../../nbs/44a_study.answer.ipynb #c587f714
@@ -109,8 +111,9 @@ _plan = Template(TEMPLATE, undefined=StrictUndefined, trim_blocks=True, lstrip_b
 
 def _filled(basis, scope, epochs):
     "A plan"
-    longer,seeds = basis.finals(min(_LONGER, _MOST_FINAL/max(epochs.values())))
-    return _plan.render(basis=basis, scope=scope, epochs=epochs, longer=longer, seeds=seeds)
+    longer,seeds,folds = basis.finals(min(_LONGER, _MOST_FINAL/max(epochs.values())))
+    return _plan.render(basis=basis, scope=scope, epochs=epochs, longer=longer, seeds=seeds,
+        folds=folds)
 
 def candidate_configs(
     basis:Basis # Speeds aside
@@ -154,8 +157,7 @@ def rounds(
     race = (3*basis.rounds(racers+1)+basis.rounds(math.ceil(racers/2)))/4
     augmentations = basis.rounds(TEMPLATE.count('"augmentation"')-1)
     search = basis.rounds(3)+basis.rounds(scope.guided)+_LONGER
-    sure = basis.rounds(basis.folds) if scope.sure else 0
-    steps = (race, augmentations, search, _LONGER*(basis.rounds(3)-1+sure))
+    steps = (race, augmentations, search, _LONGER*(basis.rounds(3)-1))
     return sum(steps[:scope.questions])
 
 # %% ../../nbs/44a_study.answer.ipynb #0b029c69

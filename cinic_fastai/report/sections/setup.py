@@ -16,9 +16,9 @@ from ...config import config_fields, mixes
 SETTINGS = """numbers_of_epochs batch_sizes optimizers learning_rates rates_of_biases rates_of_Muon parts_of_batches
     L2_coefficients dropouts label_smoothings class_weightings ways_to_sample weight_averagings augmentations
     kinds_of_views networks stems kinds_of_SpeedNet initial_weights ways_to_fit image_sizes splits_to_learn_from
-    precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
+    numbers_of_folds precisions ways_to_compile memory_layouts""".split() # Macros that say one setting
 _unsaid = """weights head bias_lr muon hard dropout label_smoothing class_weights sampling average policy flip shift tta
-    tta_share stem size sizes validate train_on precision compile channels_last width whiten
+    tta_share stem size sizes validate train_on folds precision compile channels_last width whiten
     dirac""".split() # Not said where they are as usual
 
 # %% ../../../nbs/35d_report.sections.setup.ipynb #82610f27

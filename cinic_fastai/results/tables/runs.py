@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['TARGET_ACC', 'ABLATION', 'tidy', 'other_scores', 'joined', 'runs_table', 'history_table', 'train_differs',
            'gap_table', 'time_to_accuracy_table', 'shared_part', 'called', 'seed_seconds', 'finished_settings',
-           'seeds_table', 'ablation_parts', 'ablation_of', 'ablation_table']
+           'right_images', 'seeds_table', 'ablation_parts', 'ablation_of', 'ablation_table']
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #9e474800
 import pandas as pd, numpy as np
 from dataclasses import asdict
 from ...config import config_fields, setting_name
 from ...core import MIXING, StoreError
-from cinic_fastai.results.metrics import (Difference, balanced_accuracy, macro_f1, majority_score, mean_interval,
-    score, welch)
+from ..metrics import (Difference, as_preds, balanced_accuracy, macro_f1, majority_score,
+    mean_interval, score, training_spread, welch)
 from cinic_fastai.results.tables.published import (PUBLISHED_TEST, PUBLISHED_VALID, beside_published, is_cinic,
     report_run)
 from ...store import HISTORY, metric_column, score_column
@@ -162,7 +162,7 @@ def time_to_accuracy_table(
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #84f402dc
 _spread = [f"{split}_{k}" for split in ("valid", "test") for k in ("mean", "sd", "low", "high")]
-_seed_columns = [*_KEY, "n", "folds", "seeds", "members", *_spread]
+_seed_columns = [*_KEY, "n", "folds", "seeds", "members", *_spread, "test_noise"]
 
 def _listed(values): return ", ".join(map(str, values))
 
@@ -203,11 +203,26 @@ def finished_settings(
     runs = _finished(study).drop_duplicates([*settings, "seed", "fold"])
     return [d.sort_values(["seed", "fold"]) for _,d in runs.groupby(settings, sort=False)]
 
+def right_images(
+    study:StudyFolder, # A study's folder
+    ids:list[str], # Of finished trainings
+    split:str # `valid` or `test`
+)->list[np.ndarray]: # One a training `(images,)`
+    "Which images trainings have right"
+    stored = [study.store.probs(o, split) for o in ids]
+    return [as_preds(o["probs"])==o["targs"] for o in stored]
+
+def _noise_sd(study, runs):
+    "What independent mistakes on these test images add to the spread; unknown of folds, which have each their own"
+    if runs.folds.iloc[0]: return np.nan
+    return training_spread(right_images(study, runs.run_id, "test")).noise**.5
+
 def seeds_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a setting with two finished seeds or more
     "Mean and spread of runs that differ only in their seed"
-    return tidy([_seed_row(d) for d in finished_settings(study) if len(d)>1], _seed_columns)
+    several = [d for d in finished_settings(study) if len(d)>1]
+    return tidy([_seed_row(d)|dict(test_noise=_noise_sd(study, d)) for d in several], _seed_columns)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #a4684e14
 ABLATION = "ablation" # The group of such runs

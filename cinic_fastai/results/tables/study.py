@@ -18,8 +18,9 @@ from cinic_fastai.results.metrics import (Difference, as_preds, claim_p_values, 
     images_needed, seeds_needed)
 from .predictors import (best_member, calibration_table, class_origin_table, class_table,
     confusion_table, disagreement_table, ensembles_table, finished_ensembles, leave_one_out_table, predictors_table)
-from .runs import (ABLATION, ablation_parts, ablation_table, called, finished_settings,
-    gap_table, history_table, runs_table, seed_seconds, seeds_table, shared_part, tidy, time_to_accuracy_table)
+from cinic_fastai.results.tables.runs import (ABLATION, ablation_parts, ablation_table, called, finished_settings,
+    gap_table, history_table, right_images, runs_table, seed_seconds, seeds_table, shared_part, tidy,
+    time_to_accuracy_table)
 from .search import best_table, convergence_table, repeats_table, trials_table
 from ...core import StoreError
 from ..predictions import choose_predictor, predictions
@@ -64,8 +65,8 @@ class Pair(NamedTuple):
     group:str # Which question they belong to
     a:str # Name of a setting
     b:str # And of another
-    a_right:np.ndarray # Which images its trainings have right `(seeds,images)`; of folds their accuracies `(folds,1)`
-    b_right:np.ndarray # The same images
+    a_right:list[np.ndarray] # Which images its trainings have right, one a training `(images,)`
+    b_right:list[np.ndarray] # The same images
     seconds:tuple = (0., 0.) # That a seed of each took
     fixed:bool = False # Are these very trainings meant?
     folds:int = 0 # That both are compared on, one by one
@@ -76,10 +77,10 @@ class Pair(NamedTuple):
     @property
     def seeds(self): return tuple(n//(self.folds or 1) for n in self.sizes)
     @property
+    def accuracies(self): return [[o.mean() for o in right] for right in (self.a_right, self.b_right)]
+    @property
     def contrast(self):
-        if self.folds:
-            return fold_contrast(self.a_right.ravel(), self.b_right.ravel(),
-                shared_part(self.folds))
+        if self.folds: return fold_contrast(*self.accuracies, shared_part(self.folds))
         return contrast(self.a_right, self.b_right, self.fixed)
 
     @property
@@ -87,8 +88,7 @@ class Pair(NamedTuple):
         "How often a training of `a` has more images right than one of `b`"
         from scipy.stats import mannwhitneyu
         if min(self.sizes)<2: return np.nan
-        return mannwhitneyu(self.a_right.mean(1),
-            self.b_right.mean(1)).statistic/np.prod(self.sizes)
+        return mannwhitneyu(*self.accuracies).statistic/np.prod(self.sizes)
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #8260d289
 CLAIMS = ("first", "second", "equal", "neither", "unknown")
@@ -106,7 +106,7 @@ def _would_settle(pair, c, *at):
     seeds = np.inf if pair.fixed else 3 if min(pair.sizes)<3 else seeds_needed(c, pair.sizes, *at)
     if not np.isfinite(seeds) and pair.folds: return {}
     if not np.isfinite(seeds):
-        return dict(images_needed=images_needed(c, pair.a_right.shape[1], *at))
+        return dict(images_needed=images_needed(c, len(pair.a_right[0]), *at))
     seeds = math.ceil(seeds/(pair.folds or 1))
     more = [max(0, seeds-n)*took for n,took in zip(pair.seeds, pair.seconds)]
     return dict(seeds_needed=seeds, seconds_needed=sum(more) or np.nan) # none for seeds that `settle` does not train
@@ -147,44 +147,35 @@ def group_letters(
         for o in range(n)]
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #32fed335
-def _right(study, ids, split, folds=0):
-    "Which images of a split trainings get right, as `Pair` has them"
-    stored = [study.store.probs(o, split) for o in ids]
-    right = [as_preds(o["probs"])==o["targs"] for o in stored]
-    return np.array([[o.mean()] for o in right] if folds else right)
-
 def _wanted(group, names):
     "Which settings of a group are compared"
     if group!=ABLATION: return [*combinations(names, 2)]
     return [(o, against) for o in names if (against := ablation_parts(o)[1]) in names]
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #9580301e
-def _same_folds(a, b):
-    "How many folds two settings are compared on, 0 where on the same images; None where on others"
+def _setting_pairs(group, names, a, b, tested=True):
+    "Two settings, each with what it has right, as a pair; none where one has other folds than the other"
     def parts(d): return [*zip(d.folds, d.seed, d.fold)] if d.folds.iloc[0] else 0
-    return a.folds.iloc[0] if parts(a)==parts(b) else None
+    (there, a_right), (here, b_right) = a, b
+    took = seed_seconds(there), seed_seconds(here)
+    if parts(there)!=parts(here): return []
+    return [Pair(group, *names, a_right, b_right, took, folds=there.folds.iloc[0], tested=tested)]
 
 def _group_pairs(study):
     "Settings of each group, those first that are better on valid images"
     for group,settings in groupby(finished_settings(study), lambda d: d.group.iloc[0]).items():
         ranked = sorted(settings, key=lambda d: (d.train_on.iloc[0]=="train+valid", -d[score_column(d)].mean()))
         split = "valid" if group==ABLATION else "test"
-        named = {called(d): d for d in ranked}
-        right = {k: _right(study, d.run_id, split, d.folds.iloc[0])
-            for k,d in named.items()}
-        for a,b in _wanted(group, right):
-            folds = _same_folds(named[a], named[b])
-            took = tuple(seed_seconds(named[o]) for o in (a, b))
-            if folds is not None:
-                yield Pair(group, a, b, right[a], right[b], took, folds=folds,
-                    tested=split=="test")
+        known = {called(d): (d, right_images(study, d.run_id, split)) for d in ranked}
+        for a,b in _wanted(group, known):
+            yield from _setting_pairs(group, (a, b), known[a], known[b], split=="test")
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #653b7bc5
 def _search_pairs(study):
     "Winners of searches beside the control's and their own runners-up"
     for s in study.record.searches:
         kept = [r for r in s.repeated if (study.store.folder(r.run_id)/"probs_valid.npz").exists()]
-        right = {of: _right(study, [r.run_id for r in rs], "valid")
+        right = {of: right_images(study, [r.run_id for r in rs], "valid")
             for of,rs in groupby(kept, "of").items()}
         others = [o for o in ("control", "runner-up") if {"winner", o}<=right.keys()]
         yield from (Pair(f"search:{s.name}", "winner", o, right["winner"], right[o], tested=False) for o in others)
@@ -194,8 +185,7 @@ def _vote_pairs(study):
     for p in finished_ensembles(study):
         i = best_member(p)
         alone = as_preds(p.test[i].probs)==p.targs
-        yield Pair("ensembles", p.name, p.members[i], (p.preds==p.targs)[None], alone[None],
-            fixed=True)
+        yield Pair("ensembles", p.name, p.members[i], [p.preds==p.targs], [alone], fixed=True)
 
 def claims_table(
     study:StudyFolder # A study's folder
@@ -217,10 +207,7 @@ def _require_same_images(studies):
 def _shared_pairs(a, b, settings):
     "Settings that two studies both have finished, by their group and name"
     for key in [k for k in settings[a] if k in settings[b]]:
-        (there, ra), (here, rb) = settings[a][key], settings[b][key]
-        folds = _same_folds(there, here)
-        took = seed_seconds(there), seed_seconds(here)
-        if folds is not None: yield Pair("/".join(key), a, b, ra, rb, took, folds=folds)
+        yield from _setting_pairs("/".join(key), (a, b), settings[a][key], settings[b][key])
 
 def compare_studies(
     studies:dict[str,StudyFolder] # By name, two or more, of the same images
@@ -230,10 +217,10 @@ def compare_studies(
     known = {k: [p for p in predictions(s, everyone=True) if p.done and p.valid]
         for k,s in studies.items()}
     chosen = {k: choose_predictor(ps) for k,ps in known.items() if ps}
-    chosen = {f"{k}: {p.name}": (p.preds==p.targs)[None] for k,p in chosen.items()}
+    chosen = {f"{k}: {p.name}": [p.preds==p.targs] for k,p in chosen.items()}
     pairs = [Pair("chosen", a, b, chosen[a], chosen[b], fixed=True)
         for a,b in combinations(chosen, 2)]
-    settings = {k: {(d.group.iloc[0], called(d)): (d, _right(s, d.run_id, "test", d.folds.iloc[0]))
+    settings = {k: {(d.group.iloc[0], called(d)): (d, right_images(s, d.run_id, "test"))
         for d in finished_settings(s)} for k,s in studies.items()}
     for a,b in combinations(studies, 2): pairs += _shared_pairs(a, b, settings)
     return claims_of(pairs, max(s.record.difference for s in studies.values()))
