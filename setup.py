@@ -15,7 +15,7 @@ setup(
     author=cfg["author"], license=cfg["license"], python_requires=f">={cfg['min_python']}",
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["cinic_fastai", "cinic_fastai.*"]),
-    package_data={"cinic_fastai": ["plans/*.toml", "plans/*.json", "results/*.md", "study/*.toml", "report/templates/*", "report/templates/words/*"]},
+    package_data={"cinic_fastai": ["py.typed", "plans/*.toml", "plans/*.json", "results/*.md", "study/*.toml", "report/templates/*", "report/templates/words/*"]},
     install_requires=lines("requirements"), extras_require={k: lines(f"{k}_requirements") for k in ("dev", "dask", "ray", "onnx", "tensorboard", "wandb", "parquet", "heic")},
     entry_points={"console_scripts": ["cinic=cinic_fastai.cli:main"], "nbdev": ["cinic_fastai=cinic_fastai._modidx:d"]},
     classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only", "Framework :: Jupyter",

@@ -9,14 +9,14 @@ __all__ = ['CINIC_CLASSES', 'SPLITS', 'ORIGINS', 'POLICIES', 'MIXING', 'OPTIMIZE
            'NetworkError', 'OutOfTime', 'ConfigError', 'FatalError', 'WriteError', 'Interrupted', 'nearest', 'unknown',
            'check_choice', 'called_here', 'needs_valid', 'method_error', 'diff_dicts', 'duration', 'usable_cores',
            'fitting_jobs', 'gpu_jobs', 'free_memory', 'parse_jobs', 'stop_on_signals', 'interruptible',
-           'signals_blocked']
+           'signals_blocked', 'Patched']
 
 # %% ../nbs/00_core.ipynb #efaf044c
 import difflib, os, signal, sys, threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 # %% ../nbs/00_core.ipynb #29b0fb52
 CINIC_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -277,3 +277,9 @@ def signals_blocked()->Iterator[None]:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+# %% ../nbs/00_core.ipynb #8aaf1b04
+class Patched:
+    "A class that gets methods by `patch`"
+    if TYPE_CHECKING:
+        def __getattr__(self, name:str)->Any: ...

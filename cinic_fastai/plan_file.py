@@ -333,7 +333,7 @@ SETTLED = "settle.toml" # In a study's folder: runs that `cinic settle` has adde
 
 def read_plan(
     name_or_path:str|Path, # Name of a shipped plan, or the path of a .toml file
-    out:Path|None=None # Folder of a study; what `cinic settle` has added there belongs to its plan
+    out:str|Path|None=None # Folder of a study; what `cinic settle` has added there belongs to its plan
 )->Plan: # Checked
     "Read and check a plan"
     text = plan_text(name_or_path)

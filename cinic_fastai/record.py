@@ -348,7 +348,7 @@ def header_differences(
 
 # %% ../nbs/05_record.ipynb #eaaab5be
 def read_journal(
-    path:Path # `searches/NAME.jsonl`, perhaps missing
+    path:str|Path # `searches/NAME.jsonl`, perhaps missing
 )->Journal: # Without header and trials where there is none; `StoreError` names a damaged line
     "Read a search's journal; the file is left as it is"
     lines, size = read_lines(path, _cure)

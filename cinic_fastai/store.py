@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from fastcore.basics import filter_values, patch
 from .config import RunConfig, config_fields, other_policy, own_policy
-from .core import METRICS, StoreError
+from .core import METRICS, Patched, StoreError
 from .files import parse_npz, read_json, sha256, write_json, write_text
 
 # %% ../nbs/03a_store.ipynb #0a0bab08
@@ -67,10 +67,10 @@ def prob_error(
     return "" if np.allclose(probs.sum(1), 1, atol=1e-3) else "rows don't sum to 1"
 
 # %% ../nbs/03a_store.ipynb #84da3039
-class RunStore:
+class RunStore(Patched):
     "A folder of runs"
     def __init__(self,
-        path:Path # Made when first written to
+        path:str|Path # Made when first written to
     ):
         self.path = Path(path)
 

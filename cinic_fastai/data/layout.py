@@ -122,7 +122,7 @@ def _find_file(src, on_event):
 
 # %% ../../nbs/10c_data.layout.ipynb #55f68a62
 def find_images(
-    src:Path, # A folder of images, or a table
+    src:str|Path, # A folder of images, or a table
     on_event:Callable=None # Hears of progress, where tables are unpacked
 )->FolderScan: # Its `root` may lie deeper than `src`; `problems` has what is wrong
     "List images, their classes and splits, whatever the layout"
@@ -252,7 +252,7 @@ def read_scan(
 
 # %% ../../nbs/10c_data.layout.ipynb #7f5171f3
 def check_folder(
-    root:Path, # Images, as for `find_images`
+    root:str|Path, # Images, as for `find_images`
     on_event:Callable=None, # Hears of progress
     n_workers:int=0 # Processes, 0 for one a core
 )->FolderReport: # Complete
@@ -332,8 +332,8 @@ def tell_found(
 
 # %% ../../nbs/10c_data.layout.ipynb #75b0a657
 def split_folder(
-    src:Path, # Images, as for `find_images`
-    dest:Path, # Folder to make
+    src:str|Path, # Images, as for `find_images`
+    dest:str|Path, # Folder to make
     drawing:Drawing=Drawing((60,20,20)), # How splits are drawn that aren't there
     on_event:Callable=None # Hears of progress
 )->Path: # `dest`

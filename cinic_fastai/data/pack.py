@@ -15,7 +15,7 @@ from itertools import chain, count
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from ..core import SPLITS, CinicError, ConfigError, DataError, WriteError, check_choice
+from ..core import SPLITS, CinicError, ConfigError, DataError, Patched, WriteError, check_choice
 from ..seeds import derive_seed
 from ..files import (atomic_folder, cache_folder, cache_place, csv_text, emit, folder_lock, json_sum,
     naming_full_disk, read_json, require_empty, sha256, write_json, write_text)
@@ -189,10 +189,10 @@ def _read_names(file, pack):
     return data.decode()
 
 # %% ../../nbs/11_data.pack.ipynb #c16f73bd
-class Pack:
+class Pack(Patched):
     "Decoded images with their labels, names and origins, and the rows in use of each split"
     def __init__(self,
-        path:Path, # The pack's folder
+        path:str|Path, # The pack's folder
         manifest:Manifest # Of it
     ):
         self.path = Path(path).absolute()
@@ -318,11 +318,11 @@ def _open_as_asked(path, size, fit, drawing):
 
 # %% ../../nbs/11_data.pack.ipynb #b221d741
 def get_pack(
-    root:Path, # Images, as for `find_images`, or a pack
+    root:str|Path, # Images, as for `find_images`, or a pack
     size:int=0, # Side of the images; where 0, a pack's own, or `PACK_SIZE`
     on_bad:str="stop", # At bad images `stop`, or `skip` them and record it
     on_event:Callable=None, # Hears of progress
-    dest:Path=None, # The pack's folder, in the user's cache if not given
+    dest:str|Path|None=None, # The pack's folder, in the user's cache if not given
     drawing:Drawing=Drawing(), # How splits are drawn that aren't there
     fit:str="", # How images that aren't square become so; where "", as in a pack, or `squish`
     n_workers:int=0 # Processes, 0 for one a core

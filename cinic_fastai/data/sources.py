@@ -215,7 +215,7 @@ def _write_digits(root, on_event):
 
 # %% ../../nbs/10b_data.sources.ipynb #b09b8115
 def write_demo(
-    dest:Path, # Folder to make
+    dest:str|Path, # Folder to make
     on_event:Callable=None # Hears of progress
 )->Path: # `dest`, an image folder
     "Write scikit-learn's digits as an image folder: 10 classes, 60/20/20 stratified, always the same"
@@ -374,7 +374,7 @@ def _make_cinic(dest, archive, on_event):
 
 # %% ../../nbs/10b_data.sources.ipynb #6daff4a0
 def get_cinic(
-    dest:Path, # Folder to make
+    dest:str|Path, # Folder to make
     archive:Archive=CINIC, # What to download
     on_event:Callable=None # Hears of progress
 )->Path: # `dest`, an image folder

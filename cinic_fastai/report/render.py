@@ -296,7 +296,7 @@ def _csv_files(f):
 
 # %% ../../nbs/35k_report.render.ipynb #773f9518
 def write_page(
-    out:Path, # A study's folder
+    out:str|Path, # A study's folder
     on_event:Callable=noop, # Hears of `progress` after each figure
     jobs:int=1 # Processes that draw
 )->Path: # `report.html`

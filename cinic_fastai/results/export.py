@@ -228,10 +228,10 @@ def model_card(
 FORMATS = dict(onnx=export_onnx, safetensors=export_safetensors)
 
 def export_predictor(
-    out:Path, # A study's folder
+    out:str|Path, # A study's folder
     format:str="onnx", # One of `FORMATS`
     name:str="", # As for `load_predictor`
-    dest:Path=None, # Folder to write to; OUT/export where None
+    dest:str|Path|None=None, # Folder to write to; OUT/export where None
     device=None # As for `pick_device`
 )->tuple[Path,float]: # The file, and its largest difference from PyTorch
     "Write a predictor and its model card"

@@ -131,7 +131,7 @@ class Predictor:
 
 # %% ../../nbs/36_results.predict.ipynb #aa9b6ffd
 def load_predictor(
-    out:Path, # A study's folder
+    out:str|Path, # A study's folder
     name:str="", # Of a run or an ensemble; the best one on valid images where ""
     device=None # As for `pick_device`
 )->Predictor: # Needs neither pack nor plan

@@ -12,7 +12,7 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from fastcore.basics import patch
-from ..core import DataError, StoreError, nearest
+from ..core import DataError, Patched, StoreError, nearest
 from ..data.pack import Pack, get_pack
 from ..data.sources import parse_drawing
 from ..record import RunEntry
@@ -51,10 +51,10 @@ def _same_images(study, pack):
     raise DataError(f"{pack.path} holds other images than those of {study.out}, or they have changed.")
 
 # %% ../../nbs/44_study.face.ipynb #2e45b6e6
-class Study(StudyFolder):
+class Study(StudyFolder, Patched):
     "A study's folder with its tables, predictors and Learners"
     def __init__(self,
-        out:Path, # The folder; `StoreError` where it holds no study
+        out:str|Path, # The folder; `StoreError` where it holds no study
         pack:Pack|None=None # Its images, where they are not found by the command that carried it out
     ):
         super().__init__(out)

@@ -15,7 +15,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from fastcore.basics import noop, patch
 from ..core import CinicError, DataError, FatalError, Interrupted, NetworkError, OutOfTime, SkippedError
-from ..core import StoreError, WriteError, interruptible, stop_on_signals
+from ..core import Patched, StoreError, WriteError, interruptible, stop_on_signals
 from ..data.pack import Pack
 from ..files import lock, read_json
 from ..record import Repeat, RunEntry, SearchEntry, StudyRecord, control_name, journal_path, read_journal
@@ -35,12 +35,12 @@ from .trainer import STOPPED, Job, StudyOptions, Trainer, cause_of, trace_of
 from .workers import open_workers, thread_map
 
 # %% ../../nbs/43b_study.runner.ipynb #b43f9959
-class StudyRunner:
+class StudyRunner(Patched):
     "Carries a plan out, and records what came of each part"
     def __init__(self,
         plan:Plan, # With its options applied
         pack:Pack, # Images
-        out:Path, # The study's folder
+        out:str|Path, # The study's folder
         options:StudyOptions=StudyOptions(), # How it is carried out
         on_event:Callable=noop, # Receives events
         stop:Callable=lambda: 0, # Gives the number of a signal that asks for an end, or 0
@@ -371,7 +371,7 @@ def _recorded(self:StudyRunner):
 def run_study(
     plan:Plan, # With its options applied
     pack:Pack, # Images, limited if wanted
-    out:Path, # The study's folder
+    out:str|Path, # The study's folder
     options:StudyOptions=StudyOptions(), # How it is carried out, and what changed the plan
     on_event:Callable=noop, # Receives events
     stop:Callable|None=None, # Gives a signal's number, or 0; None listens for SIGINT and SIGTERM
