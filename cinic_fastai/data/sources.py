@@ -342,8 +342,8 @@ def extract_archive(
         with open(archive, "rb") as f, tarfile.open(fileobj=f) as tar, naming_full_disk(dest, 4*_size(archive)):
             for i,m in enumerate(iter(tar.next, None), 1):
                 tar.members.clear() # tarfile would keep them all
-                inner = m.replace(name=m.name.removeprefix("CINIC-10/"), deep=False)
-                if m.isreg(): tar.extract(inner, dest, **_filter)
+                m.name = m.name.removeprefix("CINIC-10/") # `m.replace` came with Python 3.11.4
+                if m.isreg(): tar.extract(m, dest, **_filter)
                 if i%1000==0: emit(on_event, "progress", what="unpack", done=f.tell(), total=_size(archive))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{archive} can't be unpacked ({e}). Delete it and run this again.") from None

@@ -203,6 +203,7 @@ def finished_settings(
     runs = _finished(study).drop_duplicates([*settings, "seed", "fold"])
     return [d.sort_values(["seed", "fold"]) for _,d in runs.groupby(settings, sort=False)]
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #8ae9a5b4
 def right_images(
     study:StudyFolder, # A study's folder
     ids:list[str], # Of finished trainings
