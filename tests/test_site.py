@@ -25,6 +25,17 @@ def site(tmp_path):
 
 def test_right_links_pass(site): assert check(site)==(2, 5, [])
 
+def test_names_become_links():
+    pytest.importorskip("nbdev")
+    from make_docs import linked
+    names = {"mix_pair": ["m"], "Study": ["s"], "pretrained": ["n"], "draw": ["a", "b"]}
+    def line(text, module="x"): return linked(text, module, names)
+    assert line("A `Study`, `mix_pair()`")=="A {py:obj}`Study <s.Study>`, {py:obj}`mix_pair() <m.mix_pair>`"
+    assert line("`draw`", "a")=="{py:obj}`draw <a.draw>`" and line("`pretrained`", "n")!="`pretrained`"
+    code = "```\n`Study`\n```"
+    for same in ("`draw`", "`pretrained`", "# `Study`", "| `mix_pair` | x |", "[`Study`](a.ipynb)", code):
+        assert line(same)==same
+
 @pytest.mark.parametrize("planted, said", [
     ('<a href="three.html">x</a>', "three.html: no such file"),
     ('<a href="two.html#there">x</a>', "two.html#there: no such anchor"),

@@ -18,7 +18,7 @@ BESIDE = ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "benchmarks/answer.md"] 
 HIDDEN = {"hide", "default_exp"}
 EXPORTED = {"export", "exports", "exporti"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-BACKTICKED = re.compile(r"(?<![\[`\w])`([A-Za-z_][\w.]*)(\(\))?`(?![\]`])")
+BACKTICKED = re.compile(r"(?<![\[`\w])`([A-Za-z_][\w.]*)((?:\(\))?)`(?![\]`])")
 PYTHON = {"language_info": {"name": "python", "pygments_lexer": "ipython3"},
     "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
@@ -100,17 +100,19 @@ def linked(
     text:str, # Markdown
     module:str, # It is about; its own names come first
     names:dict # Name -> the modules that define it
-)->str: # The same; headings and blocks of code stay
-    "Backticked names of functions and classes as links to what is said about them"
+)->str: # The same; headings, blocks of code and the first column of tables stay
+    "Backticked names of functions and classes as links; a plain word has to be this module's, or be called"
     def link(m):
         own = names.get(m[1], [])
         where = module if module in own else own[0] if len(own)==1 else ""
-        return f"{{py:obj}}`{m[1]} <{where}.{m[1]}>`" if where else m[0]
+        is_meant = where==module or m[2] or "_" in m[1] or m[1][0].isupper()
+        return f"{{py:obj}}`{m[1]}{m[2]} <{where}.{m[1]}>`" if where and is_meant else m[0]
     out, in_code = [], False
     for line in text.splitlines():
         in_code ^= line.lstrip().startswith("```")
-        stays = in_code or line.startswith(("#", "    "))
-        out.append(line if stays else BACKTICKED.sub(link, line))
+        stays = len(line) if in_code or line.startswith(("#", "    ")) else 0
+        if line.startswith("| `"): stays = line.index("|", 1)
+        out.append(line[:stays]+BACKTICKED.sub(link, line[stays:]))
     return "\n".join(out)
 
 def kind(node):
