@@ -12,7 +12,8 @@ project = config["DEFAULT"]["lib_name"]
 author = config["DEFAULT"]["author"]
 release = version = config["DEFAULT"]["version"]
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
-nitpicky = False
+nitpicky = True # of what prose refers to; types in signatures are mostly of other packages
+nitpick_ignore_regex = [("py:(class|data|exc)", ".*")]
 nb_execution_mode = "off"
 nb_code_prompt_show = "Source"
 nb_code_prompt_hide = "Source"

@@ -77,6 +77,11 @@ def mix_pair(
     "Blend images as `Mixer` says"
     return x
 
+@patch
+def mixed(self:Mixer,
+    n:int # Of pairs
+): "So many pairs"
+
 def _own(): pass
 '''
 
@@ -93,6 +98,7 @@ def test_definitions_become_reference():
     assert "{py:class} Mixer(alpha=1.0)" in text and "| `alpha` | `float` | `1.0` | Of Beta |" in text
     assert "{py:function} mix_pair(x, how=None, **kwargs) -> Tensor" in text
     assert r"| `how` | `str \| None` | `None` | `cut` or `mix` |" in text and "| *returns* | `Tensor` |" in text
+    assert "{py:method} Mixer.mixed(n)" in text and "| `n` | `int` | Of pairs |" in text
     assert "{py:obj}`Mixer <cinic_fastai.data.mix.Mixer>`" in text and "py:function} _own" not in text
     assert [c.source for c in found if c.metadata.get("tags")==["hide-input"]]==["\n".join(CELL.splitlines()[1:])]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from fastcore.nbio import mk_cell, read_nb, write_nb
 from nbdev.process import NBProcessor
 from nbdev.processors import add_show_docs, hide_line, populate_language, strip_ansi
+from nbdev.showdoc import showdoc_nm
 from check_links import report
 
 root = Path(__file__).resolve().parents[1]
@@ -29,6 +30,13 @@ def definitions(
 )->list: # Functions and classes in it that have no `_` in front, as AST nodes
     "What a cell defines for others"
     return [n for n in ast.parse(source).body if isinstance(n, DEFINITIONS) and not n.name.startswith("_")]
+
+def full_name(
+    node # A class or a function
+)->str: # `Class.method` for what `@patch` adds to a class
+    "A definition's name as nbdev has it"
+    name = showdoc_nm(node)
+    return name[0] if isinstance(name, list) else name
 
 def comments(
     source:str # Python
@@ -115,25 +123,30 @@ def linked(
         out.append(line[:stays]+BACKTICKED.sub(link, line[stays:]))
     return "\n".join(out)
 
-def kind(node):
-    "Which of Sphinx's directives shows it"
+def kind(
+    node, # A class or a function
+    is_method:bool # Of a class?
+)->str: # A directive of Sphinx
+    "How a definition is shown"
     if isinstance(node, ast.ClassDef): return "py:exception" if node.name.endswith("Error") else "py:class"
-    decorators = {ast.unparse(d).split(".")[-1] for d in node.decorator_list}
-    return "py:property" if decorators&{"property", "cached_property"} else "py:method"
+    decorators = {ast.unparse(d) for d in node.decorator_list}
+    if decorators&{"property", "cached_property", "patch(as_prop=True)"}: return "py:property"
+    return "py:method" if is_method else "py:function"
 
 def described(
     node, # A class or a function
     said:dict, # Comment by line number
-    directive:str # Of Sphinx
+    is_method:bool=False # Of a class?
 )->str: # MyST
     "A definition as its signature, docstring, docments and, of a class, its methods"
-    is_property = directive=="py:property"
+    name = node.name if is_method else full_name(node)
+    directive = kind(node, is_method or "." in name)
     parts = [ast.get_docstring(node) or "", table(node, said)]
     for n in node.body if isinstance(node, ast.ClassDef) else []:
         if isinstance(n, DEFINITIONS[:2]) and not n.name.startswith("_") and ast.get_docstring(n):
-            parts.append(described(n, said, kind(n)))
+            parts.append(described(n, said, is_method=True))
     colons = ":"*(8 if isinstance(node, ast.ClassDef) else 5)
-    head = f"{colons}{{{directive}}} {node.name}{'' if is_property else signature(node)}"
+    head = f"{colons}{{{directive}}} {name}{'' if directive=='py:property' else signature(node)}"
     return "\n\n".join([head, *filter(None, parts), colons])
 
 # Notebooks
@@ -156,9 +169,8 @@ def of_export(
 )->list: # Cells: what it defines, then its source, folded
     "An exported cell as reference"
     source, said = cell.source, comments(cell.source)
-    shown = [n for n in definitions(source) if n.name in names]
-    kinds = {n.name: kind(n) if isinstance(n, ast.ClassDef) else "py:function" for n in shown}
-    cells = [mk_cell(described(n, said, kinds[n.name]), "markdown") for n in shown]
+    shown = [n for n in definitions(source) if full_name(n) in names]
+    cells = [mk_cell(described(n, said), "markdown") for n in shown]
     if only_imports(source): return cells
     cell.metadata["tags"] = ["hide-input"]
     return [*cells, cell]
@@ -192,7 +204,7 @@ def names_of(
     for nb in notebooks:
         for cell in nb.cells:
             if cell.cell_type!="code" or not re.match(r"#\|\s*export", cell.source): continue
-            for n in definitions(cell.source): found.setdefault(n.name, []).append(module_of(nb))
+            for n in definitions(cell.source): found.setdefault(full_name(n), []).append(module_of(nb))
     return found
 
 def write_sources(
