@@ -1,4 +1,5 @@
-# `make study` runs the demo study; `make test` runs every test; `make outputs` stores the notebooks' results anew.
+# `make study` runs the demo study; `make test` runs every test; `make outputs` stores the notebooks' results anew;
+# `make docs` builds the site in _docs.
 # All build .venv first when it is missing.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
@@ -21,9 +22,8 @@ outputs: .venv/installed-dev
 readme: .venv/installed-dev
 	$(BIN)/python tools/make_readme.py
 
-docs: .venv/installed-dev
-	@command -v quarto >/dev/null || { echo "The site needs quarto, which pip can't install: https://quarto.org/docs/get-started/"; exit 1; }
-	$(BIN)/nbdev-docs
+docs: .venv/installed-docs study
+	$(BIN)/python tools/make_docs.py
 
 clean:
 	rm -rf .venv out _docs _proc build dist *.egg-info
@@ -36,4 +36,8 @@ clean:
 
 .venv/installed-dev: .venv/installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
 	touch $@

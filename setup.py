@@ -16,7 +16,7 @@ setup(
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["cinic_fastai", "cinic_fastai.*"]),
     package_data={"cinic_fastai": ["py.typed", "plans/*.toml", "plans/*.json", "results/*.md", "study/*.toml", "report/templates/*", "report/templates/words/*"]},
-    install_requires=lines("requirements"), extras_require={k: lines(f"{k}_requirements") for k in ("dev", "dask", "ray", "onnx", "tensorboard", "wandb", "parquet", "heic")},
+    install_requires=lines("requirements"), extras_require={k: lines(f"{k}_requirements") for k in ("dev", "docs", "dask", "ray", "onnx", "tensorboard", "wandb", "parquet", "heic")},
     entry_points={"console_scripts": ["cinic=cinic_fastai.cli:main"], "nbdev": ["cinic_fastai=cinic_fastai._modidx:d"]},
     classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only", "Framework :: Jupyter",
                  "Intended Audience :: Science/Research", "Topic :: Scientific/Engineering :: Artificial Intelligence"],

@@ -1,17 +1,11 @@
-"What stands beside the code agrees with it: dependencies with their reasons, the site's sidebar, the citation."
+"What stands beside the code agrees with it: dependencies with their reasons, the citation."
 import json
 import re
-import shutil
-import subprocess
-import sys
 from configparser import ConfigParser
 from pathlib import Path
-import pytest
 import yaml
 
 root = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(root/"tools"))
-from check_outputs import copy_tree # noqa: E402 (found once its folder is)
 config = ConfigParser(delimiters=["="])
 config.read(root/"settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
@@ -31,21 +25,6 @@ def test_extras_can_be_installed():
     extras = [k.removesuffix("_requirements") for k in settings if k.endswith("_requirements")]
     assert not [k for k in extras if f'"{k}"' not in text]
 
-def listed(o):
-    "Notebooks in a sidebar, at any depth"
-    if isinstance(o, str): return [o]
-    parts = o.get("contents", []) if isinstance(o, dict) else o
-    return [f for p in parts for f in listed(p)]
-
-def test_sidebar_holds_every_notebook_once():
-    shown = listed(yaml.safe_load((root/"nbs"/"sidebar.yml").read_text(encoding="utf-8"))["website"]["sidebar"])
-    files = [p.relative_to(root/"nbs") for p in (root/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
-    assert sorted(shown)==sorted(f.as_posix() for f in files), "put new notebooks into nbs/sidebar.yml"
-
-def test_site_settings():
-    site = yaml.safe_load((root/"nbs"/"_quarto.yml").read_text(encoding="utf-8"))
-    assert all((root/"nbs"/f).exists() for f in [*site["metadata-files"], site["format"]["html"]["css"]])
-
 def test_citation():
     c = yaml.safe_load((root/"CITATION.cff").read_text(encoding="utf-8"))
     assert (c["title"], c["version"], c["license"])==(settings["lib_name"], settings["version"], settings["license"])
@@ -53,13 +32,6 @@ def test_citation():
     names = {a["family-names"] for r in c["references"] for a in r["authors"]}
     assert names=={"Andrzejczuk", "Orsłowski", "Darlow", "Crowley", "Antoniou", "Storkey"}
     assert c["version"] in (root/"cinic_fastai"/"__init__.py").read_text(encoding="utf-8")
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("quarto"), reason="quarto is not installed")
-def test_site_builds(tmp_path):
-    here = copy_tree(tmp_path/"site")
-    subprocess.run([Path(sys.executable).with_name("nbdev-docs")], cwd=here, check=True)
-    assert (here/"_docs"/"index.html").exists() and (here/"_docs"/"tutorials"/"by_hand.html").exists()
 
 def test_no_notebook_keeps_warnings():
     "A stored stderr would show the paths of one machine"

@@ -1,4 +1,4 @@
-"Write README.md from nbs/index.ipynb, without quarto: markdown cells as they are, code cells as code."
+"Write README.md from nbs/index.ipynb: markdown cells as they are, code cells as code."
 import posixpath, re
 from pathlib import Path
 from fastcore.nbio import read_nb
