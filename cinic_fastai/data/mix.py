@@ -220,6 +220,7 @@ class Mix(Callback):
 
     def before_batch(self):
         "Mix the images"
+        if any(getattr(x, "ndim", 0)!=4 for x in self.xb): raise ConfigError("Mix takes batches of images (bs,c,h,w).")
         self.drawn = self.draw(self.x.as_subclass(Tensor))
         perm,_,outside,boxes = self.drawn
         def mix(x): return mix_batch(x.as_subclass(Tensor), perm, outside, boxes).as_subclass(type(x))

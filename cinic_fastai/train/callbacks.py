@@ -18,6 +18,7 @@ from fastai.callback.core import (Callback, CancelBackwardException, CancelFitEx
     CancelValidException)
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import AvgLoss, AvgSmoothLoss
+from fastai.torch_core import to_float
 from fastcore.basics import store_attr
 from torch import Tensor, nn
 from ..core import CinicError
@@ -41,7 +42,7 @@ class Bf16(Callback):
 
     def after_pred(self):
         self.context.close()
-        self.learn.pred = self.pred.float()
+        self.learn.pred = to_float(self.pred)
 
     def after_cancel_batch(self): self.context.close()
     def after_fit(self): self.context.close()

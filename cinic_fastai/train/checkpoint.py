@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['save_tensors', 'load_tensors', 'generations', 'save_checkpoint', 'load_checkpoint', 'delete_checkpoint',
-           'with_prefix', 'take_prefix', 'opt_tensors', 'load_opt_tensors', 'rng_tensors', 'load_rng_tensors']
+           'with_prefix', 'take_prefix', 'opt_tensors', 'load_opt_tensors', 'rng_tensors', 'load_rng_tensors',
+           'save_safetensors', 'refuse_other', 'load_safetensors', 'ResumeTraining']
 
 # %% ../../nbs/22_train.checkpoint.ipynb #2e7124cd
-import hashlib, json, os, random
+import hashlib, json, os, random, time, warnings
 from pathlib import Path
 import numpy as np, torch
-from safetensors.torch import load as load_safetensors, save as save_safetensors
-from ..core import StoreError
+from fastai.callback.core import Callback, CancelBatchException, CancelEpochException
+from fastai.callback.tracker import TrackerCallback
+from fastai.learner import Learner
+from safetensors.torch import load as tensors_of, save as bytes_of
+from ..core import ConfigError, StoreError, diff_dicts
 from ..files import sync_folder, to_json, write_bytes
 
 # %% ../../nbs/22_train.checkpoint.ipynb #bbe39814
@@ -32,7 +36,7 @@ def save_tensors(
     "Write tensors and plain values whole or not at all"
     tensors = {k: t.detach().cpu().contiguous().clone() for k,t in tensors.items()}
     text = to_json(meta, indent=None)
-    write_bytes(path, save_safetensors(tensors, {"cinic": f"{_checksum(tensors, text)} {text}"}))
+    write_bytes(path, bytes_of(tensors, {"cinic": f"{_checksum(tensors, text)} {text}"}))
 
 # %% ../../nbs/22_train.checkpoint.ipynb #1883b744
 def load_tensors(
@@ -43,7 +47,7 @@ def load_tensors(
     try:
         size = int.from_bytes(data[:8], "little")
         digest,text = json.loads(data[8:8+size])["__metadata__"]["cinic"].split(" ", 1)
-        tensors = load_safetensors(data)
+        tensors = tensors_of(data)
         sound = _checksum(tensors, text)==digest
     except Exception as e: raise StoreError(f"{path} is damaged ({type(e).__name__}: {e}).") from None
     if not sound: raise StoreError(f"{path} is damaged (its checksum is wrong).")
@@ -104,15 +108,18 @@ def take_prefix(
 
 # %% ../../nbs/22_train.checkpoint.ipynb #96937a4e
 def opt_tensors(
-    opt:torch.optim.Optimizer # Any torch optimiser
+    opt # Any optimiser of torch or fastai
 )->dict: # `{parameter number}.{name}` -> state
     "An optimiser's state by parameter number"
-    out = with_prefix(opt.state_dict()["state"])
+    state = opt.state_dict()["state"]
+    out = with_prefix(dict(enumerate(state)) if isinstance(state, list) else state)
     return {k: torch.as_tensor(v) for k,v in out.items() if v is not None}
 
 # %% ../../nbs/22_train.checkpoint.ipynb #f298fc90
+def _plain_numbers(d): return {k: t if t.ndim else t.item() for k,t in d.items()}
+
 def load_opt_tensors(
-    opt:torch.optim.Optimizer, # Built for the same network
+    opt, # Of torch or fastai, built for the same network
     tensors:dict # From `opt_tensors`
 ):
     "Put a stored state back, in each parameter's memory format; rates and groups stay as they are"
@@ -121,7 +128,9 @@ def load_opt_tensors(
     for i,p in enumerate(params):
         found = take_prefix(i, tensors).items()
         if found: state[i] = {k: torch.empty_like(p).copy_(t) if t.shape==p.shape else t for k,t in found}
-    opt.load_state_dict(opt.state_dict()|dict(state=state))
+    before = opt.state_dict()
+    if isinstance(before["state"], list): state = [_plain_numbers(state.get(i, {})) for i in range(len(params))]
+    opt.load_state_dict(before|dict(state=state))
 
 # %% ../../nbs/22_train.checkpoint.ipynb #7639f0ad
 def _bits(*values): return torch.tensor(np.array(values, dtype=np.float64).view(np.int64).tolist(), dtype=torch.int64)
@@ -150,3 +159,178 @@ def load_rng_tensors(
     np.random.set_state(("MT19937", t["numpy"].numpy(), int(pos), int(has_gauss), gauss))
     random.setstate((3, tuple(t["python"].tolist()), *(python_rest or [None])))
     if device.type in t: torch.get_device_module(device).set_rng_state(t[device.type], device)
+
+# %% ../../nbs/22_train.checkpoint.ipynb #ff54e248
+def save_safetensors(
+    learn:Learner, # Any
+    path:Path # File to write
+):
+    "Write a learner's weights whole or not at all, without a pickle"
+    save_tensors(path, learn.model.state_dict(), {})
+
+# %% ../../nbs/22_train.checkpoint.ipynb #d9c5dafe
+def refuse_other(
+    path:Path, # Where something is stored
+    there:dict, # What it says of itself
+    here:dict # What is asked for
+):
+    "Refuse to go on with what another run left"
+    if diff := diff_dicts(there, here):
+        raise StoreError(f"{path} belongs to another run ({'; '.join(diff[:3])}). "
+            "Use another folder, or delete it to train anew.")
+
+def _put_weights(learn, tensors, path):
+    def shapes(d): return {k: [*t.shape] for k,t in d.items()}
+    refuse_other(path, shapes(tensors), shapes(learn.model.state_dict()))
+    learn.model.load_state_dict(tensors)
+
+def load_safetensors(
+    learn:Learner, # Built as the one that was saved
+    path:Path # From `save_safetensors`
+)->Learner: # The same
+    "Put a learner's weights back; `StoreError` where the file is damaged or another network's"
+    _put_weights(learn, load_tensors(path)[0], path)
+    return learn
+
+# %% ../../nbs/22_train.checkpoint.ipynb #a8ba0cc2
+def _epoch_start(learn):
+    "All that an epoch draws from, as it stands"
+    out = dict(rng=rng_tensors(_device(learn)))
+    for i,dl in enumerate(learn.dls.loaders):
+        words = dl.rng.getstate()[1] if hasattr(dl, "rng") else ()
+        out[f"loader{i}"] = dict(rng=torch.tensor(words), epoch=torch.tensor(getattr(dl, "epoch", 0)))
+    return with_prefix(out)
+
+def _load_epoch_start(learn, tensors):
+    load_rng_tensors(take_prefix("rng", tensors), _device(learn))
+    for i,dl in enumerate(learn.dls.loaders):
+        own = take_prefix(f"loader{i}", tensors)
+        if len(own["rng"]): dl.rng.setstate((3, tuple(own["rng"].tolist()), None))
+        if hasattr(dl, "epoch"): dl.epoch = own["epoch"].item()
+
+def _device(learn): return next(learn.model.parameters()).device
+
+# %% ../../nbs/22_train.checkpoint.ipynb #4f8ddf53
+def _hypers(opt):
+    "Rates and other numbers of each group, by name"
+    return {k: [h[k] for h in opt.hypers] for k,v in opt.hypers[0].items() if isinstance(v, float)}
+
+def _trackers(learn):
+    "What callbacks remember of the best score"
+    trackers = [cb for cb in learn.cbs if isinstance(cb, TrackerCallback)]
+    return {cb.name: {k: v for k,v in vars(cb).items() if k in ("best", "wait")} for cb in trackers}
+
+# %% ../../nbs/22_train.checkpoint.ipynb #cddc7983
+def _refuse_unsaved(learn):
+    "Refuse a training whose state is in places that aren't stored"
+    scaler,loader,state = vars(learn).get("scaler"),vars(learn.dls.train),learn.opt.state_dict()
+    reason = None
+    if scaler and scaler.is_enabled(): reason = "float16 scales its loss. Take `Bf16()` in place of `to_fp16()`"
+    if "seq_len" in loader: reason = "A language model's loader keeps its order. Fit an epoch a call, with `learn.save`"
+    if loader.get("generator"): reason = "The loader has a generator of its own. Give it none"
+    if "slow_weights" in state: reason = "Lookahead keeps weights besides. Take its inner optimiser"
+    if reason: raise ConfigError(f"{reason}, or fit without ResumeTraining, which can't store that.")
+
+# %% ../../nbs/22_train.checkpoint.ipynb #f2ee849c
+class _StoredTraining(Callback):
+    "Writes a training's state to a file, reads it, and keeps other callbacks silent while epochs or batches are skipped"
+    def begin(self):
+        "Read the checkpoint at the first fit, and put the learner back at the fit it is of"
+        self.began = True
+        self.fits += 1
+        self.saved = time.monotonic()
+        _refuse_unsaved(self.learn)
+        if not self.fits:
+            self.tensors,self.meta,problems = load_checkpoint(self.file)
+            for p in problems: warnings.warn(p)
+            self.there = self.meta.get("there", self.there)
+        if self.fits==self.there[0]: self.restore()
+
+    def about(self):
+        opt = type(getattr(self.opt, "opt", self.opt)).__name__
+        return dict(epochs=self.n_epoch, batches=len(self.dls.train), optimiser=opt)
+
+    def restore(self):
+        refuse_other(self.file, self.meta["about"], self.about())
+        _put_weights(self.learn, self.part("model"), self.file)
+        load_opt_tensors(self.opt, self.part("opt"))
+        self.opt.set_hypers(**self.meta["hypers"])
+        for cb in self.learn.cbs: vars(cb).update(self.meta["trackers"].get(cb.name, {}))
+
+    def part(self, name): return take_prefix(name, self.tensors)
+
+    def save(self, epoch, batch, rng={}):
+        learn = self.learn
+        parts = dict(model=self.model.state_dict(), opt=opt_tensors(self.opt), rng=rng, start=self.start)
+        meta = dict(there=[self.fits, epoch, batch], about=self.about(), hypers=_hypers(self.opt),
+            trackers=_trackers(learn), position=[learn.pct_train, learn.train_iter])
+        save_checkpoint(self.file, with_prefix(parts), meta)
+        self.saved = time.monotonic()
+
+    def mute(self, silent):
+        for cb in self.learn.cbs:
+            if cb is not self: cb.run = not silent
+
+# %% ../../nbs/22_train.checkpoint.ipynb #b4aa0124
+class ResumeTraining(_StoredTraining):
+    "Store a training as it goes; the same call goes on from there, inside an epoch, to the same bits"
+    order = -100 # before all others
+    run_valid = False
+    def __init__(self,
+        path:Path, # Checkpoint, such as `out/last.safetensors`; the one before it is kept beside it
+        save_every:float=60. # Seconds between checkpoints inside an epoch; each epoch begins with one
+    ):
+        self.file,self.save_every = Path(path),save_every
+        self.fits = -1
+        self.there = [-1, 0, 0]
+        self.due = None
+        self.began = False
+
+    def before_fit(self): self.mute(False)
+    def before_epoch(self): self.mute(False)
+    def before_train(self):
+        self.run = not hasattr(self.learn, "lr_finder")
+        if self.run: self.enter(self.epoch)
+
+    def enter(self, epoch):
+        "Begin an epoch, or skip it"
+        if not self.began: self.begin()
+        here,there = [self.fits, epoch],self.there[:2]
+        if here<=there: _load_epoch_start(self.learn, self.part("start"))
+        if here<there:
+            self.mute(True)
+            raise CancelEpochException
+        self.start = _epoch_start(self.learn)
+        self.done = self.there[2] if here==there else 0
+        if here>there: self.save(epoch, 0)
+
+    def before_batch(self):
+        if self.iter<self.done:
+            self.mute(True)
+            raise CancelBatchException
+        self.arrive(self.iter)
+        self.stepped = False
+
+    def after_step(self): self.stepped = True
+    def after_batch(self):
+        late = time.monotonic()-self.saved>=self.save_every
+        if self.iter==self.done-1: load_rng_tensors(self.part("rng"), _device(self.learn))
+        elif self.iter>=self.done and self.stepped and late: self.due = rng_tensors(_device(self.learn))
+
+    def after_train(self): self.arrive(self.n_iter)
+    def arrive(self, batch):
+        "Where skipping ends, or a checkpoint is due"
+        if self.done:
+            self.mute(False)
+            self.learn.pct_train,self.learn.train_iter = self.meta["position"]
+        if self.due: self.save(self.epoch, batch, self.due)
+        self.done = 0
+        self.due = None
+
+    def after_cancel_fit(self): self.began = False
+    def after_fit(self):
+        self.mute(False)
+        if self.began and self.there[:2]<[self.fits, self.n_epoch]:
+            self.start = _epoch_start(self.learn)
+            self.save(self.n_epoch, 0)
+        self.began = False

@@ -16,7 +16,7 @@ import numpy as np, torch
 from fastai.callback.core import Callback, CancelFitException
 from fastai.learner import Learner
 from fastcore.basics import noop, store_attr
-from ..core import CinicError, ConfigError, Interrupted, StoreError, WeightsError, diff_dicts
+from ..core import CinicError, ConfigError, Interrupted, StoreError, WeightsError
 from ..core import stop_on_signals, interruptible
 from ..data.augment import least_certain, views
 from ..data.loaders import PackDL, pick_device, test_dl
@@ -26,7 +26,7 @@ from ..store import WEIGHTS_FILE, RunStore, epoch_scores, score_column
 from ..config import RunConfig, is_validated, pruned_at, run_id, weights_of, with_weights
 from .callbacks import TrainState, train_batches
 from .checkpoint import (delete_checkpoint, load_checkpoint, load_opt_tensors, load_rng_tensors,
-    load_tensors, opt_tensors, rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
+    load_tensors, opt_tensors, refuse_other, rng_tensors, save_checkpoint, save_tensors, take_prefix, with_prefix)
 from .device import (ask_cublas, autocast, deterministic_kernels, environment, prepare_device,
     resolve_precision, seed_everything)
 from .learner import RunLearner, make_learner
@@ -35,11 +35,7 @@ from .optim import torch_opt
 from .taps import idle_weights
 
 # %% ../../nbs/23_train.fit.ipynb #790aa3c1
-def _refuse_other(path, there, here):
-    "Refuse to go on with what another `RunConfig` left"
-    if diff := diff_dicts(asdict(there), asdict(here)):
-        raise StoreError(f"{path} belongs to another run ({'; '.join(diff)}). "
-            "Use another folder, or delete it to train anew.")
+def _refuse_other(path, there, here): refuse_other(path, asdict(there), asdict(here))
 
 # %% ../../nbs/23_train.fit.ipynb #ff661766
 def _networks(learn):

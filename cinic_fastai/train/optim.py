@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MUON_STEPS', 'MUON_MOMENTUM', 'LOOKAHEAD_STEPS', 'in_memory_order', 'FusedSGD', 'orthogonal', 'muon_step', 'MuonSGD',
-           'FusedAdam', 'torch_opt', 'opt_func', 'split_params', 'triangle', 'one_cycle', 'rate_at', 'lookahead_keep']
+           'FusedAdam', 'torch_opt', 'opt_func', 'fused_adam', 'fused_sgd', 'split_params', 'triangle', 'one_cycle',
+           'rate_at', 'lookahead_keep']
 
 # %% ../../nbs/20a_train.optim.ipynb #3a0377b7
 import math
@@ -120,7 +121,7 @@ class FusedAdam(_GroupByGroup, torch.optim.Adam):
     def _step_group(self, g):
         params,grads,avgs,sqs = _fused_inputs(self, g, "exp_avg", "exp_avg_sq")
         steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in _with_grad(g)]
-        same = {k: g[k] for k in ("lr", "weight_decay", "eps", "maximize")}
+        same = {k: g[k] for k in ("lr", "weight_decay", "eps", "maximize", "decoupled_weight_decay")}
         beta1,beta2 = g["betas"]
         adam(params, grads, avgs, sqs, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, **same)
 
@@ -141,6 +142,26 @@ def opt_func(
 )->partial: # For `Learner(opt_func=...)`
     "The fastai face of `torch_opt`"
     return partial(OptimWrapper, opt=torch_opt(cfg))
+
+# %% ../../nbs/20a_train.optim.ipynb #06055c2d
+def fused_adam(
+    params, # Parameters, or lists of them, from a `splitter`
+    lr:float=1e-3, # Learning rate
+    mom:float=.9, # Of the mean gradient
+    wd:float=.01 # Decoupled weight decay
+)->OptimWrapper: # For `Learner(opt_func=fused_adam)`
+    "fastai's Adam in torch's fused kernels"
+    return OptimWrapper(params, FusedAdam, lr=lr, betas=(mom, .99), eps=1e-5, weight_decay=wd,
+        decoupled_weight_decay=True)
+
+def fused_sgd(
+    params, # As for `fused_adam`
+    lr:float=1e-3, # Learning rate
+    mom:float=.9, # Momentum
+    wd:float=0. # L2 coefficient
+)->OptimWrapper: # For `Learner(opt_func=fused_sgd)`
+    "torch's SGD in its fused kernels"
+    return OptimWrapper(params, FusedSGD, lr=lr, momentum=mom, weight_decay=wd)
 
 # %% ../../nbs/20a_train.optim.ipynb #fc344ec0
 def _norm_biases(net):
