@@ -1,6 +1,7 @@
-"Package metadata, read from settings.ini; pyproject.toml holds only the build system and nbdev's settings."
+"Package metadata, read from settings.ini, the version from the package; pyproject.toml holds only the build system and nbdev's settings."
 from configparser import ConfigParser
 from pathlib import Path
+from runpy import run_path
 from setuptools import find_packages, setup
 
 here = Path(__file__).parent
@@ -11,7 +12,7 @@ cfg = config["DEFAULT"]
 def lines(key): return [o.strip() for o in cfg[key].splitlines() if o.strip()]
 
 setup(
-    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"].split(),
+    name=cfg["lib_name"], version=run_path(str(here/"cinic_fastai"/"__init__.py"))["__version__"], description=cfg["description"], keywords=cfg["keywords"].split(),
     author=cfg["author"], license=cfg["license"], python_requires=f">={cfg['min_python']}",
     long_description=(here/"README.md").read_text(encoding="utf-8"), long_description_content_type="text/markdown",
     packages=find_packages(include=["cinic_fastai", "cinic_fastai.*"]),

@@ -2,6 +2,7 @@
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 
 here = Path(__file__).resolve().parent
 config = ConfigParser(delimiters=["="])
@@ -10,7 +11,7 @@ mathjax = Path(find_spec("sphinx-mathjax-offline").origin).parent/"static"/"math
 
 project = config["DEFAULT"]["lib_name"]
 author = config["DEFAULT"]["author"]
-release = version = config["DEFAULT"]["version"]
+release = version = run_path(str(here.parent/"cinic_fastai"/"__init__.py"))["__version__"]
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 nitpicky = True # of what prose refers to; types in signatures are mostly of other packages
 nitpick_ignore_regex = [("py:(class|data|exc)", ".*")]

@@ -1,11 +1,16 @@
 "A wheel built from the tree works outside of it."
-import subprocess, sys
+import subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
+from importlib.util import find_spec
 from pathlib import Path
 import pytest
+from cinic_fastai import __version__
 from conftest import ENV
 
 root = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(root/"tools"))
+from check_outputs import copy_tree # noqa: E402 (found once its folder is)
+
 DATA = (".toml", ".html", ".js", ".css", ".csv", ".md", ".j2", ".txt", ".json") # what is read, but not imported
 
 @pytest.fixture(scope="module")
@@ -38,6 +43,22 @@ def test_wheel_holds_plans_and_template(installed):
     names = {p.relative_to(installed).as_posix() for p in (installed/"cinic_fastai").rglob("*")}
     data = {p.relative_to(root).as_posix() for p in (root/"cinic_fastai").rglob("*") if p.suffix in DATA}
     assert "cinic_fastai/plans/demo.toml" in data and data<=names
+
+def test_sdist_and_wheel_hold_what_they_should(tmp_path):
+    "Neither tests, notebooks and benchmarks nor caches; `twine check` finds the metadata sound where it is installed"
+    build = [sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, "bdist_wheel", "-d", tmp_path]
+    tree = copy_tree(tmp_path/"tree")
+    subprocess.run(build, check=True, cwd=tree, capture_output=True)
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as f: source = {m.name.partition("/")[2] for m in f if m.isfile()}
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as f: wheel = {*f.namelist()}
+    package = {p.relative_to(tree).as_posix() for p in (tree/"cinic_fastai").rglob("*") if p.suffix!=".pyc" and p.is_file()}
+    assert package<=source and package<=wheel and "cinic_fastai/py.typed" in wheel
+    own = {n for n in source if not n.startswith(("cinic_fastai/", "cinic_fastai.egg-info/"))}
+    assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "MANIFEST.in", "PKG-INFO",
+        "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
+    assert {n.split("/")[0] for n in wheel-package}=={f"cinic_fastai-{__version__}.dist-info"}
+    if find_spec("twine"):
+        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *tmp_path.glob("cinic_fastai-*")], check=True)
 
 def test_wheel_leaves_the_benchmarks_out(installed, tmp_path):
     assert not (installed/"benchmarks").exists()
