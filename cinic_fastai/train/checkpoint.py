@@ -258,6 +258,14 @@ class _StoredTraining(Callback):
         for cb in self.learn.cbs: vars(cb).update(self.meta["trackers"].get(cb.name, {}))
 
     def part(self, name): return take_prefix(name, self.tensors)
+    def arrive(self, batch):
+        "Where skipping ends, or a checkpoint is due"
+        if self.done:
+            self.mute(False)
+            self.learn.pct_train,self.learn.train_iter = self.meta["position"]
+        if self.due: self.save(self.epoch, batch, self.due)
+        self.done = 0
+        self.due = None
 
     def save(self, epoch, batch, rng={}):
         learn = self.learn
@@ -291,7 +299,6 @@ class ResumeTraining(_StoredTraining):
     def before_train(self):
         self.run = not hasattr(self.learn, "lr_finder")
         if self.run: self.enter(self.epoch)
-
     def enter(self, epoch):
         "Begin an epoch, or skip it"
         if not self.began: self.begin()
@@ -303,30 +310,18 @@ class ResumeTraining(_StoredTraining):
         self.start = _epoch_start(self.learn)
         self.done = self.there[2] if here==there else 0
         if here>there: self.save(epoch, 0)
-
     def before_batch(self):
         if self.iter<self.done:
             self.mute(True)
             raise CancelBatchException
         self.arrive(self.iter)
         self.stepped = False
-
     def after_step(self): self.stepped = True
     def after_batch(self):
         late = time.monotonic()-self.saved>=self.save_every
         if self.iter==self.done-1: load_rng_tensors(self.part("rng"), _device(self.learn))
         elif self.iter>=self.done and self.stepped and late: self.due = rng_tensors(_device(self.learn))
-
     def after_train(self): self.arrive(self.n_iter)
-    def arrive(self, batch):
-        "Where skipping ends, or a checkpoint is due"
-        if self.done:
-            self.mute(False)
-            self.learn.pct_train,self.learn.train_iter = self.meta["position"]
-        if self.due: self.save(self.epoch, batch, self.due)
-        self.done = 0
-        self.due = None
-
     def after_cancel_fit(self): self.began = False
     def after_fit(self):
         self.mute(False)
