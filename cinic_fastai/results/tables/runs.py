@@ -210,8 +210,7 @@ def right_images(
     split:str # `valid` or `test`
 )->list[np.ndarray]: # One a training `(images,)`
     "Which images trainings have right"
-    stored = [study.store.probs(o, split) for o in ids]
-    return [as_preds(o["probs"])==o["targs"] for o in stored]
+    return [as_preds(o["probs"])==o["targs"] for o in (study.store.probs(i, split) for i in ids)]
 
 def _noise_sd(study, runs):
     "What independent mistakes on these test images add to the spread; unknown of folds, which have each their own"
@@ -222,8 +221,8 @@ def seeds_table(
     study:StudyFolder # A study's folder
 )->pd.DataFrame: # A row a setting with two finished runs or more; `n` seeds
     "Mean and spread of runs that differ only in seed and fold"
-    several = [d for d in finished_settings(study) if len(d)>1]
-    return tidy([_seed_row(d)|dict(test_noise=_noise_sd(study, d)) for d in several], _seed_columns)
+    return tidy([_seed_row(d)|dict(test_noise=_noise_sd(study, d)) for d in finished_settings(study) if len(d)>1],
+        _seed_columns)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #a4684e14
 ABLATION = "ablation" # The group of such runs

@@ -184,8 +184,8 @@ def _vote_pairs(study):
     "Votes beside their best member"
     for p in finished_ensembles(study):
         i = best_member(p)
-        alone = as_preds(p.test[i].probs)==p.targs
-        yield Pair("ensembles", p.name, p.members[i], [p.preds==p.targs], [alone], fixed=True)
+        alone = as_preds(p.test[i].probs)
+        yield Pair("ensembles", p.name, p.members[i], [p.preds==p.targs], [alone==p.targs], fixed=True)
 
 def claims_table(
     study:StudyFolder # A study's folder
