@@ -1,11 +1,11 @@
 # `make study` runs the demo study; `make test` runs every test; `make outputs` stores the notebooks' results anew;
-# `make docs` builds the site in _docs.
+# `make docs` builds the site in _docs; `make test-gpu` runs the tests that need an NVIDIA GPU.
 # All build .venv first when it is missing.
 PYTHON ?= python3
 BIN := .venv/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 export MPLBACKEND = Agg
 
-.PHONY: study test outputs readme docs clean
+.PHONY: study test test-gpu outputs readme docs clean
 
 study: .venv/installed
 	$(BIN)/cinic study demo --out out/demo
@@ -15,6 +15,9 @@ test: .venv/installed-dev
 	$(BIN)/python tools/check_export.py
 	$(BIN)/python tools/check_outputs.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
+
+test-gpu: .venv/installed-dev
+	$(BIN)/python -m pytest -q -m cuda tests
 
 outputs: .venv/installed-dev
 	$(BIN)/python tools/check_outputs.py --store

@@ -226,7 +226,7 @@ def _refuse_unsaved(learn):
     scaler,loader,state = vars(learn).get("scaler"),vars(learn.dls.train),learn.opt.state_dict()
     reason = None
     if scaler and scaler.is_enabled(): reason = "float16 scales its loss. Take `Bf16()` in place of `to_fp16()`"
-    if "seq_len" in loader: reason = "A language model's loader keeps its order. Fit an epoch a call, with `learn.save`"
+    if "seq_len" in loader: reason = "A language model's loader keeps its order. Take batches that are independent"
     if loader.get("generator"): reason = "The loader has a generator of its own. Give it none"
     if "slow_weights" in state: reason = "Lookahead keeps weights besides. Take its inner optimiser"
     if reason: raise ConfigError(f"{reason}, or fit without ResumeTraining, which can't store that.")
