@@ -19,6 +19,8 @@ setup(
     package_data={"cinic_fastai": ["py.typed", "plans/*.toml", "plans/*.json", "results/*.md", "study/*.toml", "report/templates/*", "report/templates/words/*"]},
     install_requires=lines("requirements"), extras_require={k: lines(f"{k}_requirements") for k in ("dev", "docs", "dask", "ray", "onnx", "tensorboard", "wandb", "parquet", "heic")},
     entry_points={"console_scripts": ["cinic=cinic_fastai.cli:main"], "nbdev": ["cinic_fastai=cinic_fastai._modidx:d"]},
-    classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only", "Framework :: Jupyter",
+    classifiers=["Programming Language :: Python :: 3", "Programming Language :: Python :: 3 :: Only",
+                 "Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12",
+                 "Programming Language :: Python :: 3.13", "Framework :: Jupyter",
                  "Intended Audience :: Science/Research", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

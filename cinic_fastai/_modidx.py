@@ -2461,6 +2461,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.crash_words': ( 'study.workers.html#crash_words',
                                                                                         'cinic_fastai/study/workers.py'),
+                                            'cinic_fastai.study.workers.forks': ( 'study.workers.html#forks',
+                                                                                  'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.how_it_ended': ( 'study.workers.html#how_it_ended',
                                                                                          'cinic_fastai/study/workers.py'),
                                             'cinic_fastai.study.workers.open_workers': ( 'study.workers.html#open_workers',

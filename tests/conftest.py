@@ -62,10 +62,13 @@ members = ["custom_cnn-sgd", "second"]
 
 # Equal bits need equal threads and kernels, here and in processes
 os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+if os.environ.get("TESTS_START")=="spawn": os.environ["CINIC_START"] = "spawn"
 if "CINIC_CACHE" not in os.environ: # one for all workers, which are started with it
     os.environ["CINIC_CACHE"] = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, os.environ["CINIC_CACHE"], ignore_errors=True)
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+# `CINIC_START=spawn` tests a study's workers as on macOS, `TESTS_START=spawn` all processes as on Windows
+FORKED = os.name!="nt" and os.environ.get("TESTS_START")!="spawn"
 
 os.fsync = lambda fd: None # No test pulls the plug: a killed process's files are whole without waiting for the disk
 
@@ -82,9 +85,7 @@ def cinic(*args, cwd=None, before=None, input=None):
 def script(path, folder):
     "Run a script as `python path` does, in a process that has torch already; what it prints goes to `folder`"
     said = [folder/"stdout", folder/"stderr"]
-    p = server().Process(target=_script, args=(str(path), *said))
-    p.start()
-    return _ended(p, [str(path)], said)
+    return _ended(_start(_script, str(path), *said), [str(path)], said)
 
 def _ended(p, words, said):
     p.join()
@@ -92,30 +93,45 @@ def _ended(p, words, said):
 
 def started(*args, cwd=None, before=None, said=(os.devnull, os.devnull)):
     "Start the command line in a process forked from a server that has imported what every process needs"
-    p = server().Process(target=_main, args=([*map(str, args)], cwd, before, *said))
-    p.start()
+    return _start(_main, [*map(str, args)], cwd, before, *said)
+
+def _start(target, *args):
+    p = server().Process(target=target, args=args)
+    with _env(): p.start()
     return p
 
-def siblings(p):
-    "Processes that the server has forked besides one: a study's workers, as they come from the server it comes from"
-    return [o for o in psutil.Process(_server_pid()).children() if o.pid!=p.pid]
+@contextlib.contextmanager
+def _env():
+    "Processes that are started in the block have the environment of all"
+    with pytest.MonkeyPatch.context() as m:
+        for k,v in ENV.items(): m.setenv(k, v)
+        yield
 
-def _server_pid():
+def siblings(p):
+    "A study's workers: they come from the server it comes from, or from itself"
+    from cinic_fastai.study.workers import forks
+    if forks(): return [o for o in psutil.Process(_parent()).children() if o.pid!=p.pid]
+    with contextlib.suppress(psutil.NoSuchProcess): # it has just ended
+        return [o for o in psutil.Process(p.pid).children() if "spawn_main" in " ".join(o.cmdline())]
+    return []
+
+def _parent():
+    "Process that others come from"
     server()
-    return forkserver._forkserver._forkserver_pid
+    return forkserver._forkserver._forkserver_pid if FORKED else os.getpid()
 
 @contextlib.contextmanager
 def one_core():
     "All processes that are forked in the block may use one core"
-    cores = os.sched_getaffinity(_server_pid())
-    os.sched_setaffinity(_server_pid(), {min(cores)})
+    cores = os.sched_getaffinity(_parent())
+    os.sched_setaffinity(_parent(), {min(cores)})
     try: yield
-    finally: os.sched_setaffinity(_server_pid(), cores)
+    finally: os.sched_setaffinity(_parent(), cores)
 
 @contextlib.contextmanager
 def limited(limit, soft):
     "All processes that are forked in the block are under a limit, as `psutil` names it"
-    p = psutil.Process(_server_pid())
+    p = psutil.Process(_parent())
     before = p.rlimit(limit)
     p.rlimit(limit, (soft, before[1]))
     try: yield
@@ -124,12 +140,10 @@ def limited(limit, soft):
 @functools.cache
 def server():
     "A context of multiprocessing whose processes have torch from the start"
-    if os.name=="nt": return mp.get_context("spawn")
+    if not FORKED: return mp.get_context("spawn")
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(["cinic_fastai.cli", "cinic_fastai.all"])
-    with pytest.MonkeyPatch.context() as m:
-        for k,v in ENV.items(): m.setenv(k, v)
-        forkserver.ensure_running()
+    with _env(): forkserver.ensure_running()
     return context
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,7 +170,7 @@ def no_figures():
 def _begin(*said):
     "Direct what is printed to files; workers come from the server that this process comes from"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
-    if os.name=="nt": return
+    if not FORKED: return
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     for s,handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(s, handler) # the server hears none

@@ -1,5 +1,5 @@
 "A wheel built from the tree works outside of it."
-import subprocess, sys, tarfile, zipfile
+import re, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,3 +90,19 @@ def test_every_dependency_is_used():
     named = {n: modules.get(n, n.replace("-", "_")) for n in names}
     unused = [n for n in names if not any(f"{how} {named[n]}" in code for how in ("import", "from"))]
     assert not unused
+
+# --- what is promised of other systems
+
+def test_actions_are_pinned_by_their_commit():
+    text = (root/".github"/"workflows"/"test.yml").read_text(encoding="utf-8")
+    uses = re.findall(r"uses: (.*)", text)
+    assert uses and all(re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+(\.\d+)*", o) for o in uses), uses
+
+def test_the_oldest_python_is_tested():
+    config = ConfigParser(delimiters=["="])
+    config.read(root/"settings.ini", encoding="utf-8")
+    text = (root/".github"/"workflows"/"test.yml").read_text(encoding="utf-8")
+    pythons = re.search(r"python: \[(.*)\]", text)[1].replace('"', "").split(", ")
+    assert pythons[0]==config["DEFAULT"]["min_python"]
+    found = re.findall(r"Python :: (3\.\d+)", (root/"setup.py").read_text(encoding="utf-8"))
+    assert found and set(found)<=set(pythons)
