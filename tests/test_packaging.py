@@ -49,16 +49,19 @@ def test_sdist_and_wheel_hold_what_they_should(tmp_path):
     build = [sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, "bdist_wheel", "-d", tmp_path]
     tree = copy_tree(tmp_path/"tree")
     subprocess.run(build, check=True, cwd=tree, capture_output=True)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as f: source = {m.name.partition("/")[2] for m in f if m.isfile()}
+    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as f:
+        source = {m.name.partition("/")[2] for m in f if m.isfile()}
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as f: wheel = {*f.namelist()}
-    package = {p.relative_to(tree).as_posix() for p in (tree/"cinic_fastai").rglob("*") if p.suffix!=".pyc" and p.is_file()}
+    files = [p for p in (tree/"cinic_fastai").rglob("*") if p.is_file() and p.suffix!=".pyc"]
+    package = {p.relative_to(tree).as_posix() for p in files}
     assert package<=source and package<=wheel and "cinic_fastai/py.typed" in wheel
     own = {n for n in source if not n.startswith(("cinic_fastai/", "cinic_fastai.egg-info/"))}
-    assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "MANIFEST.in", "PKG-INFO",
-        "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
+    assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "MANIFEST.in",
+        "PKG-INFO", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
     assert {n.split("/")[0] for n in wheel-package}=={f"cinic_fastai-{__version__}.dist-info"}
     if find_spec("twine"):
-        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *tmp_path.glob("cinic_fastai-*")], check=True)
+        found = tmp_path.glob("cinic_fastai-*")
+        subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *found], check=True)
 
 def test_wheel_leaves_the_benchmarks_out(installed, tmp_path):
     assert not (installed/"benchmarks").exists()
