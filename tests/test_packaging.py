@@ -56,8 +56,8 @@ def test_sdist_and_wheel_hold_what_they_should(tmp_path):
     package = {p.relative_to(tree).as_posix() for p in files}
     assert package<=source and package<=wheel and "cinic_fastai/py.typed" in wheel
     own = {n for n in source if not n.startswith(("cinic_fastai/", "cinic_fastai.egg-info/"))}
-    assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "MANIFEST.in",
-        "PKG-INFO", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
+    assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff",
+        "MANIFEST.in", "PKG-INFO", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
     assert {n.split("/")[0] for n in wheel-package}=={f"cinic_fastai-{__version__}.dist-info"}
     if find_spec("twine"):
         found = tmp_path.glob("cinic_fastai-*")

@@ -10,7 +10,7 @@ reveal_type(pack)
 reveal_type(cfg.epochs)
 study = Study("out/demo")
 study.learner("resnet18-adam")
-reveal_type(study.runs)
+reveal_type(study.tables)
 reveal_type(read_plan("demo").name)
 run_study(read_plan("demo"), pack, "out/again")
 load_predictor("out/demo").predict(["photo.png"])
@@ -29,6 +29,6 @@ def test_a_checker_follows_the_public_names(tmp_path):
     mypy = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", "use.py"]
     said = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
     notes = [re.search('"(.*)"', l)[1] for l in said if "Revealed type" in l]
-    assert notes==["cinic_fastai.data.pack.Pack", "int", "pandas.DataFrame", "str"], said
+    assert notes==["cinic_fastai.data.pack.Pack", "int", "dict[str, Any]", "str"], said
     first = (code+USE).count("\n")+2
     assert [int(l.split(":")[1]) for l in said if " error: " in l]==[first, first+1, first+2], said
