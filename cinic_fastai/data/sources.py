@@ -338,10 +338,10 @@ def extract_archive(
     "Unpack an archive's regular files into a folder and nowhere else; `DataError` where it is damaged"
     try:
         with open(archive, "rb") as f, tarfile.open(fileobj=f) as tar, naming_full_disk(dest, 4*_size(archive)):
-            for i,m in enumerate(iter(tar.next, None), 1):
+            for i,m in enumerate(iter(tar.next, None)):
                 tar.members.clear() # tarfile would keep them all
                 file = (dest/m.name.removeprefix("CINIC-10/")).resolve()
-                if dest.resolve() not in file.parents: raise tarfile.TarError(f"{m.name} leads out of the folder")
+                if not file.is_relative_to(dest.resolve()): raise tarfile.TarError(f"{m.name} leads out of the folder")
                 if m.isreg():
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(tar.extractfile(m).read())
