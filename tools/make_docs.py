@@ -15,7 +15,7 @@ from nbdev.showdoc import showdoc_nm
 from check_links import report
 
 root = Path(__file__).resolve().parents[1]
-BESIDE = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "benchmarks/answer.md"] # linked to
+BESIDE = ["CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "SECURITY.md", "benchmarks/answer.md"]
 HIDDEN = {"hide", "default_exp"}
 EXPORTED = {"export", "exports", "exporti"}
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
