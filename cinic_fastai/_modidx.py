@@ -1860,8 +1860,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'cinic_fastai/results/tables/study.py'),
                                                    'cinic_fastai.results.tables.study._setting_pairs': ( 'results.tables.study.html#_setting_pairs',
                                                                                                          'cinic_fastai/results/tables/study.py'),
-                                                   'cinic_fastai.results.tables.study._shared_pairs': ( 'results.tables.study.html#_shared_pairs',
-                                                                                                        'cinic_fastai/results/tables/study.py'),
                                                    'cinic_fastai.results.tables.study._vote_pairs': ( 'results.tables.study.html#_vote_pairs',
                                                                                                       'cinic_fastai/results/tables/study.py'),
                                                    'cinic_fastai.results.tables.study._wanted': ( 'results.tables.study.html#_wanted',

@@ -330,8 +330,6 @@ def download_archive(
         f"{path}:{bullet_lines(causes)}")
 
 # %% ../../nbs/10b_data.sources.ipynb #75f30199
-_filter = dict(filter="data") if hasattr(tarfile, "data_filter") else {}
-
 def extract_archive(
     archive:Path, # A `.tar.gz`
     dest:Path, # Empty folder
@@ -342,8 +340,11 @@ def extract_archive(
         with open(archive, "rb") as f, tarfile.open(fileobj=f) as tar, naming_full_disk(dest, 4*_size(archive)):
             for i,m in enumerate(iter(tar.next, None), 1):
                 tar.members.clear() # tarfile would keep them all
-                inner = m.replace(name=m.name.removeprefix("CINIC-10/"), deep=False)
-                if m.isreg(): tar.extract(inner, dest, **_filter)
+                file = (dest/m.name.removeprefix("CINIC-10/")).resolve()
+                if dest.resolve() not in file.parents: raise tarfile.TarError(f"{m.name} leads out of the folder")
+                if m.isreg():
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(tar.extractfile(m).read())
                 if i%1000==0: emit(on_event, "progress", what="unpack", done=f.tell(), total=_size(archive))
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise DataError(f"{archive} can't be unpacked ({e}). Delete it and run this again.") from None

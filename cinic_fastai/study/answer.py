@@ -79,8 +79,8 @@ class Basis:
         if time<.75*longest*least: folds,least = 0,1 # at three quarters of that length there is no time for folds
         rounds = max(math.ceil(time/longest), least)
         longer = round(time/rounds, 2)
-        most = (rounds-self.rounds(folds))*self.jobs, round(4*_LONGER/longer)
-        return longer, [self.seed+i for i in range(min(most))], folds
+        most = min((rounds-self.rounds(folds))*self.jobs, round(4*_LONGER/longer))
+        return longer, [*range(self.seed, self.seed+most)], folds
 
     @property
     def left(self)->float: # Seconds

@@ -116,7 +116,7 @@ def checklist(
     runs = f.finished()
     def ends(field): return [g([getattr(r, field) for r in runs]) for g in (min, max)] if runs else []
     facts = dict(f=f, params=ends("params"), seconds=ends("seconds"),
-        several=f.tables.seeds.n.dropna().tolist())
+        several=f.tables.seeds.query("n>1").n.tolist())
     return [Statement("reproducibility", key=k, **facts) for k in CHECKLIST]
 
 # %% ../../../nbs/35i_report.sections.details.ipynb #dc179893

@@ -191,9 +191,9 @@ def _decided(f, trainings):
         rotation=rotation(trainings))
 
 # %% ../../../nbs/35j_report.sections.overview.ipynb #714b3f0b
-def _has_single(f):
+def _has_single(f, several):
     "Is there a training with one seed?"
-    members = settings_by_run(f.tables.seeds)
+    members = settings_by_run(several)
     return bool(f.record.searches) or any((r.group, r.name) not in members for r in f.runs())
 
 def _half(n):
@@ -207,9 +207,10 @@ def checks(
     done = [r for r in f.runs() if r.status=="done"]
     trials = trial_settings(f)
     trainings = f.finished()+trials
+    several = f.tables.seeds.query("n>1")
     return Statement("checks", f=f, trials=trials,
-        several=f.tables.seeds.name.drop_duplicates().tolist(),
-        single=_has_single(f),
+        several=several.name.drop_duplicates().tolist(),
+        single=_has_single(f, several),
         half=_half(f.data.counts.get("test", 0)),
         chooses_epochs=chooses_epochs(trainings),
         chooses_votes=any(needs_valid(p.kind, **p.options) for p in f.preds if p.is_vote and p.done),

@@ -177,9 +177,9 @@ def _seed_row(runs):
     first = runs.iloc[0]
     valid = [] if first.train_on=="train+valid" else runs[score_column(runs)]
     spread = np.clip([*mean_interval(valid), *mean_interval(runs.test_acc, shared=shared_part(first.folds))], 0, 1)
-    row = dict(group=first.group, name=called(runs), n=len(runs), folds=first.folds,
-        seeds=_listed(runs.seed.unique()))
-    return row|dict(zip(_spread, spread), members=_listed(runs.name))
+    seeds = runs.seed.unique()
+    return dict(zip(_spread, spread), group=first.group, name=called(runs), n=len(seeds), folds=first.folds,
+        seeds=_listed(seeds), members=_listed(runs.name))
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #c06d1289
 def called(
@@ -203,14 +203,14 @@ def finished_settings(
     runs = _finished(study).drop_duplicates([*settings, "seed", "fold"])
     return [d.sort_values(["seed", "fold"]) for _,d in runs.groupby(settings, sort=False)]
 
+# %% ../../../nbs/32c_results.tables.runs.ipynb #8ae9a5b4
 def right_images(
     study:StudyFolder, # A study's folder
     ids:list[str], # Of finished trainings
     split:str # `valid` or `test`
 )->list[np.ndarray]: # One a training `(images,)`
     "Which images trainings have right"
-    stored = [study.store.probs(o, split) for o in ids]
-    return [as_preds(o["probs"])==o["targs"] for o in stored]
+    return [as_preds(o["probs"])==o["targs"] for o in (study.store.probs(i, split) for i in ids)]
 
 def _noise_sd(study, runs):
     "What independent mistakes on these test images add to the spread; unknown of folds, which have each their own"
@@ -219,10 +219,10 @@ def _noise_sd(study, runs):
 
 def seeds_table(
     study:StudyFolder # A study's folder
-)->pd.DataFrame: # A row a setting with two finished seeds or more
-    "Mean and spread of runs that differ only in their seed"
-    several = [d for d in finished_settings(study) if len(d)>1]
-    return tidy([_seed_row(d)|dict(test_noise=_noise_sd(study, d)) for d in several], _seed_columns)
+)->pd.DataFrame: # A row a setting with two finished runs or more; `n` seeds
+    "Mean and spread of runs that differ only in seed and fold"
+    return tidy([_seed_row(d)|dict(test_noise=_noise_sd(study, d)) for d in finished_settings(study) if len(d)>1],
+        _seed_columns)
 
 # %% ../../../nbs/32c_results.tables.runs.ipynb #a4684e14
 ABLATION = "ablation" # The group of such runs

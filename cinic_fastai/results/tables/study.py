@@ -104,8 +104,8 @@ def _would_settle(pair, c, *at):
     "Seeds of both, or images, that a claim takes; `at` are pairs, looks and what matters"
     if np.isnan(c.error) and (pair.fixed or min(pair.sizes)>2): return {}
     seeds = np.inf if pair.fixed else 3 if min(pair.sizes)<3 else seeds_needed(c, pair.sizes, *at)
-    if not np.isfinite(seeds) and pair.folds: return {}
     if not np.isfinite(seeds):
+        if pair.folds: return {}
         return dict(images_needed=images_needed(c, len(pair.a_right[0]), *at))
     seeds = math.ceil(seeds/(pair.folds or 1))
     more = [max(0, seeds-n)*took for n,took in zip(pair.seeds, pair.seconds)]
@@ -157,9 +157,9 @@ def _setting_pairs(group, names, a, b, tested=True):
     "Two settings, each with what it has right, as a pair; none where one has other folds than the other"
     def parts(d): return [*zip(d.folds, d.seed, d.fold)] if d.folds.iloc[0] else 0
     (there, a_right), (here, b_right) = a, b
-    took = seed_seconds(there), seed_seconds(here)
     if parts(there)!=parts(here): return []
-    return [Pair(group, *names, a_right, b_right, took, folds=there.folds.iloc[0], tested=tested)]
+    return [Pair(group, *names, a_right, b_right, (seed_seconds(there), seed_seconds(here)),
+        folds=there.folds.iloc[0], tested=tested)]
 
 def _group_pairs(study):
     "Settings of each group, those first that are better on valid images"
@@ -184,8 +184,8 @@ def _vote_pairs(study):
     "Votes beside their best member"
     for p in finished_ensembles(study):
         i = best_member(p)
-        alone = as_preds(p.test[i].probs)==p.targs
-        yield Pair("ensembles", p.name, p.members[i], [p.preds==p.targs], [alone], fixed=True)
+        alone = as_preds(p.test[i].probs)
+        yield Pair("ensembles", p.name, p.members[i], [p.preds==p.targs], [alone==p.targs], fixed=True)
 
 def claims_table(
     study:StudyFolder # A study's folder
@@ -204,11 +204,6 @@ def _require_same_images(studies):
         raise StoreError(f"{k} has other images than {first} ({s.data.name}, {sum(s.data.counts.values()):,} images, beside "
             f"{here.data.name}, {sum(here.data.counts.values()):,}). Expected studies of the same pack.")
 
-def _shared_pairs(a, b, settings):
-    "Settings that two studies both have finished, by their group and name"
-    for key in [k for k in settings[a] if k in settings[b]]:
-        yield from _setting_pairs("/".join(key), (a, b), settings[a][key], settings[b][key])
-
 def compare_studies(
     studies:dict[str,StudyFolder] # By name, two or more, of the same images
 )->pd.DataFrame: # As `claims_of`; `group` is `chosen`, or GROUP/SETTING
@@ -222,7 +217,9 @@ def compare_studies(
         for a,b in combinations(chosen, 2)]
     settings = {k: {(d.group.iloc[0], called(d)): (d, right_images(s, d.run_id, "test"))
         for d in finished_settings(s)} for k,s in studies.items()}
-    for a,b in combinations(studies, 2): pairs += _shared_pairs(a, b, settings)
+    for a,b in combinations(studies, 2):
+        for k in [o for o in settings[a] if o in settings[b]]:
+            pairs += _setting_pairs("/".join(k), (a, b), settings[a][k], settings[b][k])
     return claims_of(pairs, max(s.record.difference for s in studies.values()))
 
 # %% ../../../nbs/32f_results.tables.study.ipynb #b455afec
