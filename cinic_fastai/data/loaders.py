@@ -12,8 +12,7 @@ from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from types import MethodType
-import numpy as np
-import pandas as pd
+import numpy as np, pandas as pd
 import torch
 from torch import Tensor
 from PIL import Image
@@ -40,6 +39,7 @@ def _scale_shift(xb, scale, shift):
 
 # %% ../../nbs/13_data.loaders.ipynb #2bea31c7
 @cache
+@torch.compiler.assume_constant_result # an exported network holds them as numbers
 def resize_matrix(
     n:int, # Pixels along an axis
     size:int # Pixels wanted
