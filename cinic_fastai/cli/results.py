@@ -37,7 +37,7 @@ def env(device:Device="auto", as_json:AsJson=False):
     versions = about.pop("versions")
     about |= dict(cores=cpu_count(only_physical_cores=True), memory_gb=round(virtual_memory().total/2**30))|versions
     if as_json: return print_json(about)
-    for k,v in about.items(): print(f"{k}: {v}")
+    for k,v in about.items(): print(f"{k}: {'none' if v=='' else v}")
 
 # %% ../../nbs/53a_cli.results.ipynb #fa632b29
 _CLAIMS = dict(first="a is better", second="b is better", equal="equally good", neither="can't be told",
