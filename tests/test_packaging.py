@@ -14,13 +14,18 @@ from check_outputs import copy_tree # noqa: E402 (found once its folder is)
 DATA = (".toml", ".html", ".js", ".css", ".csv", ".md", ".j2", ".txt", ".json") # what is read, but not imported
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory):
-    "The wheel's content in an empty folder, as pip unpacks it"
-    tmp = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp, root], check=True)
-    site = tmp/"site"
-    subprocess.run([*pip, "install", "-q", "--no-deps", "--target", site, *tmp.glob("*.whl")], check=True)
+def built(tmp_path_factory):
+    "The tree they were built from; `dist` in it holds sdist and wheel"
+    tree = copy_tree(tmp_path_factory.mktemp("built")/"tree")
+    build = [sys.executable, "setup.py", "-q", "sdist", "bdist_wheel"]
+    subprocess.run(build, check=True, cwd=tree, capture_output=True)
+    return tree
+
+@pytest.fixture(scope="module")
+def installed(built):
+    "The wheel's content in an empty folder, as installers unpack it"
+    site = built.with_name("site")
+    with zipfile.ZipFile(next(built.glob("dist/*.whl"))) as f: f.extractall(site)
     return site
 
 INSTALLED = """
@@ -44,23 +49,20 @@ def test_wheel_holds_plans_and_template(installed):
     data = {p.relative_to(root).as_posix() for p in (root/"cinic_fastai").rglob("*") if p.suffix in DATA}
     assert "cinic_fastai/plans/demo.toml" in data and data<=names
 
-def test_sdist_and_wheel_hold_what_they_should(tmp_path):
+def test_sdist_and_wheel_hold_what_they_should(built):
     "Neither tests, notebooks and benchmarks nor caches; `twine check` finds the metadata sound where it is installed"
-    build = [sys.executable, "setup.py", "-q", "sdist", "-d", tmp_path, "bdist_wheel", "-d", tmp_path]
-    tree = copy_tree(tmp_path/"tree")
-    subprocess.run(build, check=True, cwd=tree, capture_output=True)
-    with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as f:
+    with tarfile.open(next(built.glob("dist/*.tar.gz"))) as f:
         source = {m.name.partition("/")[2] for m in f if m.isfile()}
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as f: wheel = {*f.namelist()}
-    files = [p for p in (tree/"cinic_fastai").rglob("*") if p.is_file() and p.suffix!=".pyc"]
-    package = {p.relative_to(tree).as_posix() for p in files}
+    with zipfile.ZipFile(next(built.glob("dist/*.whl"))) as f: wheel = {*f.namelist()}
+    files = [p for p in (built/"cinic_fastai").rglob("*") if p.is_file() and p.suffix!=".pyc"]
+    package = {p.relative_to(built).as_posix() for p in files}
     assert package<=source and package<=wheel and "cinic_fastai/py.typed" in wheel
     own = {n for n in source if not n.startswith(("cinic_fastai/", "cinic_fastai.egg-info/"))}
     assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff",
         "MANIFEST.in", "PKG-INFO", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
     assert {n.split("/")[0] for n in wheel-package}=={f"cinic_fastai-{__version__}.dist-info"}
     if find_spec("twine"):
-        found = tmp_path.glob("cinic_fastai-*")
+        found = built.glob("dist/*")
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *found], check=True)
 
 def test_wheel_leaves_the_benchmarks_out(installed, tmp_path):
