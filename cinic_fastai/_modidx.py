@@ -2957,6 +2957,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'cinic_fastai/train/optim.py'),
                                           'cinic_fastai.train.optim.FusedAdam._step_group': ( 'train.optim.html#fusedadam._step_group',
                                                                                               'cinic_fastai/train/optim.py'),
+                                          'cinic_fastai.train.optim.FusedAdamW': ( 'train.optim.html#fusedadamw',
+                                                                                   'cinic_fastai/train/optim.py'),
                                           'cinic_fastai.train.optim.FusedSGD': ('train.optim.html#fusedsgd', 'cinic_fastai/train/optim.py'),
                                           'cinic_fastai.train.optim.FusedSGD.__init__': ( 'train.optim.html#fusedsgd.__init__',
                                                                                           'cinic_fastai/train/optim.py'),

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MUON_STEPS', 'MUON_MOMENTUM', 'LOOKAHEAD_STEPS', 'in_memory_order', 'FusedSGD', 'orthogonal', 'muon_step', 'MuonSGD',
-           'FusedAdam', 'torch_opt', 'opt_func', 'fused_adam', 'fused_sgd', 'split_params', 'triangle', 'one_cycle',
-           'rate_at', 'lookahead_keep']
+           'FusedAdam', 'FusedAdamW', 'torch_opt', 'opt_func', 'fused_adam', 'fused_sgd', 'split_params', 'triangle',
+           'one_cycle', 'rate_at', 'lookahead_keep']
 
 # %% ../../nbs/20a_train.optim.ipynb #3a0377b7
 import math
@@ -16,6 +16,7 @@ from fastai.torch_core import trainable_params
 from timm.optim.muon import zeropower_via_newtonschulz
 from torch import Tensor, nn
 from torch.optim.adam import adam
+from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 from ..core import ConfigError
 from ..config import RunConfig
@@ -118,12 +119,17 @@ class MuonSGD(FusedSGD):
 # %% ../../nbs/20a_train.optim.ipynb #61d24f71
 class FusedAdam(_GroupByGroup, torch.optim.Adam):
     "torch's fused Adam on contiguous views"
+    _kernel = staticmethod(adam)
     def _step_group(self, g):
         params,grads,avgs,sqs = _fused_inputs(self, g, "exp_avg", "exp_avg_sq")
         steps = [self.state[p].setdefault("step", torch.zeros((), device=p.device)) for p in _with_grad(g)]
-        same = {k: g[k] for k in ("lr", "weight_decay", "eps", "maximize", "decoupled_weight_decay")}
+        same = {k: g[k] for k in ("lr", "weight_decay", "eps", "maximize")}
         beta1,beta2 = g["betas"]
-        adam(params, grads, avgs, sqs, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, **same)
+        self._kernel(params, grads, avgs, sqs, [], steps, fused=True, amsgrad=False, beta1=beta1, beta2=beta2, **same)
+
+class FusedAdamW(FusedAdam):
+    "The same with decoupled weight decay"
+    _kernel = staticmethod(adamw)
 
 # %% ../../nbs/20a_train.optim.ipynb #eb769dfa
 def torch_opt(
@@ -151,8 +157,7 @@ def fused_adam(
     wd:float=.01 # Decoupled weight decay
 )->OptimWrapper: # For `Learner(opt_func=fused_adam)`
     "fastai's Adam in torch's fused kernels"
-    return OptimWrapper(params, FusedAdam, lr=lr, betas=(mom, .99), eps=1e-5, weight_decay=wd,
-        decoupled_weight_decay=True)
+    return OptimWrapper(params, FusedAdamW, lr=lr, betas=(mom, .99), eps=1e-5, weight_decay=wd)
 
 def fused_sgd(
     params, # As for `fused_adam`
