@@ -377,8 +377,8 @@ def image_words(
     return f"Images, the same for all: {words}."
 
 NOTE = """Test: images that were looked at once, at the end. Valid: images that every choice was made on. CPU min: of
-all processes, as measured; every peer had what `cinic answer` took. Means of the seeds ± standard deviation.
-`python -m benchmarks.answer` takes these figures; its head says how."""
+all processes, as measured; peers are begun with what `cinic answer` took, scikit-learn needs less. Means of the
+seeds ± standard deviation. `python -m benchmarks.answer` takes these figures; its head says how."""
 
 def main(argv=None):
     "Compare, and write the table"

@@ -25,6 +25,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'cinic_fastai.cli.app.examples': ('cli.app.html#examples', 'cinic_fastai/cli/app.py'),
                                       'cinic_fastai.cli.app.image_folder': ('cli.app.html#image_folder', 'cinic_fastai/cli/app.py'),
                                       'cinic_fastai.cli.app.main': ('cli.app.html#main', 'cinic_fastai/cli/app.py'),
+                                      'cinic_fastai.cli.app.name_folder': ('cli.app.html#name_folder', 'cinic_fastai/cli/app.py'),
                                       'cinic_fastai.cli.app.new_group': ('cli.app.html#new_group', 'cinic_fastai/cli/app.py'),
                                       'cinic_fastai.cli.app.option': ('cli.app.html#option', 'cinic_fastai/cli/app.py'),
                                       'cinic_fastai.cli.app.packed_images': ('cli.app.html#packed_images', 'cinic_fastai/cli/app.py'),

@@ -53,7 +53,9 @@ def test_sdist_and_wheel_hold_what_they_should(built):
     "Neither tests, notebooks and benchmarks nor caches; `twine check` finds the metadata sound where it is installed"
     with tarfile.open(next(built.glob("dist/*.tar.gz"))) as f:
         source = {m.name.partition("/")[2] for m in f if m.isfile()}
-    with zipfile.ZipFile(next(built.glob("dist/*.whl"))) as f: wheel = {*f.namelist()}
+    with zipfile.ZipFile(next(built.glob("dist/*.whl"))) as f:
+        wheel = {*f.namelist()}
+        metadata = f.read(f"cinic_fastai-{__version__}.dist-info/METADATA").decode()
     files = [p for p in (built/"cinic_fastai").rglob("*") if p.is_file() and p.suffix!=".pyc"]
     package = {p.relative_to(built).as_posix() for p in files}
     assert package<=source and package<=wheel and "cinic_fastai/py.typed" in wheel
@@ -61,6 +63,7 @@ def test_sdist_and_wheel_hold_what_they_should(built):
     assert own=={"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff",
         "MANIFEST.in", "PKG-INFO", "pyproject.toml", "settings.ini", "setup.cfg", "setup.py"}
     assert {n.split("/")[0] for n in wheel-package}=={f"cinic_fastai-{__version__}.dist-info"}
+    assert re.findall(r"\]\((.)", metadata)==["h"]*metadata.count("](") # no link leads into the repository
     if find_spec("twine"):
         found = built.glob("dist/*")
         subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *found], check=True)

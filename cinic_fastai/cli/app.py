@@ -6,10 +6,10 @@
 __all__ = ['AsJson', 'Data', 'Split', 'GroupBy', 'GroupNear', 'Limit', 'Threads', 'Weights', 'Device', 'Deterministic',
            'SaveEvery', 'OnBad', 'Size', 'Fit', 'Out', 'app', 'out_console', 'err_console', 'COLOURS', 'option',
            'argument', 'weights_file', 'examples', 'command', 'new_group', 'valid_words', 'Screen', 'image_folder',
-           'packed_images', 'as_table', 'print_table', 'print_json', 'main']
+           'packed_images', 'as_table', 'print_table', 'print_json', 'name_folder', 'main']
 
 # %% ../../nbs/50_cli.app.ipynb #9cd43a6b
-import json, os, sys, time, warnings
+import json, os, re, shlex, sys, time, warnings
 import typer
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -276,6 +276,14 @@ def print_json(
     try: text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError: text = json.dumps(json.loads(text), indent=1)
     print(text)
+
+# %% ../../nbs/50_cli.app.ipynb #e16f0473
+def name_folder(
+    text:str, # Of a page or a check
+    out:Path # The study's folder
+)->str: # With `out` for OUT in commands
+    "Lines to copy"
+    return re.sub(r"\b(cinic \w+) OUT\b", lambda m: f"{m[1]} {shlex.quote(out.as_posix())}", text)
 
 # %% ../../nbs/50_cli.app.ipynb #77f1f9b4
 def main():

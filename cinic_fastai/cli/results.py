@@ -8,7 +8,7 @@ __all__ = ['doctor', 'env', 'compare', 'report', 'clean']
 # %% ../../nbs/53a_cli.results.ipynb #c0de0a08
 import shutil, typer
 from pathlib import Path
-from cinic_fastai.cli.app import (AsJson, Device, Out, app, argument, command, option, print_json,
+from cinic_fastai.cli.app import (AsJson, Device, Out, app, argument, command, name_folder, option, print_json,
     print_table)
 from ..core import ConfigError, check_choice
 from ..files import lock
@@ -21,7 +21,7 @@ def doctor(out:Out, as_json:AsJson=False):
     from cinic_fastai.report.facts import load_report
     found = findings(load_report(out))
     if as_json: return print_json([o.row for o in found])
-    for o in found: print(f"{o.code} {o.severity}: {o.line}\n  {o.cure} ({o.link})")
+    for o in found: print(f"{o.code} {o.severity}: {o.line}\n  {name_folder(o.cure, out)} ({o.link})")
     print(f"{len(found)} found." if found else "Nothing was found.")
 
 # %% ../../nbs/53a_cli.results.ipynb #8a2b6563

@@ -14,8 +14,8 @@ from pathlib import Path
 from rich.console import Group
 from rich.text import Text
 from .app import (AsJson, Data, Deterministic, Device, Fit, GroupBy, GroupNear, Limit, OnBad, Out,
-    SaveEvery, Screen, Size, Split, Weights, app, argument, as_table, command, err_console, image_folder, new_group,
-    option, out_console, packed_images, print_json, print_table)
+    SaveEvery, Screen, Size, Split, Weights, app, argument, as_table, command, err_console, image_folder, name_folder,
+    new_group, option, out_console, packed_images, print_json, print_table)
 from ..core import METRICS, CinicError, ConfigError, DataError, check_choice, duration, parse_jobs, stop_on_signals
 from ..files import check_writable
 
@@ -206,7 +206,7 @@ def answer_photos(
     fit:Fit="",
     metric:option(str, "Score of valid images to choose by: likelihood, accuracy, balanced_accuracy or macro_f1."
         )="likelihood",
-    weights:Weights=None,
+    weights:option(Path, "Folder with a file of pretrained weights for each network, under its name.")=None,
     split:Split="",
     group:GroupBy="",
     seed:option(int, "The plan's seed.", min=0)=1,
@@ -247,7 +247,7 @@ def _tell_answer(out, seconds):
     "Say what was skipped and what failed, then the answer; exit code 1 where there is none"
     from cinic_fastai.studyfolder import StudyFolder
     _tell_fallen(StudyFolder(out))
-    said = (out/"answer.txt").read_text(encoding="utf-8").replace("cinic predict OUT", f"cinic predict {out}")
+    said = name_folder((out/"answer.txt").read_text(encoding="utf-8"), out)
     print(f"\n{said or 'Nothing is finished.'}\n{duration(seconds)}. Report: {out/'report.html'}")
     if not said: raise typer.Exit(1)
 

@@ -37,9 +37,13 @@ def _read_classes(root):
     if len(_split_names(names))>1: return None
     scan = scan_folder(root, dict(train=""))
     if len({o.label for o in scan.items})<2: return None
-    inner = [c for c in names if len(_split_names(class_folders(root/c)))>1]
+    inside = {c: class_folders(root/c) for c in names}
+    inner = [c for c,o in inside.items() if len(_split_names(o))>1]
     scan.problems += [f"{c} is no class, as it holds splits of its own: give {root/c}" for c in inner]
     scan.notes.append(f"{len(scan.classes)} classes without splits.")
+    alike = sorted(set.intersection(*map(set, inside.values())))
+    if len(alike)>1: scan.notes.append(f"Each class holds folders {alike[0]} and {alike[1]}: if these are the classes, "
+        f"rename {' and '.join(names[:2])} to train, valid or test.")
     return scan
 
 # %% ../../nbs/10c_data.layout.ipynb #81acd77d

@@ -314,7 +314,7 @@ def retry_lost_worker(
         try: return run(task)
         except LostWorker as e:
             how = str(e)
-            again = f" Trying again, {i} of {tries}." if i<tries else ""
+            again = f" Trying again, {i} of {tries-1}." if i<tries else ""
             on_event("note", text=f"A worker was lost ({how}).{again}")
     if how.startswith(CRASHES): raise NetworkError(crash_words(task.cfg.model, how))
     cure = "most likely for want of memory. Take a smaller bs or size, or fewer --jobs."
