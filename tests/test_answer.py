@@ -1,8 +1,9 @@
 "`cinic answer`: photos and minutes become a plan, a study, a page that opens with the answer"
-import os, shutil, signal, time
+import os, shlex, shutil, signal, time
 from dataclasses import asdict
 import numpy as np, pytest
 from PIL import Image
+from cinic_fastai.cli.app import name_folder
 from cinic_fastai.files import read_json, sha256, write_json
 from cinic_fastai.plan_file import parse_plan, read_plan
 from cinic_fastai.record import StudyRecord
@@ -60,8 +61,9 @@ def test_the_answer_has_five_lines(answered):
     assert [o for o in lines[5:] if not o.startswith("Open. ")]==[] and len(lines)>=5, lines # what would settle it
     for words in ("test images are right (95 % interval", "Take CustomCNN on images of 32 pixels", "learning rate"):
         assert any(words in o for o in lines), words
-    assert all(o in said for o in lines[1:])
-    assert f"cinic predict {out} photo.jpg --member " in said and str(out/"report.html") in said
+    assert all(name_folder(o, out) in said for o in lines)
+    assert f"cinic predict {shlex.quote(out.as_posix())} photo.jpg --member " in said
+    assert str(out/"report.html") in said and " OUT " not in said
 
 def test_the_page_opens_with_them(answered):
     html = (answered[0]/"report.html").read_text(encoding="utf-8")

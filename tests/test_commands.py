@@ -10,7 +10,7 @@ from conftest import cinic
 root = Path(__file__).resolve().parents[1]
 # They set an environment or a cluster up, or go round a command of ours
 HANDS_OFF = (". .venv/bin/activate", "python3 -m venv", ".venv/bin/pip install", "for ", "done", "dask scheduler",
-    "dask worker", "ray start")
+    "dask worker", "ray start", "git clone")
 
 def blocks(text): return re.findall(r"^```sh\n(.*?)^```", text, re.M|re.S)
 

@@ -283,7 +283,9 @@ def name_folder(
     out:Path # The study's folder
 )->str: # With `out` for OUT in commands
     "Lines to copy"
-    return re.sub(r"\b(cinic \w+) OUT\b", lambda m: f"{m[1]} {shlex.quote(out.as_posix())}", text)
+    folder = shlex.quote(out.as_posix())
+    def named(found): return f"{found[1]} {folder}"
+    return re.sub(r"\b(cinic \w+) OUT\b", named, text)
 
 # %% ../../nbs/50_cli.app.ipynb #77f1f9b4
 def main():

@@ -21,7 +21,9 @@ def doctor(out:Out, as_json:AsJson=False):
     from cinic_fastai.report.facts import load_report
     found = findings(load_report(out))
     if as_json: return print_json([o.row for o in found])
-    for o in found: print(f"{o.code} {o.severity}: {o.line}\n  {name_folder(o.cure, out)} ({o.link})")
+    for o in found:
+        cure = name_folder(o.cure, out)
+        print(f"{o.code} {o.severity}: {o.line}\n  {cure} ({o.link})")
     print(f"{len(found)} found." if found else "Nothing was found.")
 
 # %% ../../nbs/53a_cli.results.ipynb #8a2b6563

@@ -247,7 +247,8 @@ def _tell_answer(out, seconds):
     "Say what was skipped and what failed, then the answer; exit code 1 where there is none"
     from cinic_fastai.studyfolder import StudyFolder
     _tell_fallen(StudyFolder(out))
-    said = name_folder((out/"answer.txt").read_text(encoding="utf-8"), out)
+    said = (out/"answer.txt").read_text(encoding="utf-8")
+    said = name_folder(said, out)
     print(f"\n{said or 'Nothing is finished.'}\n{duration(seconds)}. Report: {out/'report.html'}")
     if not said: raise typer.Exit(1)
 

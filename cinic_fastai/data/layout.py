@@ -41,9 +41,12 @@ def _read_classes(root):
     inner = [c for c,o in inside.items() if len(_split_names(o))>1]
     scan.problems += [f"{c} is no class, as it holds splits of its own: give {root/c}" for c in inner]
     scan.notes.append(f"{len(scan.classes)} classes without splits.")
-    alike = sorted(set.intersection(*map(set, inside.values())))
-    if len(alike)>1: scan.notes.append(f"Each class holds folders {alike[0]} and {alike[1]}: if these are the classes, "
-        f"rename {' and '.join(names[:2])} to train, valid or test.")
+    shared = set.intersection(*map(set, inside.values()))
+    alike = sorted(shared)
+    if len(alike)>1:
+        what = f"Each class holds folders {alike[0]} and {alike[1]}"
+        cure = f"rename {' and '.join(names[:2])} to train, valid or test"
+        scan.notes.append(f"{what}: if these are the classes, {cure}.")
     return scan
 
 # %% ../../nbs/10c_data.layout.ipynb #81acd77d

@@ -72,10 +72,15 @@ def whitening(
     eps:float=5e-4 # Added to the eigenvalues
 )->Tensor: # Filters float32 `(24,3,2,2)`, the strongest direction first
     "Filters whose outputs on these images are uncorrelated and of variance 1, and their negatives"
-    patches = F.unfold(xb.cpu(), 2).transpose(1, 2).reshape(-1, 12).numpy().astype(np.float64)
+    patches = F.unfold(xb.cpu(), 2).transpose(1, 2).reshape(-1, 12)
+    patches = patches.numpy().astype(np.float64)
     values,vectors = np.linalg.eigh(patches.T@patches/len(patches))
     filters = (vectors/np.sqrt(values+eps)).T.reshape(-1, 3, 2, 2)[::-1]
-    return torch.from_numpy(np.concatenate([filters, -filters]).astype(np.float32))
+    least = 1e-6*values[-1]
+    live = max(1, (values>least).sum())
+    filters = filters[np.arange(12)%live]
+    both = np.concatenate([filters, -filters])
+    return torch.from_numpy(both.astype(np.float32))
 
 # %% ../../nbs/18_train.networks.ipynb #87df7fa9
 def bias_only(
