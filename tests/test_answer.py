@@ -125,7 +125,7 @@ def test_killed_three_times(answered, photos, tmp_path):
     assert (out/"plan.toml").read_text()==(answered[0]/"plan.toml").read_text().replace(str(answered[0]), str(out))
     ours,theirs = sums(out),sums(answered[0])
     both = ours.keys()&theirs.keys()
-    assert len(both)>=12 and all(ours[p]==theirs[p] for p in both)
+    assert len(both)>=8 and all(ours[p]==theirs[p] for p in both)
     if "out of time" in done.stdout+answered[1]: return # a busy machine trained less of the one than of the other
     assert run_ids(out)==run_ids(answered[0]) and ours==theirs
     assert (out/"answer.txt").read_bytes()==(answered[0]/"answer.txt").read_bytes()
