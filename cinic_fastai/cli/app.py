@@ -282,7 +282,7 @@ def name_folder(
     text:str, # Of a page or a check
     out:Path # The study's folder
 )->str: # With `out` for OUT in commands
-    "Lines to copy"
+    "A text whose commands name the folder, so that they can be copied"
     folder = shlex.quote(out.as_posix())
     def named(found): return f"{found[1]} {folder}"
     return re.sub(r"\b(cinic \w+) OUT\b", named, text)
