@@ -63,9 +63,11 @@ members = ["custom_cnn-sgd", "second"]
 # Equal bits need equal threads and kernels, here and in processes
 os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 if os.environ.get("TESTS_START")=="spawn": os.environ["CINIC_START"] = "spawn"
-if "CINIC_CACHE" not in os.environ: # one for all workers, which are started with it
-    os.environ["CINIC_CACHE"] = tempfile.mkdtemp()
-    atexit.register(shutil.rmtree, os.environ["CINIC_CACHE"], ignore_errors=True)
+if "TESTS_TMP" not in os.environ: # one for all workers, which are started with it; pytest's own folders stay beside it
+    os.environ |= {"PYTEST_DEBUG_TEMPROOT": tempfile.gettempdir(), "TESTS_TMP": tempfile.mkdtemp()}
+    os.environ["TMPDIR"] = tempfile.tempdir = os.environ["TESTS_TMP"]
+    os.environ.setdefault("CINIC_CACHE", tempfile.tempdir)
+    atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)
 ENV = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
 # `CINIC_START=spawn` tests a study's workers as on macOS, `TESTS_START=spawn` all processes as on Windows
 FORKED = os.name!="nt" and os.environ.get("TESTS_START")!="spawn"

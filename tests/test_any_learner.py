@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from hashlib import sha256
 from pathlib import Path
 import pytest
@@ -39,7 +38,8 @@ def images(workers, seed):
     "fastai's `vision_learner` on noise, with random crops and flips"
     rng = start(seed)
     items = [PILImage.create(rng.integers(0, 255, (40,40,3), dtype=np.uint8)) for _ in range(20)]
-    folder = Path(tempfile.mkdtemp())
+    folder = Path("photos")
+    folder.mkdir(exist_ok=True)
     for i,o in enumerate(items): o.save(folder/f"{'ab'[i%2]}_{i}.png")
     dls = ImageDataLoaders.from_name_func(folder, sorted(folder.glob("*.png")), lambda f: f[0], bs=4, valid_pct=.2,
         seed=0, item_tfms=RandomResizedCrop(32), batch_tfms=aug_transforms(), num_workers=workers, device="cpu")
@@ -88,11 +88,10 @@ def killed(*args):
 
 def compare(kind, workers, opt, call, *kills):
     "Train without a stop, and with kills and other seeds for what goes on: only what is stored can be equal"
-    folder = Path(tempfile.mkdtemp())
     job = kind,int(workers),opt,call
-    weights,steps = train(*job, folder/"whole.safetensors", 7)
-    for i,kill in enumerate(map(int, kills)): assert killed(*job, folder/"cut.safetensors", 7+i, kill)==KILLED
-    again,rest = train(*job, folder/"cut.safetensors", 99)
+    weights,steps = train(*job, "whole.safetensors", 7)
+    for i,kill in enumerate(map(int, kills)): assert killed(*job, "cut.safetensors", 7+i, kill)==KILLED
+    again,rest = train(*job, "cut.safetensors", 99)
     assert again==weights
     assert rest==steps-sum(int(k)-1 for k in kills) # the last step before a kill isn't stored yet
     print(f"{steps} steps, the last {rest} of them again")
@@ -104,8 +103,9 @@ def compare(kind, workers, opt, call, *kills):
     "images 0 fused_adam fine_tune 3 4",
     "tables 0 adam fit 4 3",
     "texts 0 adam fit_one_cycle 8"])
-def test_killed_and_resumed(job):
-    done = subprocess.run([sys.executable, "-W", "ignore", __file__, *job.split()], capture_output=True, text=True)
+def test_killed_and_resumed(tmp_path, job):
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, *job.split()], cwd=tmp_path, capture_output=True,
+        text=True)
     assert not done.returncode, done.stderr[-2000:]
 
 if __name__=="__main__": compare(*sys.argv[1:])

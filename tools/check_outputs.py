@@ -146,8 +146,8 @@ def run(
     "Run notebooks and store what they print; tutorials take longest and come first"
     own = {k: v for k,v in os.environ.items() if k not in OF_A_TERMINAL}
     names = sorted(map(str, notebooks), key=lambda o: "tutorials" not in o)
-    with tempfile.TemporaryDirectory() as cache:
-        env = own|ALIKE|{"PYTHONPATH": str(tree), "CINIC_CACHE": cache}|env
+    with tempfile.TemporaryDirectory() as tmp: # with the gigabytes that notebooks leave there
+        env = own|ALIKE|{"PYTHONPATH": str(tree), "CINIC_CACHE": tmp, "TMPDIR": tmp}|env
         return subprocess.run([sys.executable, "-c", TEST, *names], cwd=tree, env=env).returncode==0
 
 def all_of(tree):
