@@ -1,6 +1,7 @@
 "What several test files share: a tiny study as a user would run it, in a process of its own."
 import atexit, contextlib, functools, json, multiprocessing as mp, os, runpy, shutil, signal, subprocess, sys, tempfile
 from multiprocessing import forkserver
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import SimpleNamespace
 import psutil, pytest
@@ -65,6 +66,7 @@ os.environ |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "CUBLAS_WORKSPACE_CO
 if os.environ.get("TESTS_START")=="spawn": os.environ["CINIC_START"] = "spawn"
 if "TESTS_TMP" not in os.environ: # one for all workers, which are started with it; pytest's own folders stay beside it
     os.environ |= {"PYTEST_DEBUG_TEMPROOT": tempfile.gettempdir(), "TESTS_TMP": tempfile.mkdtemp()}
+    get_temp_dir() # multiprocessing's own, which it misses where it goes before the process's end
     os.environ["TMPDIR"] = tempfile.tempdir = os.environ["TESTS_TMP"]
     os.environ.setdefault("CINIC_CACHE", tempfile.tempdir)
     atexit.register(shutil.rmtree, tempfile.tempdir, ignore_errors=True)

@@ -151,6 +151,20 @@ def test_stopped_while_packing(tmp_path, sig, code, wait):
     assert p.returncode==code and "Run the same command again" in err and "Traceback" not in err
     assert not list(cache_place(root, "packs").glob(".pack-32.*.part"))
 
+MASKS = """
+import signal
+from functools import partial
+from cinic_fastai.data.decode import map_batches
+masks = map_batches(partial(signal.pthread_sigmask, signal.SIG_BLOCK), [[]]*16, 2)
+print(*({signal.SIGINT, signal.SIGTERM}<=m for m in masks))
+"""
+
+@posix
+def test_what_decodes_images_hears_no_signals():
+    "From its start on: the first eighth of the batches are this process's own"
+    done = subprocess.run([sys.executable, "-c", MASKS], env=ENV, capture_output=True, text=True)
+    assert done.stdout.split()==["False"]*2+["True"]*14, done.stderr
+
 @posix
 def test_stopped_while_the_page_is_drawn(study, images, plan_file, tmp_path):
     out = tmp_path/"copy"
