@@ -89,7 +89,7 @@ def cinic(*args, cwd=None, before=None, input=None):
 def script(path, folder):
     "Run a script as `python path` does, in a process that has torch already; what it prints goes to `folder`"
     said = [folder/"stdout", folder/"stderr"]
-    return _ended(_start(_script, str(path), *said), [str(path)], said)
+    return _ended(_start(said, _script, str(path)), [str(path)], said)
 
 def _ended(p, words, said):
     p.join()
@@ -97,10 +97,12 @@ def _ended(p, words, said):
 
 def started(*args, cwd=None, before=None, said=(os.devnull, os.devnull)):
     "Start the command line in a process forked from a server that has imported what every process needs"
-    return _start(_main, [*map(str, args)], cwd, before, *said)
+    return _start(said, _main, [*map(str, args)], cwd, before)
 
-def _start(target, *args):
-    p = server().Process(target=target, args=args)
+def _start(said, do, *args):
+    context = server()
+    key = getattr(forkserver._forkserver, "_forkserver_authkey", None) # from Python 3.14 on
+    p = context.Process(target=_begin, args=(said, key, do, *args))
     with _env(): p.start()
     return p
 
@@ -171,22 +173,23 @@ def no_figures():
     from cinic_fastai.report import render
     render.draw_figure = lambda figure: render.Drawn(figure, {})
 
-def _begin(*said):
+def _begin(said, key, do, *args):
     "Direct what is printed to files; workers come from the server that this process comes from"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
-    if not FORKED: return
+    if FORKED: _hear(key)
+    do(*args)
+
+def _hear(key):
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
+    forkserver._forkserver._forkserver_authkey = key
     for s,handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
         signal.signal(s, handler) # the server hears none
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
-def _script(path, *said):
-    _begin(*said)
-    runpy.run_path(path, run_name="__main__")
+def _script(path): runpy.run_path(path, run_name="__main__")
 
-def _main(words, cwd, before, *said):
+def _main(words, cwd, before):
     "What such a process does"
-    _begin(*said)
     if cwd: os.chdir(cwd)
     if before: before()
     sys.argv = ["cinic", *words]

@@ -1,4 +1,5 @@
 "A stock `Learner` that is killed inside an epoch and begun again ends at the bits of one that never stopped"
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -108,4 +109,6 @@ def test_killed_and_resumed(tmp_path, job):
         text=True)
     assert not done.returncode, done.stderr[-2000:]
 
-if __name__=="__main__": compare(*sys.argv[1:])
+if __name__=="__main__":
+    multiprocessing.set_start_method("fork") # Python 3.14's own sends fastai's transforms, which can't be pickled
+    compare(*sys.argv[1:])
