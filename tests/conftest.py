@@ -174,16 +174,17 @@ def no_figures():
     render.draw_figure = lambda figure: render.Drawn(figure, {})
 
 def _begin(said, key, do, *args):
-    "Direct what is printed to files; workers come from the server that this process comes from"
+    "Direct what is printed to files, and do what the process is for"
     for fd,f in enumerate(said, 1): os.dup2(os.open(f, os.O_WRONLY|os.O_CREAT|os.O_APPEND), fd)
     if FORKED: _hear(key)
     do(*args)
 
 def _hear(key):
+    "Hear signals, as the server doesn't; workers come from the server that this process comes from"
     forkserver.ensure_running = forkserver._forkserver.ensure_running = lambda: None
     forkserver._forkserver._forkserver_authkey = key
     for s,handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
-        signal.signal(s, handler) # the server hears none
+        signal.signal(s, handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
 
 def _script(path): runpy.run_path(path, run_name="__main__")
