@@ -1,5 +1,5 @@
 "A type checker accepts what README and tutorials do with the public names, and finds what is wrong."
-import re, subprocess, sys
+import os, re, subprocess, sys
 from importlib.util import find_spec
 from pathlib import Path
 import pytest
@@ -27,7 +27,8 @@ def test_a_checker_follows_the_public_names(tmp_path):
     code = re.search("^```python\n(.*?)^```", (root/"README.md").read_text(encoding="utf-8"), re.M|re.S)[1]
     (tmp_path/"use.py").write_text(code+USE+WRONG, encoding="utf-8")
     mypy = [sys.executable, "-m", "mypy", "--ignore-missing-imports", "--follow-imports=silent", "use.py"]
-    said = subprocess.run(mypy, cwd=tmp_path, capture_output=True, text=True).stdout.splitlines()
+    env = {**os.environ, "MYPYPATH": str(root)} # mypy can't follow an installation from a clone
+    said = subprocess.run(mypy, cwd=tmp_path, env=env, capture_output=True, text=True).stdout.splitlines()
     notes = [re.search('"(.*)"', l)[1] for l in said if "Revealed type" in l]
     assert notes==["cinic_fastai.data.pack.Pack", "int", "dict[str, Any]", "str"], said
     first = (code+USE).count("\n")+2
